@@ -1,0 +1,36 @@
+//! Every bound of the program with its reason. A queue, map, string or nesting without a bound is a defect.
+
+/// Most tensors in a model file: the largest open models have a few thousand.
+pub const N_TENSOR_MAX: usize = 65_536;
+/// Most metadata keys in a model file: converters write under a hundred.
+pub const N_METADATA_MAX: usize = 65_536;
+/// Longest name of a key or tensor in a model file: ggml itself stops at 64 for tensors, keys stay below 200.
+pub const NAME_BYTES_MAX: usize = 65_535;
+/// Most dimensions of a tensor (GGUF).
+pub const N_DIM_MAX: usize = 4;
+/// Most layers of a decoder: the deepest open model has 126.
+pub const N_LAYER_MAX: usize = 1_024;
+/// Widest row of a matrix that the kernels take: above 66,000 an int32 block sum of Q8_0 could overflow when it
+/// is carried over a whole row; the widest open model has 53,248.
+pub const N_COLS_MAX: usize = 65_536;
+/// Largest vocabulary: Gemma has 262,144.
+pub const N_VOCAB_MAX: usize = 1 << 20;
+/// Largest context that can be asked for; also bounds positions to u32.
+pub const N_CTX_MAX: usize = 1 << 24;
+/// Rows of one prefill matrix product: activations of a chunk stay in the cache of a small core.
+pub const PREFILL_CHUNK_MAX: usize = 128;
+/// Keys in one block of attention: blocks sit at absolute positions and merge in order, so that chunking and
+/// threads never change a bit.
+pub const ATTN_BLOCK: usize = 64;
+/// Most worker threads: the boards have 4 to 8 cores, small PCs 16.
+pub const N_THREADS_MAX: usize = 64;
+/// Most stop strings of a request (openapi.yaml).
+pub const N_STOP_MAX: usize = 8;
+/// Longest stop string: text that may begin one is held back, so it bounds the delay.
+pub const STOP_BYTES_MAX: usize = 256;
+/// Longest text of a request, in bytes (D-Bus refuses longer inputs; a body on the socket has a limit of its own).
+pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
+pub const EVENT_BYTES_MAX: usize = 4_096;
+/// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
+pub const ADMIT_QUEUE_MAX: usize = 256;

@@ -1,0 +1,14 @@
+//! Layer 4: one scheduler behind every door. Knows no HTTP, JSON or D-Bus type.
+//!
+//! A door builds a [`Request`], gives it to [`Engine::submit`] with a [`Sink`], and holds the [`Handle`];
+//! dropping the handle cancels. Threads: `admit` tokenizes and renders, `engine` owns the decoder.
+
+mod event;
+mod handle;
+mod request;
+
+pub use event::{
+    Admitted, Code, Done, Event, Family, Fault, FinishReason, Offer, Sink, StopDetail, Timings, Usage,
+};
+pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
+pub use request::{Caller, Class, Door, GenerationId, Input, Message, Request, Role, Sampling};

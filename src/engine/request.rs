@@ -1,0 +1,155 @@
+//! What a caller asks for: the one form that both doors and the command line make.
+
+use crate::base::Token;
+
+/// 26 characters of `[0-9a-z]`; names a generation in answers, in the journal and on the bus.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GenerationId(String);
+
+impl GenerationId {
+    /// The id whose digits are the 128 bits of `bits`, 5 a character from the low end (the caller brings randomness).
+    #[must_use]
+    pub fn from_bits(bits: u128) -> Self {
+        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        Self((0..26).rev().map(|i| char::from(DIGITS[((bits >> (i * 5)) & 31) as usize])).collect())
+    }
+
+    /// The 26 characters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The way a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The Unix socket.
+    Http,
+    /// The bus.
+    Dbus,
+    /// The command line, in process.
+    Local,
+}
+
+/// Who asks. The uid is the kernel's word (SO_PEERCRED, bus credentials), never the caller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User id of the peer.
+    pub uid: u32,
+    /// Process id of the peer where known; for accounting only.
+    pub pid: Option<u32>,
+    /// The door it came through.
+    pub door: Door,
+}
+
+/// Speaker of a message. `developer` of the HTTP door is `System` here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// A tool's result (not yet: refused at the doors).
+    Tool,
+}
+
+impl Role {
+    /// The name in templates and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// What the model is to go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A conversation, through the model's chat template. A model without one continues the bare text of the
+    /// messages (joined by blank lines), and [`super::Event::Admitted`] says so.
+    Chat(Vec<Message>),
+    /// A text continued as it stands; special tokens in it are plain text.
+    Text(String),
+    /// Token ids as they stand; no begin token is added.
+    Tokens(Vec<Token>),
+}
+
+/// How tokens are drawn. `None`: the model's or the configuration's default. Ranges as in `proto/openapi.yaml`;
+/// doors check them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy; 0.0 to 2.0. Default 0.8.
+    pub temperature: Option<f32>,
+    /// Keep the k likeliest; 0 is off. Default 40.
+    pub top_k: Option<u32>,
+    /// Keep the smallest set with this probability; above 0, to 1. Default 0.95.
+    pub top_p: Option<f32>,
+    /// Absent: random. The one used is in [`super::Done::seed`].
+    pub seed: Option<u64>,
+}
+
+/// Service class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Class {
+    /// Someone waits for it.
+    #[default]
+    Interactive,
+    /// Served while nobody waits, with a small guaranteed share.
+    Background,
+}
+
+impl Class {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Background => "background",
+        }
+    }
+}
+
+/// One generation, as asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Made by the door from random bits.
+    pub id: GenerationId,
+    /// Who asks.
+    pub caller: Caller,
+    /// Id or alias; `None` is the default model.
+    pub model: Option<String>,
+    /// What to go on from.
+    pub input: Input,
+    /// How to draw.
+    pub sampling: Sampling,
+    /// Most tokens to generate; `None`: as many as the context has room for.
+    pub max_tokens: Option<u32>,
+    /// The answer ends before the first of these; at most `N_STOP_MAX`, none empty.
+    pub stop: Vec<String>,
+    /// Service class.
+    pub class: Class,
+    /// Time until it must have ended, from submission; `None`: the configured one.
+    pub deadline_ms: Option<u64>,
+}

@@ -1,0 +1,1 @@
+//! Layer 2: bytes of files become named tensors and metadata.

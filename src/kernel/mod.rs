@@ -1,0 +1,1 @@
+//! Layer 2: the arithmetic, tier by tier.
