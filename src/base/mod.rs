@@ -2,6 +2,8 @@
 
 pub mod limits;
 pub mod rng;
+mod strings;
 mod token;
 
+pub use strings::{SharedBytes, Strings};
 pub use token::Token;
