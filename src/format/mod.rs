@@ -1,1 +1,10 @@
-//! Layer 2: bytes of files become named tensors and metadata.
+//! Layer 2: bytes of files become named tensors and metadata. Everything here is hostile input: checked
+//! arithmetic, no allocation beyond the file's own size, errors that name the key or tensor and the numbers.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
+mod error;
+pub mod gguf;
+mod value;
+
+pub use error::FormatError;
+pub use value::{Array, Kind, Value};

@@ -1,0 +1,70 @@
+//! Metadata values. Strings and arrays stay in the file; a value is their place.
+
+use std::ops::Range;
+
+use crate::base::Strings;
+
+/// Type of a scalar or of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Unsigned integer of 1, 2, 4 or 8 bytes.
+    Unsigned(u8),
+    /// Signed integer of 1, 2, 4 or 8 bytes.
+    Signed(u8),
+    /// Float of 4 or 8 bytes.
+    Float(u8),
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+impl Kind {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Unsigned(n) | Self::Signed(n) | Self::Float(n) => usize::from(n),
+            Self::Bool => 1,
+        }
+    }
+}
+
+/// An array of the file.
+#[derive(Clone, Debug)]
+pub enum Array {
+    /// Scalars, little-endian, at these bytes of the file.
+    Scalars(Kind, Range<usize>),
+    /// Strings.
+    Strings(Strings),
+}
+
+/// One metadata value.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// An integer.
+    Int(i128),
+    /// A float.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A string, at these bytes of the file; UTF-8 was checked.
+    Str(Range<usize>),
+    /// An array.
+    Array(Array),
+}
+
+impl Value {
+    /// What it is, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Int(n) => format!("the integer {n}"),
+            Self::Float(x) => format!("the float {x}"),
+            Self::Bool(b) => format!("the bool {b}"),
+            Self::Str(r) => format!("a string of {} bytes", r.len()),
+            Self::Array(Array::Strings(s)) => format!("an array of {} strings", s.len()),
+            Self::Array(Array::Scalars(k, r)) => {
+                format!("an array of {} numbers", r.len().checked_div(k.bytes()).unwrap_or(0))
+            }
+        }
+    }
+}
