@@ -13,6 +13,10 @@ pub const N_LAYER_MAX: usize = 1_024;
 /// Widest row of a matrix that the kernels take: above 66,000 an int32 block sum of Q8_0 could overflow when it
 /// is carried over a whole row; the widest open model has 53,248.
 pub const N_COLS_MAX: usize = 65_536;
+/// Widest head: the widest open model has 256; part of an attention block lives on the stack.
+pub const HEAD_DIM_MAX: usize = 512;
+/// Most query heads that share one key-value head: Falcon has 71; their sums live on the stack.
+pub const N_GROUP_MAX: usize = 128;
 /// Largest vocabulary: Gemma has 262,144.
 pub const N_VOCAB_MAX: usize = 1 << 20;
 /// Largest context that can be asked for; also bounds positions to u32.

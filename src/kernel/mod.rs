@@ -1,1 +1,342 @@
-//! Layer 2: the arithmetic, tier by tier.
+//! Layer 2: the arithmetic of a decoder, once for each instruction set. [`scalar`] is plain Rust and the definition;
+//! a faster tier replaces some of its functions and inherits the rest. `docs/kernels.md` tells how to add one.
+//!
+//! Within a tier a number has the same bits however the work was cut into batches, chunks and threads: each output
+//! has one order of float operations. Integers are equal in all tiers, floats within the bounds of `check`.
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+#[cfg(test)]
+mod check;
+mod math;
+mod pool;
+mod scalar;
+mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::f16;
+pub use pool::{Attention, Pool};
+pub use tensor::{Epilogue, Input, KvView, Product, Q8Acts, Rows, ShapeError, Weights};
+
+use crate::base::limits::ATTN_BLOCK;
+use crate::quant::Quant;
+use tensor::Q8View;
+
+/// Instruction-set level, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Plain Rust: every machine.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C (2013 and later).
+    Avx2,
+    /// 64-bit ARM with Advanced SIMD: all of them.
+    Neon,
+}
+
+impl Tier {
+    /// Every tier.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Neon];
+
+    /// The name in `SOTTO_CPU` and in messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// The tier of this name.
+    ///
+    /// # Errors
+    /// When there is none; the message names the choices.
+    pub fn from_name(name: &str) -> Result<Self, TierError> {
+        Self::ALL
+            .into_iter()
+            .find(|t| t.name() == name)
+            .ok_or_else(|| TierError::Unknown { name: name.into(), known: names(&Self::ALL) })
+    }
+
+    /// The kernels of this tier, or the feature that this machine lacks for it.
+    fn kernels(self) -> Result<&'static Kernels, &'static str> {
+        match self {
+            Self::Scalar => Ok(&SCALAR),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::avx2(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => Err("an x86-64 processor"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Ok(&arm::NEON),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => Err("a 64-bit ARM processor"),
+        }
+    }
+}
+
+/// A tier that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TierError {
+    /// No tier has this name.
+    #[error("SOTTO_CPU={name} names no kernel tier; this machine has: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The choices.
+        known: String,
+    },
+    /// The machine lacks what it needs.
+    #[error("SOTTO_CPU={name} needs {missing}, which this machine lacks; it has: {known}")]
+    Unsupported {
+        /// What was asked for.
+        name: &'static str,
+        /// The missing feature.
+        missing: &'static str,
+        /// The choices.
+        known: String,
+    },
+}
+
+/// The tiers that this machine can run, lowest first.
+#[must_use]
+pub fn available() -> Vec<Tier> {
+    Tier::ALL.into_iter().filter(|t| t.kernels().is_ok()).collect()
+}
+
+fn names(tiers: &[Tier]) -> String {
+    let runs = tiers.iter().filter(|t| t.kernels().is_ok());
+    runs.map(|t| t.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The kernels of the tier asked for, or of the best one that this machine has.
+///
+/// # Errors
+/// When the machine lacks a feature of the tier asked for.
+pub fn select(asked: Option<Tier>) -> Result<&'static Kernels, TierError> {
+    let best = || available().into_iter().next_back().unwrap_or(Tier::Scalar);
+    let tier = asked.unwrap_or_else(best);
+    let unsupported =
+        |missing| TierError::Unsupported { name: tier.name(), missing, known: names(&Tier::ALL) };
+    tier.kernels().map_err(unsupported)
+}
+
+/// Float sums are carried in this many lanes, element `i` in lane `i % LANES`, and added up as a tree.
+const LANES: usize = 16;
+/// Weights of a row that are unpacked at a time: whole blocks of every format.
+const UNPACK: usize = 256;
+/// Weights that share one scale of the activations' codes.
+const Q8_BLOCK: usize = 32;
+
+type UnpackFn = unsafe fn(&[u8], &mut [f32]);
+type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
+type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
+type QuantizeFn = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32]);
+type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
+type SwigluFn = unsafe fn(&mut [f32], &[f32]);
+type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
+type StoreF16Fn = unsafe fn(&[f32], &mut [f16]);
+type AttendFn<T> = unsafe fn(&[f32], &[T], &[T], f32, &mut [f32]) -> (f32, f32);
+
+/// Kernels of one tier. A `&'static Kernels` is proof that the machine has its features: only [`select`] gives one.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    tier: Tier,
+    unpack: [UnpackFn; Quant::COUNT],
+    dot: DotFn,
+    /// None: weights of this format are multiplied with float activations.
+    q8: [Option<Q8Fn>; Quant::COUNT],
+    quantize: QuantizeFn,
+    rms_norm: RmsNormFn,
+    swiglu: SwigluFn,
+    rope_pairs: RopeFn,
+    rope_halves: RopeFn,
+    store_f16: StoreF16Fn,
+    attend_f16: AttendFn<f16>,
+    attend_f32: AttendFn<f32>,
+}
+
+const SCALAR: Kernels = Kernels {
+    tier: Tier::Scalar,
+    unpack: [
+        scalar::unpack_f32,
+        scalar::unpack_f16,
+        scalar::unpack_bf16,
+        scalar::unpack_q4_0,
+        scalar::unpack_q8_0,
+        scalar::unpack_q4_k,
+        scalar::unpack_q6_k,
+    ],
+    dot: scalar::dot,
+    q8: [None, None, None, Some(scalar::q4_0), Some(scalar::q8_0), Some(scalar::q4_k), Some(scalar::q6_k)],
+    quantize: scalar::quantize,
+    rms_norm: scalar::rms_norm,
+    swiglu: scalar::swiglu,
+    rope_pairs: scalar::rope_pairs,
+    rope_halves: scalar::rope_halves,
+    store_f16: scalar::store_f16,
+    attend_f16: scalar::attend_f16,
+    attend_f32: scalar::attend_f32,
+};
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.tier.name())
+    }
+}
+
+impl Kernels {
+    /// The same with another function to unpack `quant`.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    const fn with_unpack(mut self, quant: Quant, f: UnpackFn) -> Self {
+        self.unpack[quant as usize] = f;
+        self
+    }
+
+    /// The same with another product of `quant` and codes.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    const fn with_q8(mut self, quant: Quant, f: Q8Fn) -> Self {
+        self.q8[quant as usize] = Some(f);
+        self
+    }
+
+    /// The tier.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Whether weights of `quant` are multiplied with 8-bit codes of the activations.
+    #[must_use]
+    pub fn takes_codes(&self, quant: Quant) -> bool {
+        self.q8[quant as usize].is_some()
+    }
+
+    /// `y[i] = x[i] * weight[i] / sqrt(mean(x²) + eps)` (Zhang and Sennrich, "Root Mean Square Layer
+    /// Normalization", 2019).
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        assert_eq!((x.len(), weight.len()), (y.len(), y.len()), "lengths of a norm");
+        // SAFETY: the machine has the features of this table (`select`); lengths are equal.
+        unsafe { (self.rms_norm)(x, weight, eps, y) }
+    }
+
+    /// `gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]` (Shazeer, "GLU Variants Improve Transformer", 2020).
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        // SAFETY: the machine has the features of this table (`select`); lengths are equal.
+        unsafe { (self.swiglu)(gate, up) }
+    }
+
+    /// Turns neighbouring pairs of the first `2 * cos.len()` dimensions of a head.
+    ///
+    /// # Panics
+    /// If the head is narrower than that, or `cos` and `sin` differ in length.
+    pub fn rope_pairs(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(
+            2 * cos.len() <= head.len() && cos.len() == sin.len(),
+            "{} pairs in a head of {}",
+            cos.len(),
+            head.len()
+        );
+        // SAFETY: the machine has the features of this table (`select`); lengths agree.
+        unsafe { (self.rope_pairs)(head, cos, sin) }
+    }
+
+    /// Turns pairs half of the rotated part apart, of the first `2 * cos.len()` dimensions of a head.
+    ///
+    /// # Panics
+    /// If the head is narrower than that, or `cos` and `sin` differ in length.
+    pub fn rope_halves(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(
+            2 * cos.len() <= head.len() && cos.len() == sin.len(),
+            "{} pairs in a head of {}",
+            cos.len(),
+            head.len()
+        );
+        // SAFETY: the machine has the features of this table (`select`); lengths agree.
+        unsafe { (self.rope_halves)(head, cos, sin) }
+    }
+
+    /// Rounds to 16-bit floats, ties to even.
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn store_f16(&self, x: &[f32], y: &mut [f16]) {
+        assert_eq!(x.len(), y.len(), "lengths of a store");
+        // SAFETY: the machine has the features of this table (`select`); lengths are equal.
+        unsafe { (self.store_f16)(x, y) }
+    }
+
+    /// 8-bit codes of one token's activations with a scale for each 32 and the scaled sum of their codes.
+    fn quantize(&self, x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+        let n = x.len() / Q8_BLOCK;
+        assert_eq!((x.len(), codes.len(), scales.len(), sums.len()), (n * Q8_BLOCK, n * Q8_BLOCK, n, n));
+        // SAFETY: the machine has the features of this table (`select`); lengths agree.
+        unsafe { (self.quantize)(x, codes, scales, sums) }
+    }
+
+    /// `tile[r][t] = Σ_c w[r][c] · x[t][c]` for the rows in `w` by 8-bit codes. Panics where there is no such kernel.
+    fn rows_q8(&self, quant: Quant, w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+        let row_bytes = quant.row_bytes(x.n_cols).unwrap_or(0);
+        assert_eq!(
+            w.len() * x.n_tokens,
+            tile.len() * row_bytes,
+            "{} rows for {} tokens",
+            quant.name(),
+            x.n_tokens
+        );
+        let kernel = self.q8[quant as usize].expect("asked by takes_codes before");
+        // SAFETY: the machine has the features of this table (`select`); rows, columns and tile agree.
+        unsafe { kernel(w, x, tile) }
+    }
+
+    /// The same with float activations `x` `[n_tokens, n_cols]`.
+    fn rows_f32(&self, quant: Quant, w: &[u8], x: &[f32], n_cols: usize, tile: &mut [f32]) {
+        let row_bytes = quant.row_bytes(n_cols).unwrap_or(0);
+        let n_tokens = x.len() / n_cols;
+        assert_eq!(w.len() * n_tokens, tile.len() * row_bytes, "{} rows for {n_tokens} tokens", quant.name());
+        let mut lanes = [[0.0; LANES]; crate::base::limits::PREFILL_CHUNK_MAX];
+        let lanes = &mut lanes[..n_tokens];
+        let mut weights = [0.0; UNPACK];
+        let chunk_bytes = UNPACK / quant.block_len() * quant.block_bytes();
+        for (row, tile) in w.chunks_exact(row_bytes).zip(tile.chunks_exact_mut(n_tokens)) {
+            lanes.fill([0.0; LANES]);
+            for (i, bytes) in row.chunks(chunk_bytes).enumerate() {
+                let weights = &mut weights[..bytes.len() / quant.block_bytes() * quant.block_len()];
+                // SAFETY: the machine has the features of this table (`select`); whole blocks fill `weights`.
+                unsafe { (self.unpack[quant as usize])(bytes, weights) };
+                for (x, lanes) in x.chunks_exact(n_cols).zip(lanes.iter_mut()) {
+                    let x = &x[i * UNPACK..][..weights.len()];
+                    // SAFETY: the machine has the features of this table (`select`); lengths are equal.
+                    unsafe { (self.dot)(weights, x, lanes) };
+                }
+            }
+            for (y, lanes) in tile.iter_mut().zip(lanes.iter()) {
+                *y = math::sum(*lanes);
+            }
+        }
+    }
+
+    /// Attention of one query over at most [`ATTN_BLOCK`] keys: writes `Σ exp(s_j - max) v_j` to `out` and returns
+    /// (max, Σ exp(s_j - max)), with `s_j = scale · q · k_j`. `k` and `v` are `[n_keys, head_dim]`.
+    fn attend(&self, q: &[f32], k: KvView<'_>, v: KvView<'_>, scale: f32, out: &mut [f32]) -> (f32, f32) {
+        let n = k.len();
+        assert!(
+            q.len() == out.len() && n == v.len() && n.is_multiple_of(q.len()) && n / q.len() <= ATTN_BLOCK
+        );
+        match (k, v) {
+            // SAFETY: the machine has the features of this table (`select`); shapes agree.
+            (KvView::F16(k), KvView::F16(v)) => unsafe { (self.attend_f16)(q, k, v, scale, out) },
+            // SAFETY: as above.
+            (KvView::F32(k), KvView::F32(v)) => unsafe { (self.attend_f32)(q, k, v, scale, out) },
+            _ => panic!("keys and values of one cache have one type"),
+        }
+    }
+}

@@ -1,5 +1,17 @@
 //! Layer 1: how weights are stored. Block layouts, sizes, and the reference unpacking that every kernel is held to.
 
+mod float;
+mod q4_0;
+mod q4_k;
+mod q6_k;
+mod q8_0;
+
+pub use q4_0::BlockQ4_0;
+pub use q4_k::BlockQ4K;
+pub use q6_k::BlockQ6K;
+pub use q8_0::BlockQ8_0;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
 use crate::base::limits::N_COLS_MAX;
 
 /// Block format of a tensor, by its ggml name.
@@ -87,5 +99,76 @@ impl Quant {
     pub fn row_bytes(self, n_cols: usize) -> Option<usize> {
         (n_cols <= N_COLS_MAX && n_cols.is_multiple_of(self.block_len()))
             .then(|| n_cols / self.block_len() * self.block_bytes())
+    }
+}
+
+/// The blocks of `bytes`, in place.
+///
+/// # Panics
+/// If `bytes` is no whole number of blocks.
+#[must_use]
+pub fn blocks<B: FromBytes + Immutable + KnownLayout + Unaligned>(bytes: &[u8]) -> &[B] {
+    match <[B]>::ref_from_bytes(bytes) {
+        Ok(blocks) => blocks,
+        Err(_) => panic!("{} bytes are no whole number of blocks of {}", bytes.len(), size_of::<B>()),
+    }
+}
+
+/// Writes the weights of `bytes` as floats: the definition of every format.
+///
+/// # Panics
+/// If `bytes` is not exactly `out.len()` weights.
+pub fn unpack_row(quant: Quant, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(quant.row_bytes(out.len()), Some(bytes.len()), "{} weights of {}", out.len(), quant.name());
+    match quant {
+        Quant::F32 => float::unpack_f32(bytes, out),
+        Quant::F16 => float::unpack_f16(bytes, out),
+        Quant::BF16 => float::unpack_bf16(bytes, out),
+        Quant::Q4_0 => unpack_blocks(bytes, out, BlockQ4_0::unpack),
+        Quant::Q8_0 => unpack_blocks(bytes, out, BlockQ8_0::unpack),
+        Quant::Q4_K => unpack_blocks(bytes, out, BlockQ4K::unpack),
+        Quant::Q6_K => unpack_blocks(bytes, out, BlockQ6K::unpack),
+    }
+}
+
+/// `out` block by block.
+fn unpack_blocks<B, const N: usize>(bytes: &[u8], out: &mut [f32], unpack: impl Fn(&B, &mut [f32; N]))
+where
+    B: FromBytes + Immutable + KnownLayout + Unaligned,
+{
+    for (block, out) in blocks::<B>(bytes).iter().zip(out.as_chunks_mut::<N>().0) {
+        unpack(block, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    #[test]
+    fn sizes_are_those_of_the_structs() {
+        assert_eq!(size_of::<BlockQ4_0>(), Quant::Q4_0.block_bytes());
+        assert_eq!(size_of::<BlockQ8_0>(), Quant::Q8_0.block_bytes());
+        assert_eq!(size_of::<BlockQ4K>(), Quant::Q4_K.block_bytes());
+        assert_eq!(size_of::<BlockQ6K>(), Quant::Q6_K.block_bytes());
+        assert_eq!(Quant::Q4_K.row_bytes(512), Some(288));
+        assert_eq!(Quant::Q4_K.row_bytes(500), None);
+        assert_eq!(Quant::F32.row_bytes(N_COLS_MAX + 1), None);
+    }
+
+    /// Packing then unpacking loses at most half a step of each block.
+    #[test]
+    fn packing_is_close() {
+        let mut rng = Rng::new(5);
+        let x: [f32; 32] = std::array::from_fn(|_| rng.next_f32() - 0.5);
+        let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let mut y = [0.0; 32];
+        BlockQ8_0::pack(&x).unpack(&mut y);
+        assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() <= max / 127.0 * 0.51));
+        BlockQ4_0::pack(&x).unpack(&mut y);
+        assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() <= max / 8.0 * 1.01));
+        BlockQ8_0::pack(&[0.0; 32]).unpack(&mut y);
+        assert_eq!(y, [0.0; 32]);
     }
 }

@@ -1,0 +1,261 @@
+//! Conformance: every kernel of every tier that this machine has, against the scalar definition, on seeded input.
+//! Integers must be equal bit for bit; float sums of n products may differ by `n * 2^-23` of the sum of magnitudes.
+
+use half::f16;
+
+use super::tensor::{KvView, Q8Acts, Rows};
+use super::*;
+use crate::base::rng::Rng;
+
+fn tiers() -> Vec<&'static Kernels> {
+    available().into_iter().map(|t| select(Some(t)).expect("available")).collect()
+}
+
+fn floats(rng: &mut Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.next_f32() * 2.0 - 1.0).collect()
+}
+
+/// Random bytes as rows of `quant`, with scales of a normal size; one byte further in, so that nothing is aligned.
+fn weights(rng: &mut Rng, quant: Quant, n_rows: usize, n_cols: usize) -> Vec<u8> {
+    let mut bytes = vec![0];
+    let small = |rng: &mut Rng| f16::from_f32(rng.next_f32() / 64.0).to_le_bytes();
+    for _ in 0..n_rows * n_cols / quant.block_len() {
+        let at = bytes.len();
+        bytes.extend((0..quant.block_bytes()).map(|_| rng.next_u64() as u8));
+        let block = &mut bytes[at..];
+        match quant {
+            Quant::F32 => block.copy_from_slice(&(rng.next_f32() - 0.5).to_le_bytes()),
+            Quant::F16 => block.copy_from_slice(&f16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
+            Quant::BF16 => block.copy_from_slice(&half::bf16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
+            Quant::Q4_0 | Quant::Q8_0 => block[..2].copy_from_slice(&small(rng)),
+            Quant::Q4_K => {
+                block[..2].copy_from_slice(&small(rng));
+                block[2..4].copy_from_slice(&small(rng));
+            }
+            Quant::Q6_K => block[208..].copy_from_slice(&small(rng)),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn tiers_have_names_and_errors_name_the_choices() {
+    assert_eq!(Tier::from_name("scalar"), Ok(Tier::Scalar));
+    let unknown = Tier::from_name("avx1024").expect_err("no such tier").to_string();
+    assert!(unknown.contains("avx1024") && unknown.contains("scalar"), "{unknown}");
+    let absent = if cfg!(target_arch = "x86_64") { Tier::Neon } else { Tier::Avx2 };
+    let unsupported = select(Some(absent)).expect_err("another architecture").to_string();
+    assert!(unsupported.contains("lacks") && unsupported.contains("scalar"), "{unsupported}");
+    assert_eq!(select(None).expect("some tier").tier(), *available().last().expect("some tier"));
+}
+
+#[test]
+fn codes_are_equal_in_all_tiers() {
+    let mut rng = Rng::new(1);
+    for k in tiers() {
+        for n_blocks in [0, 1, 3, 64] {
+            let n = n_blocks * Q8_BLOCK;
+            for kind in 0..5 {
+                let mut x = floats(&mut rng, n);
+                match kind {
+                    0 => {}
+                    1 => x.fill(0.0),
+                    2 => x.iter_mut().for_each(|v| *v *= 1e-40),
+                    3 => x.iter_mut().for_each(|v| *v *= 1e30),
+                    _ => x
+                        .iter_mut()
+                        .enumerate()
+                        .for_each(|(i, v)| *v = [127.0, -127.0, 0.5, 1.5, -2.5][i % 5]),
+                }
+                let make = |k: &Kernels| {
+                    let (mut codes, mut scales, mut sums) =
+                        (vec![0; n], vec![0.0; n_blocks], vec![0.0; n_blocks]);
+                    k.quantize(&x, &mut codes, &mut scales, &mut sums);
+                    (codes, scales, sums)
+                };
+                let (found, wanted) = (make(k), make(&SCALAR));
+                assert_eq!(found, wanted, "{k:?}, case {kind}, {n_blocks} blocks");
+                assert!(found.0.iter().all(|c| *c >= -127), "{k:?}: -128 is not a code of activations");
+            }
+        }
+        let x = [f32::NAN; Q8_BLOCK];
+        let (mut codes, mut scales, mut sums) = ([0; Q8_BLOCK], [0.0], [0.0]);
+        k.quantize(&x, &mut codes, &mut scales, &mut sums);
+        assert!(codes.iter().all(|c| *c >= -127));
+    }
+}
+
+#[test]
+fn products_agree_and_batches_change_no_bit() {
+    let mut rng = Rng::new(2);
+    for k in tiers() {
+        for quant in Quant::ALL {
+            for (n_rows, blocks) in [(1, 1), (3, 2), (16, 1), (5, 9), (9, 40)] {
+                // Formats without blocks take any width; the others whole blocks of 256 or 32.
+                let n_cols = if quant.block_len() == 1 { blocks * 43 } else { blocks * quant.block_len() };
+                let bytes = weights(&mut rng, quant, n_rows, n_cols);
+                let rows = Rows::new(quant, n_rows, n_cols, &bytes[1..]).expect("whole rows");
+                for n_tokens in [1, 2, 4, 7] {
+                    let x = floats(&mut rng, n_tokens * n_cols);
+                    let mut exact = vec![0.0; n_rows * n_tokens];
+                    let mut magnitude = vec![0.0; n_rows * n_tokens];
+                    let mut row = vec![0.0; n_cols];
+                    for r in 0..n_rows {
+                        rows.unpack(r, &mut row);
+                        for t in 0..n_tokens {
+                            let products =
+                                row.iter().zip(&x[t * n_cols..]).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                            exact[r * n_tokens + t] = products.clone().sum::<f64>();
+                            magnitude[r * n_tokens + t] = products.map(f64::abs).sum::<f64>();
+                        }
+                    }
+                    let mut tile = vec![0.0; n_rows * n_tokens];
+                    k.rows_f32(quant, &bytes[1..], &x, n_cols, &mut tile);
+                    for (i, y) in tile.iter().enumerate() {
+                        let bound = magnitude[i] * n_cols as f64 * 1.2e-7 + 1e-30;
+                        assert!(
+                            (f64::from(*y) - exact[i]).abs() <= bound,
+                            "{k:?} {} {n_rows}x{n_cols}: {y} for {}",
+                            quant.name(),
+                            exact[i]
+                        );
+                    }
+                    if !k.takes_codes(quant) {
+                        continue;
+                    }
+                    let mut acts = Q8Acts::new(n_tokens, n_cols);
+                    let (codes, scales, sums) = acts.reshape(n_tokens, n_cols);
+                    k.quantize(&x, codes, scales, sums);
+                    let view = acts.view();
+                    let (mut tile, mut wanted) = (vec![0.0; n_rows * n_tokens], vec![0.0; n_rows * n_tokens]);
+                    k.rows_q8(quant, &bytes[1..], &view, &mut tile);
+                    SCALAR.rows_q8(quant, &bytes[1..], &view, &mut wanted);
+                    for (i, (y, w)) in tile.iter().zip(&wanted).enumerate() {
+                        let bound = (magnitude[i] * n_cols as f64 * 1.2e-7 + 1e-30) as f32;
+                        assert!(
+                            (y - w).abs() <= bound,
+                            "{k:?} {} {n_rows}x{n_cols}: {y} for {w}",
+                            quant.name()
+                        );
+                    }
+                    // A token alone gives the same bits as in the batch.
+                    for t in 0..n_tokens {
+                        let mut one = Q8Acts::new(1, n_cols);
+                        let (codes, scales, sums) = one.reshape(1, n_cols);
+                        k.quantize(&x[t * n_cols..(t + 1) * n_cols], codes, scales, sums);
+                        let mut column = vec![0.0; n_rows];
+                        k.rows_q8(quant, &bytes[1..], &one.view(), &mut column);
+                        let batch: Vec<f32> = tile.iter().skip(t).step_by(n_tokens).copied().collect();
+                        assert_eq!(column, batch, "{k:?} {}: token {t} of {n_tokens}", quant.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_codes_do_not_overflow() {
+    for k in tiers() {
+        let n = 64 * Q8_BLOCK;
+        let mut bytes = Vec::new();
+        for _ in 0..64 {
+            bytes.extend(f16::ONE.to_le_bytes());
+            bytes.extend([0x80_u8; 32]);
+        }
+        let mut acts = Q8Acts::new(1, n);
+        let (codes, scales, sums) = acts.reshape(1, n);
+        k.quantize(&vec![-127.0; n], codes, scales, sums);
+        let mut y = [0.0];
+        k.rows_q8(Quant::Q8_0, &bytes, &acts.view(), &mut y);
+        assert_eq!(y, [128.0 * 127.0 * n as f32], "{k:?}");
+    }
+}
+
+#[test]
+fn elementwise_kernels_agree() {
+    let mut rng = Rng::new(3);
+    for k in tiers() {
+        for n in [1, 7, 8, 16, 33, 192, 2048] {
+            let (x, w) = (floats(&mut rng, n), floats(&mut rng, n));
+            let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+            k.rms_norm(&x, &w, 1e-5, &mut a);
+            SCALAR.rms_norm(&x, &w, 1e-5, &mut b);
+            close(&a, &b, 1e-5, k);
+            let (mut a, mut b): (Vec<f32>, Vec<f32>) =
+                (x.iter().map(|v| v * 20.0).collect(), x.iter().map(|v| v * 20.0).collect());
+            k.swiglu(&mut a, &w);
+            SCALAR.swiglu(&mut b, &w);
+            close(&a, &b, 1e-5, k);
+            let (mut a, mut b) = (vec![f16::ZERO; n], vec![f16::ZERO; n]);
+            k.store_f16(&x, &mut a);
+            SCALAR.store_f16(&x, &mut b);
+            assert_eq!(a, b, "{k:?}");
+        }
+    }
+}
+
+#[test]
+fn attention_agrees() {
+    let mut rng = Rng::new(4);
+    for k in tiers() {
+        for d in [1, 8, 16, 20, 64, 128] {
+            for n in [1, 7, 63, 64] {
+                let (q, keys, values) =
+                    (floats(&mut rng, d), floats(&mut rng, n * d), floats(&mut rng, n * d));
+                let (mut a, mut b) = (vec![0.0; d], vec![0.0; d]);
+                let found = k.attend(&q, KvView::F32(&keys), KvView::F32(&values), 0.5, &mut a);
+                let wanted = SCALAR.attend(&q, KvView::F32(&keys), KvView::F32(&values), 0.5, &mut b);
+                close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
+                close(&a, &b, 1e-5, k);
+                let half = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
+                let (keys, values) = (half(&keys), half(&values));
+                let found = k.attend(&q, KvView::F16(&keys), KvView::F16(&values), 0.5, &mut a);
+                let wanted = SCALAR.attend(&q, KvView::F16(&keys), KvView::F16(&values), 0.5, &mut b);
+                close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
+                close(&a, &b, 1e-5, k);
+            }
+        }
+    }
+}
+
+/// The threads of a pool share the work without changing a bit, and a pool that was idle wakes up.
+#[test]
+fn threads_change_no_bit() {
+    let mut rng = Rng::new(5);
+    let (n_rows, n_cols, n_tokens) = (130, 256, 5);
+    let bytes = weights(&mut rng, Quant::Q4_0, n_rows, n_cols);
+    let bias = floats(&mut rng, n_rows);
+    let x = floats(&mut rng, n_tokens * n_cols);
+    let mut first: Option<Vec<f32>> = None;
+    for n_threads in [1, 2, 3] {
+        let pool = Pool::new(select(None).expect("some tier"), n_threads).expect("threads");
+        let mut acts = Q8Acts::new(n_tokens, n_cols);
+        for _ in 0..200 {
+            let mut y = vec![1.0; n_tokens * n_rows];
+            pool.quantize(&x, n_cols, &mut acts);
+            let rows = Rows::new(Quant::Q4_0, n_rows, n_cols, &bytes[1..]).expect("whole rows");
+            let epilogue = Epilogue { bias: Some(&bias), add: true };
+            let product = Product { weights: Weights::Rows(rows), y: &mut y, epilogue };
+            pool.matmul(Input { x: &x, n_cols, q8: Some(&acts) }, &mut [product]);
+            assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "{n_threads} threads");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "panicked")]
+fn a_panic_in_a_worker_reaches_the_caller() {
+    let pool = Pool::new(&SCALAR, 2).expect("threads");
+    let mut y = vec![0.0; 2 * 8_192];
+    let main = std::thread::current().id();
+    for _ in 0..1_000 {
+        pool.for_each_row(&mut y, 8, &|_, _| assert!(std::thread::current().id() == main, "a worker fails"));
+    }
+}
+
+fn close(a: &[f32], b: &[f32], bound: f32, k: &Kernels) {
+    for (x, y) in a.iter().zip(b) {
+        assert!((x - y).abs() <= bound * (1.0 + y.abs()), "{k:?}: {x} for {y}");
+    }
+}

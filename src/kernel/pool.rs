@@ -1,0 +1,445 @@
+//! Threads that share one product or one attention at a time. They spin for some microseconds between jobs and
+//! sleep after that, so that an idle daemon uses no processor. Nothing allocates after [`Pool::new`].
+//!
+//! Which thread computes which rows changes nothing: each output is computed by one thread in one order.
+
+use std::cell::{Cell, UnsafeCell};
+use std::io;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use super::tensor::{self, Input, KvView, Product, Q8Acts, Weights};
+use super::{Kernels, Q8_BLOCK, math};
+use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX, N_GROUP_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use crate::os::thread;
+
+/// Rows that a thread takes at a time: their weights and sums stay in the first-level cache.
+const PANEL: usize = 16;
+/// Most products of one call (query, key and value).
+const N_PRODUCT_MAX: usize = 3;
+/// Turns of the waiting loop before a thread sleeps: about 20 microseconds.
+const SPINS: u32 = 1_000;
+/// Floats below which a loop over rows is not worth waking others.
+const SMALL: usize = 8_192;
+
+/// A job that every thread runs once: a closure and the function that calls it, with the types taken off.
+#[derive(Clone, Copy)]
+struct Job {
+    closure: *const (),
+    call: unsafe fn(*const ()),
+}
+
+impl Job {
+    fn new<F: Fn() + Sync>(closure: &F) -> Self {
+        /// # Safety
+        /// `closure` points to a living `F`.
+        unsafe fn call<F: Fn() + Sync>(closure: *const ()) {
+            // SAFETY: the caller's promise.
+            unsafe { (*closure.cast::<F>())() }
+        }
+        Self { closure: std::ptr::from_ref(closure).cast(), call: call::<F> }
+    }
+}
+
+struct Shared {
+    /// Number of the job under way; workers sleep on it.
+    job_number: AtomicU32,
+    /// Workers that have not finished it; the caller sleeps on it.
+    left: AtomicU32,
+    /// Workers asleep.
+    asleep: AtomicU32,
+    /// The caller sleeps.
+    caller_asleep: AtomicU32,
+    job: UnsafeCell<Option<Job>>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+// SAFETY: the closure of a job is `Sync` (`Job::new`). `job` is written only by the caller of `run` while no worker is in a job (`left` is 0), and read only by
+// workers after they have seen the new `job_number`, which orders the write before the read.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+/// A fixed set of threads; the calling one works too.
+pub struct Pool {
+    kernels: &'static Kernels,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One caller at a time: a pool can be sent to a thread, not shared between two.
+    one_caller: PhantomData<Cell<()>>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({}, {} threads)", self.kernels.tier().name(), self.n_threads())
+    }
+}
+
+impl Pool {
+    /// A pool of `n_threads`, the caller among them.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    ///
+    /// # Panics
+    /// If `n_threads` is 0 or above `N_THREADS_MAX`.
+    pub fn new(kernels: &'static Kernels, n_threads: usize) -> io::Result<Self> {
+        assert!((1..=N_THREADS_MAX).contains(&n_threads), "a pool of {n_threads} threads");
+        let shared = Arc::new(Shared {
+            job_number: AtomicU32::new(0),
+            left: AtomicU32::new(0),
+            asleep: AtomicU32::new(0),
+            caller_asleep: AtomicU32::new(0),
+            job: UnsafeCell::new(None),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let mut pool = Self { kernels, shared, workers: Vec::new(), one_caller: PhantomData };
+        for i in 1..n_threads {
+            let shared = pool.shared.clone();
+            pool.workers.push(thread::spawn(&format!("worker-{i}"), move || work(&shared))?);
+        }
+        Ok(pool)
+    }
+
+    /// Its kernels.
+    #[must_use]
+    pub fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+
+    /// Its threads, the caller among them.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Makes the codes of `x` `[n_tokens, n_cols]`.
+    ///
+    /// # Panics
+    /// If `n_cols` is no multiple of 32 or `q8` has not enough room.
+    pub fn quantize(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts) {
+        let (n, blocks) = (tensor::n_tokens(x, n_cols), n_cols / Q8_BLOCK);
+        let (codes, scales, sums) = q8.reshape(n, n_cols);
+        let out = (Out(codes.as_mut_ptr()), Out(scales.as_mut_ptr()), Out(sums.as_mut_ptr()));
+        self.for_each(n, x.len() >= SMALL, &|t| {
+            // SAFETY: token `t` is below `n`, so the stretches lie inside the arrays of `reshape`; each token is
+            // taken by one thread, so no two stretches overlap.
+            let (codes, scales, sums) = unsafe {
+                (
+                    out.0.slice(t * n_cols, n_cols),
+                    out.1.slice(t * blocks, blocks),
+                    out.2.slice(t * blocks, blocks),
+                )
+            };
+            self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], codes, scales, sums);
+        });
+    }
+
+    /// Computes all `products` of one input.
+    ///
+    /// # Panics
+    /// If shapes do not agree or there are more than three products.
+    pub fn matmul(&self, input: Input<'_>, products: &mut [Product<'_>]) {
+        let n = tensor::n_tokens(input.x, input.n_cols);
+        assert!(products.len() <= N_PRODUCT_MAX, "{} products at once", products.len());
+        let mut out = [(Out(std::ptr::null_mut()), 0); N_PRODUCT_MAX];
+        let mut n_panels = 0;
+        for (p, out) in products.iter_mut().zip(&mut out) {
+            let Weights::Rows(w) = p.weights;
+            assert_eq!((w.n_cols(), p.y.len()), (input.n_cols, n * w.n_rows()), "shape of a product");
+            assert!(p.epilogue.bias.is_none_or(|b| b.len() == w.n_rows()), "length of a bias");
+            n_panels += w.n_rows().div_ceil(PANEL);
+            *out = (Out(p.y.as_mut_ptr()), n_panels);
+        }
+        let codes = input.q8.map(Q8Acts::view);
+        assert!(codes.is_none_or(|c| (c.n_tokens, c.n_cols) == (n, input.n_cols)), "codes of another input");
+        let products = &*products;
+        // A few panels at a time, and enough stretches that a late thread holds up the others little.
+        let take = (n_panels / (8 * self.n_threads())).max(1);
+        let next = AtomicUsize::new(0);
+        self.run(&|| {
+            let mut tile = [0.0; PANEL * PREFILL_CHUNK_MAX];
+            loop {
+                // Relaxed: the counter hands out numbers, it orders nothing.
+                let start = next.fetch_add(take, Ordering::Relaxed);
+                if start >= n_panels {
+                    return;
+                }
+                for panel in start..(start + take).min(n_panels) {
+                    let i = out.iter().position(|(_, end)| panel < *end).unwrap_or(0);
+                    let (p, y) = (&products[i], out[i].0);
+                    let Weights::Rows(w) = p.weights;
+                    let first = (panel - if i == 0 { 0 } else { out[i - 1].1 }) * PANEL;
+                    let end = (first + PANEL).min(w.n_rows());
+                    let tile = &mut tile[..(end - first) * n];
+                    match &codes {
+                        Some(codes) if self.kernels.takes_codes(w.quant()) => {
+                            self.kernels.rows_q8(w.quant(), w.stretch(first, end), codes, tile);
+                        }
+                        _ => self.kernels.rows_f32(
+                            w.quant(),
+                            w.stretch(first, end),
+                            input.x,
+                            input.n_cols,
+                            tile,
+                        ),
+                    }
+                    for (row, sums) in (first..end).zip(tile.chunks_exact(n)) {
+                        let bias = p.epilogue.bias.map_or(0.0, |b| b[row]);
+                        for (t, sum) in sums.iter().enumerate() {
+                            // SAFETY: row < n_rows and t < n_tokens lie inside `y`; each row is in one panel,
+                            // each panel is taken by one thread.
+                            let y = unsafe { &mut y.slice(t * w.n_rows() + row, 1)[0] };
+                            *y = if p.epilogue.add { *y } else { 0.0 } + (sum + bias);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `f(t, row)` for each row of `y` `[n, row_len]`.
+    ///
+    /// # Panics
+    /// If rows do not divide `y`.
+    pub fn for_each_row(&self, y: &mut [f32], row_len: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let n = y.len() / row_len;
+        assert_eq!(n * row_len, y.len(), "rows of {row_len}");
+        let (len, y) = (y.len(), Out(y.as_mut_ptr()));
+        self.for_each(n, len >= SMALL, &|t| {
+            // SAFETY: t < n, so the row lies inside `y`; each row is taken by one thread.
+            f(t, unsafe { y.slice(t * row_len, row_len) });
+        });
+    }
+
+    /// Attention of all query heads of all tokens into `out` `[n_tokens, n_head * head_dim]`. Keys in blocks of 64
+    /// at fixed positions, each with its own maximum, merged in order (Milakov and Gimelshein, "Online normalizer
+    /// calculation for softmax", 2018).
+    ///
+    /// # Panics
+    /// If shapes do not agree.
+    pub fn attention(&self, a: &Attention<'_>, out: &mut [f32]) {
+        let (width, group) = (a.n_head * a.head_dim, a.n_head / a.n_head_kv);
+        let n = a.q.len() / width;
+        assert!(a.head_dim <= HEAD_DIM_MAX && group * a.n_head_kv == a.n_head, "heads of an attention");
+        assert_eq!((a.q.len(), out.len()), (n * width, n * width), "shape of an attention");
+        assert!(a.pos + n <= a.n_ctx, "{n} tokens at {} in a cache of {}", a.pos, a.n_ctx);
+        let size = a.n_head_kv * a.n_ctx * a.head_dim;
+        assert_eq!((a.k.len(), a.v.len()), (size, size), "shape of a cache");
+        let out = Out(out.as_mut_ptr());
+        self.for_each(n * a.n_head_kv, true, &|item| {
+            // Late tokens see more keys: the longest items first.
+            let (t, kv_head) = (n - 1 - item / a.n_head_kv, item % a.n_head_kv);
+            let at = t * width + kv_head * group * a.head_dim;
+            let q = &a.q[at..at + group * a.head_dim];
+            // SAFETY: t < n and kv_head < n_head_kv, so the group's heads lie inside `out`; each item is taken by
+            // one thread.
+            let out = unsafe { out.slice(at, q.len()) };
+            let base = kv_head * a.n_ctx * a.head_dim;
+            a.one(q, out, base, a.pos + t + 1, self.kernels);
+        });
+    }
+
+    /// Calls `f` for `0 .. n`, on all threads if `wide`.
+    fn for_each(&self, n: usize, wide: bool, f: &(dyn Fn(usize) + Sync)) {
+        if !wide || n == 1 {
+            return (0..n).for_each(f);
+        }
+        let next = AtomicUsize::new(0);
+        self.run(&|| {
+            loop {
+                // Relaxed: the counter hands out numbers, it orders nothing.
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= n {
+                    return;
+                }
+                f(i);
+            }
+        });
+    }
+
+    /// Runs `job` once on every thread and returns when all are through.
+    fn run<F: Fn() + Sync>(&self, job: &F) {
+        if self.workers.is_empty() {
+            return job();
+        }
+        let shared = &*self.shared;
+        // SAFETY: no worker is in a job: `left` was 0 when the last `run` returned.
+        unsafe { *shared.job.get() = Some(Job::new(job)) };
+        // Relaxed: published by the increment of `job_number`.
+        shared.left.store(self.workers.len() as u32, Ordering::Relaxed);
+        // SeqCst here and at `asleep`: either we see the sleeper, or it sees the new number and does not sleep.
+        shared.job_number.fetch_add(1, Ordering::SeqCst);
+        if shared.asleep.load(Ordering::SeqCst) > 0 {
+            thread::wake_all(&shared.job_number);
+        }
+        // The closure lives until `Wait` has seen every worker leave it, also when it panics here.
+        let wait = Wait(shared);
+        job();
+        drop(wait);
+        assert!(!shared.panicked.load(Ordering::Relaxed), "a worker of the pool panicked");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.job_number.fetch_add(1, Ordering::SeqCst);
+        thread::wake_all(&self.shared.job_number);
+        for worker in self.workers.drain(..) {
+            drop(worker.join());
+        }
+    }
+}
+
+/// Waits for the workers when dropped.
+struct Wait<'a>(&'a Shared);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        for _ in 0..SPINS {
+            if self.0.left.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        self.0.caller_asleep.store(1, Ordering::SeqCst);
+        loop {
+            let left = self.0.left.load(Ordering::SeqCst);
+            if left == 0 {
+                break;
+            }
+            thread::wait(&self.0.left, left);
+        }
+        self.0.caller_asleep.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A worker's life.
+fn work(shared: &Shared) {
+    let mut seen = 0;
+    loop {
+        seen = await_job(shared, seen);
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        // SAFETY: the caller wrote the job before it raised `job_number` and does not touch it until `left` is 0.
+        let job = unsafe { *shared.job.get() };
+        // SAFETY: the closure lives while `left` is not 0.
+        let call = |job: Job| unsafe { (job.call)(job.closure) };
+        if let Some(job) = job
+            && catch_unwind(AssertUnwindSafe(|| call(job))).is_err()
+        {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+        // SeqCst: as in `run`, with the roles exchanged.
+        if shared.left.fetch_sub(1, Ordering::SeqCst) == 1 && shared.caller_asleep.load(Ordering::SeqCst) == 1
+        {
+            thread::wake_all(&shared.left);
+        }
+    }
+}
+
+/// Returns the number of the next job after `seen` once it is there.
+fn await_job(shared: &Shared, seen: u32) -> u32 {
+    for _ in 0..SPINS {
+        let number = shared.job_number.load(Ordering::Acquire);
+        if number != seen {
+            return number;
+        }
+        std::hint::spin_loop();
+    }
+    shared.asleep.fetch_add(1, Ordering::SeqCst);
+    let number = loop {
+        let number = shared.job_number.load(Ordering::SeqCst);
+        if number != seen {
+            break number;
+        }
+        thread::wait(&shared.job_number, seen);
+    };
+    shared.asleep.fetch_sub(1, Ordering::SeqCst);
+    number
+}
+
+/// Start of an array that threads write disjoint parts of.
+#[derive(Clone, Copy)]
+struct Out<T>(*mut T);
+
+// SAFETY: a pointer alone is harmless; each use states why its part belongs to one thread.
+unsafe impl<T: Send> Sync for Out<T> {}
+
+impl<T> Out<T> {
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// They lie inside the array, and nobody else uses them during the borrow.
+    #[expect(clippy::mut_from_ref, reason = "the pointer, not the reference, carries the right to write")]
+    unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// Attention of the tokens at `pos` and after over all keys up to each.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries, `[n_tokens, n_head * head_dim]`.
+    pub q: &'a [f32],
+    /// Keys, `[n_head_kv][n_ctx][head_dim]`.
+    pub k: KvView<'a>,
+    /// Values, the same.
+    pub v: KvView<'a>,
+    /// Positions of the cache.
+    pub n_ctx: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key-value heads; each serves `n_head / n_head_kv` query heads.
+    pub n_head_kv: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Position of the first token.
+    pub pos: usize,
+    /// What scores are multiplied with.
+    pub scale: f32,
+}
+
+impl Attention<'_> {
+    /// The heads `q` of one group, over the first `n_keys` keys at `base`.
+    fn one(&self, q: &[f32], out: &mut [f32], base: usize, n_keys: usize, kernels: &Kernels) {
+        let d = self.head_dim;
+        let mut part = [0.0; HEAD_DIM_MAX];
+        let part = &mut part[..d];
+        // Largest score and sum of each head.
+        let mut state = [(f32::NEG_INFINITY, 0.0); N_GROUP_MAX];
+        for first in (0..n_keys).step_by(ATTN_BLOCK) {
+            let end = (first + ATTN_BLOCK).min(n_keys);
+            let (k, v) = (
+                self.k.stretch(base + first * d, base + end * d),
+                self.v.stretch(base + first * d, base + end * d),
+            );
+            let heads = q.chunks_exact(d).zip(out.chunks_exact_mut(d));
+            for ((q, out), state) in heads.zip(&mut state) {
+                let (max, sum) = kernels.attend(q, k, v, self.scale, part);
+                if first == 0 {
+                    out.copy_from_slice(part);
+                    *state = (max, sum);
+                    continue;
+                }
+                let top = max.max(state.0);
+                let (old, new) = (math::exp(state.0 - top), math::exp(max - top));
+                for (y, x) in out.iter_mut().zip(&*part) {
+                    *y = *y * old + x * new;
+                }
+                *state = (top, state.1 * old + sum * new);
+            }
+        }
+        for (out, (_, sum)) in out.chunks_exact_mut(d).zip(state) {
+            out.iter_mut().for_each(|y| *y /= sum);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The definition: plain safe Rust, one obvious loop for each operation.
+
+use half::f16;
+
+use super::tensor::{Q8Row, Q8View};
+use super::{LANES, Q8_BLOCK, math};
+use crate::base::limits::ATTN_BLOCK;
+use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
+
+macro_rules! unpack {
+    ($($name:ident = $quant:ident;)*) => {
+        $(pub(super) fn $name(bytes: &[u8], out: &mut [f32]) {
+            quant::unpack_row(Quant::$quant, bytes, out);
+        })*
+    };
+}
+
+unpack! {
+    unpack_f32 = F32;
+    unpack_f16 = F16;
+    unpack_bf16 = BF16;
+    unpack_q4_0 = Q4_0;
+    unpack_q8_0 = Q8_0;
+    unpack_q4_k = Q4_K;
+    unpack_q6_k = Q6_K;
+}
+
+/// `lanes[i % LANES] += w[i] * x[i]`.
+pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
+    for (w, x) in w.chunks(LANES).zip(x.chunks(LANES)) {
+        for ((lane, w), x) in lanes.iter_mut().zip(w).zip(x) {
+            *lane += w * x;
+        }
+    }
+}
+
+/// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127`; sums are `scale * Σ codes`.
+pub(super) fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
+    for (((x, codes), scale), sum) in blocks.zip(scales).zip(sums) {
+        let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let inverse = q8_inverse(max);
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = (x * inverse).round_ties_even() as i8;
+        }
+        *scale = max / 127.0;
+        *sum = *scale * codes.iter().map(|&c| i32::from(c)).sum::<i32>() as f32;
+    }
+}
+
+/// What activations are multiplied with to become codes; 0 for a block too small for a finite one.
+pub(super) fn q8_inverse(max: f32) -> f32 {
+    let inverse = 127.0 / max;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+fn codes_dot(w: &[i8], x: &[i8]) -> i32 {
+    w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
+}
+
+/// `tile[r][t]` by `row_dot`, blocks in ascending order.
+fn rows<B>(w: &[u8], x: &Q8View<'_>, tile: &mut [f32], row_dot: impl Fn(&[B], Q8Row<'_>) -> f32)
+where
+    B: zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned,
+{
+    let n_rows = tile.len() / x.n_tokens;
+    for (row, tile) in w.chunks_exact(w.len() / n_rows).zip(tile.chunks_exact_mut(x.n_tokens)) {
+        for (t, y) in tile.iter_mut().enumerate() {
+            *y = row_dot(quant::blocks(row), x.row(t));
+        }
+    }
+}
+
+fn scale(bits: zerocopy::little_endian::U16) -> f32 {
+    f16::from_bits(bits.get()).to_f32()
+}
+
+pub(super) fn q4_0(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+    rows(w, x, tile, |row: &[BlockQ4_0], x| {
+        let mut sum = 0.0;
+        for (i, block) in row.iter().enumerate() {
+            sum += scale(block.d) * x.scales[i] * codes_dot(&block.codes(), &x.codes[i]) as f32;
+        }
+        sum
+    });
+}
+
+pub(super) fn q8_0(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+    rows(w, x, tile, |row: &[BlockQ8_0], x| {
+        let mut sum = 0.0;
+        for (i, block) in row.iter().enumerate() {
+            sum += scale(block.d) * x.scales[i] * codes_dot(&block.qs, &x.codes[i]) as f32;
+        }
+        sum
+    });
+}
+
+pub(super) fn q4_k(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+    rows(w, x, tile, |row: &[BlockQ4K], x| {
+        let mut sum = 0.0;
+        for (b, block) in row.iter().enumerate() {
+            let (d, dmin) = (scale(block.d), scale(block.dmin));
+            let (scales, mins) = block.scales_and_mins();
+            for j in 0..8 {
+                let i = 8 * b + j;
+                let nibble = |byte: &u8| (if j % 2 == 0 { byte & 15 } else { byte >> 4 }) as i8;
+                let codes: [i8; 32] = std::array::from_fn(|c| nibble(&block.qs[j / 2 * 32 + c]));
+                let dot = i32::from(scales[j]) * codes_dot(&codes, &x.codes[i]);
+                sum += d * x.scales[i] * dot as f32 - dmin * f32::from(mins[j]) * x.sums[i];
+            }
+        }
+        sum
+    });
+}
+
+pub(super) fn q6_k(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+    rows(w, x, tile, |row: &[BlockQ6K], x| {
+        let mut sum = 0.0;
+        for (b, block) in row.iter().enumerate() {
+            for j in 0..8 {
+                let (i, codes) = (8 * b + j, block.codes(j));
+                let first = codes_dot(&codes[..16], &x.codes[i][..16]);
+                let second = codes_dot(&codes[16..], &x.codes[i][16..]);
+                let dot =
+                    i32::from(block.scales[2 * j]) * first + i32::from(block.scales[2 * j + 1]) * second;
+                sum += scale(block.d) * x.scales[i] * dot as f32;
+            }
+        }
+        sum
+    });
+}
+
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let mut lanes = [0.0; LANES];
+    dot(x, x, &mut lanes);
+    let scale = norm_scale(lanes, x.len(), eps);
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * scale * w;
+    }
+}
+
+/// What a norm multiplies with, from the lanes of the sum of squares.
+pub(super) fn norm_scale(lanes: [f32; LANES], n: usize, eps: f32) -> f32 {
+    1.0 / (math::sum(lanes) / n as f32 + eps).sqrt()
+}
+
+pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + math::exp(-*g)) * u;
+    }
+}
+
+pub(super) fn rope_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
+}
+
+pub(super) fn rope_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
+}
+
+pub(super) fn store_f16(x: &[f32], y: &mut [f16]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = f16::from_f32(*x);
+    }
+}
+
+pub(super) fn attend_f16(q: &[f32], k: &[f16], v: &[f16], scale: f32, out: &mut [f32]) -> (f32, f32) {
+    attend(q, k, v, scale, out, |x| x.to_f32())
+}
+
+pub(super) fn attend_f32(q: &[f32], k: &[f32], v: &[f32], scale: f32, out: &mut [f32]) -> (f32, f32) {
+    attend(q, k, v, scale, out, |x| x)
+}
+
+fn attend<T: Copy>(
+    q: &[f32],
+    k: &[T],
+    v: &[T],
+    scale: f32,
+    out: &mut [f32],
+    float: impl Fn(T) -> f32,
+) -> (f32, f32) {
+    let mut scores = [0.0; ATTN_BLOCK];
+    let scores = &mut scores[..k.len() / q.len()];
+    for (score, k) in scores.iter_mut().zip(k.chunks_exact(q.len())) {
+        let mut lanes = [0.0; LANES];
+        for (i, (q, k)) in q.iter().zip(k).enumerate() {
+            lanes[i % LANES] += q * float(*k);
+        }
+        *score = math::sum(lanes) * scale;
+    }
+    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+    let mut sum = 0.0;
+    out.fill(0.0);
+    for (score, v) in scores.iter().zip(v.chunks_exact(q.len())) {
+        let p = math::exp(score - max);
+        sum += p;
+        for (y, v) in out.iter_mut().zip(v) {
+            *y += p * float(*v);
+        }
+    }
+    (max, sum)
+}

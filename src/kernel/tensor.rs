@@ -1,0 +1,227 @@
+//! The arguments of products and attention: weights in place, activations, outputs.
+
+use half::f16;
+
+use super::Q8_BLOCK;
+use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::quant::{self, Quant};
+
+/// A matrix whose bytes do not fit its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{n_rows} rows of {n_cols} weights in {} do not take {len} bytes", quant.name())]
+pub struct ShapeError {
+    quant: Quant,
+    n_rows: usize,
+    n_cols: usize,
+    len: usize,
+}
+
+/// A matrix as GGUF stores it: `n_rows` rows of `n_cols` weights, row after row, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    quant: Quant,
+    n_rows: usize,
+    n_cols: usize,
+    row_bytes: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Rows<'a> {
+    /// The matrix in `bytes`.
+    ///
+    /// # Errors
+    /// When the length does not follow from the shape.
+    pub fn new(quant: Quant, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
+        let shape = ShapeError { quant, n_rows, n_cols, len: bytes.len() };
+        let row_bytes = quant.row_bytes(n_cols).filter(|b| *b > 0).ok_or(shape)?;
+        match row_bytes.checked_mul(n_rows) == Some(bytes.len()) {
+            true => Ok(Self { quant, n_rows, n_cols, row_bytes, bytes }),
+            false => Err(shape),
+        }
+    }
+
+    /// The format of its blocks.
+    #[must_use]
+    pub fn quant(&self) -> Quant {
+        self.quant
+    }
+
+    /// Number of rows: outputs of a product.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Weights of a row: inputs of a product.
+    #[must_use]
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// Writes row `i` as floats, `[n_cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn unpack(&self, i: usize, out: &mut [f32]) {
+        quant::unpack_row(self.quant, self.stretch(i, i + 1), out);
+    }
+
+    /// The bytes of rows `start .. end`.
+    pub(super) fn stretch(&self, start: usize, end: usize) -> &'a [u8] {
+        &self.bytes[start * self.row_bytes..end * self.row_bytes]
+    }
+}
+
+/// Weights of a product.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Weights<'a> {
+    /// As the file has them. (A layout packed for a tier is to stand beside it.)
+    Rows(Rows<'a>),
+}
+
+/// What happens to a product's sums on their way out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// Added to each token's sums, `[n_rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// Add to what the output holds, instead of replacing it.
+    pub add: bool,
+}
+
+/// One matrix product `y[t][r] = Σ_c weights[r][c] · x[t][c]`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The matrix.
+    pub weights: Weights<'a>,
+    /// The output, `[n_tokens, n_rows]`.
+    pub y: &'a mut [f32],
+    /// What is added.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// Activations of one or more products.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// `[n_tokens, n_cols]`.
+    pub x: &'a [f32],
+    /// Width.
+    pub n_cols: usize,
+    /// Codes of `x` ([`super::Pool::quantize`]) for the matrices that are multiplied with them.
+    pub q8: Option<&'a Q8Acts>,
+}
+
+/// Activations as 8-bit codes within ±127, a scale for each 32 of a token.
+#[derive(Debug)]
+pub struct Q8Acts {
+    /// `[n_tokens, n_cols]`.
+    codes: Vec<i8>,
+    /// `[n_tokens, n_cols / 32]`.
+    scales: Vec<f32>,
+    /// Scale times sum of the codes of each block, `[n_tokens, n_cols / 32]`; formats with minima need it.
+    sums: Vec<f32>,
+    n_tokens: usize,
+    n_cols: usize,
+}
+
+impl Q8Acts {
+    /// Room for `n_tokens_max` tokens of `n_cols_max` activations.
+    #[must_use]
+    pub fn new(n_tokens_max: usize, n_cols_max: usize) -> Self {
+        let n = n_tokens_max * n_cols_max.next_multiple_of(Q8_BLOCK);
+        let blocks = n / Q8_BLOCK;
+        Self { codes: vec![0; n], scales: vec![0.0; blocks], sums: vec![0.0; blocks], n_tokens: 0, n_cols: 0 }
+    }
+
+    /// Sets the shape and gives the arrays to fill: codes, scales, sums.
+    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> (&mut [i8], &mut [f32], &mut [f32]) {
+        assert!(n_cols.is_multiple_of(Q8_BLOCK), "{n_cols} activations in blocks of {Q8_BLOCK}");
+        (self.n_tokens, self.n_cols) = (n_tokens, n_cols);
+        let (n, blocks) = (n_tokens * n_cols, n_tokens * n_cols / Q8_BLOCK);
+        (&mut self.codes[..n], &mut self.scales[..blocks], &mut self.sums[..blocks])
+    }
+
+    pub(super) fn view(&self) -> Q8View<'_> {
+        let (n, blocks) = (self.n_tokens * self.n_cols, self.n_tokens * self.n_cols / Q8_BLOCK);
+        Q8View {
+            codes: &self.codes[..n],
+            scales: &self.scales[..blocks],
+            sums: &self.sums[..blocks],
+            n_tokens: self.n_tokens,
+            n_cols: self.n_cols,
+        }
+    }
+}
+
+/// The codes of a batch; fields as in [`Q8Acts`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Q8View<'a> {
+    pub codes: &'a [i8],
+    pub scales: &'a [f32],
+    pub sums: &'a [f32],
+    pub n_tokens: usize,
+    pub n_cols: usize,
+}
+
+/// One token's codes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Q8Row<'a> {
+    /// `[n_blocks][32]`.
+    pub codes: &'a [[i8; Q8_BLOCK]],
+    /// `[n_blocks]`.
+    pub scales: &'a [f32],
+    /// `[n_blocks]`.
+    pub sums: &'a [f32],
+}
+
+impl<'a> Q8View<'a> {
+    /// Codes of token `t`.
+    pub(super) fn row(&self, t: usize) -> Q8Row<'a> {
+        let (n, blocks) = (self.n_cols, self.n_cols / Q8_BLOCK);
+        Q8Row {
+            codes: self.codes[t * n..(t + 1) * n].as_chunks().0,
+            scales: &self.scales[t * blocks..(t + 1) * blocks],
+            sums: &self.sums[t * blocks..(t + 1) * blocks],
+        }
+    }
+}
+
+/// Keys or values of one layer, `[n_head_kv][n_ctx][head_dim]`, or a stretch of them.
+#[derive(Clone, Copy, Debug)]
+pub enum KvView<'a> {
+    /// 16-bit floats.
+    F16(&'a [f16]),
+    /// 32-bit floats.
+    F32(&'a [f32]),
+}
+
+impl<'a> KvView<'a> {
+    /// Number of values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F16(x) => x.len(),
+            Self::F32(x) => x.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn stretch(&self, start: usize, end: usize) -> Self {
+        match self {
+            Self::F16(x) => Self::F16(&x[start..end]),
+            Self::F32(x) => Self::F32(&x[start..end]),
+        }
+    }
+}
+
+/// Tokens of `x`, checked against what kernels take.
+pub(super) fn n_tokens(x: &[f32], n_cols: usize) -> usize {
+    let n = x.len() / n_cols;
+    assert!(n * n_cols == x.len() && n <= PREFILL_CHUNK_MAX, "{} activations in rows of {n_cols}", x.len());
+    n
+}

@@ -1,0 +1,423 @@
+//! AVX2 with FMA and F16C: eight floats or 32 bytes at a time, straight from rows as GGUF stores them.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+use zerocopy::little_endian::U16;
+
+use crate::base::limits::ATTN_BLOCK;
+use crate::kernel::tensor::{Q8Row, Q8View};
+use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
+use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
+
+/// What this tier has; the rest is the scalar tier's.
+pub(super) const AVX2: Kernels = Kernels {
+    tier: Tier::Avx2,
+    dot,
+    quantize,
+    rms_norm,
+    swiglu,
+    store_f16,
+    attend_f16,
+    attend_f32,
+    ..SCALAR
+}
+.with_unpack(Quant::F16, unpack_f16)
+.with_unpack(Quant::BF16, unpack_bf16)
+.with_q8(Quant::Q4_0, q4_0)
+.with_q8(Quant::Q8_0, q8_0)
+.with_q8(Quant::Q4_K, q4_k)
+.with_q8(Quant::Q6_K, q6_k);
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(x: &[f32; 8]) -> __m256 {
+    // SAFETY: eight floats are there; the load takes any alignment.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(x: __m256, y: &mut [f32; 8]) {
+    // SAFETY: there is room for eight floats; the store takes any alignment.
+    unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_bytes(x: &[u8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are there; the load takes any alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_codes(x: &[i8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are there; the load takes any alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_half(x: &[u8; 16]) -> __m128i {
+    // SAFETY: 16 bytes are there; the load takes any alignment.
+    unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f16(x: &[f16; 8]) -> __m256 {
+    // SAFETY: 16 bytes are there; the load takes any alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float(bits: U16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits.get()))))
+}
+
+/// The sum of eight lanes as a tree.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn exp(x: __m256) -> __m256 {
+    // The operand order lets a NaN through.
+    let x = _mm256_max_ps(_mm256_set1_ps(math::EXP_RANGE.0), x);
+    let x = _mm256_min_ps(_mm256_set1_ps(math::EXP_RANGE.1), x);
+    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
+        x,
+        _mm256_set1_ps(std::f32::consts::LOG2_E),
+    ));
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(math::LN_2.0), x);
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(math::LN_2.1), r);
+    let mut p = _mm256_setzero_ps();
+    for c in math::EXP {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    }
+    let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
+    let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+    _mm256_mul_ps(y, _mm256_castsi256_ps(power))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_f16(bytes: &[u8], out: &mut [f32]) {
+    let (body, tail) = bytes.as_chunks::<16>();
+    let (ys, rest) = out.as_chunks_mut::<8>();
+    for (w, y) in body.iter().zip(ys) {
+        store(_mm256_cvtph_ps(load_half(w)), y);
+    }
+    scalar::unpack_f16(tail, rest);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_bf16(bytes: &[u8], out: &mut [f32]) {
+    let (body, tail) = bytes.as_chunks::<16>();
+    let (ys, rest) = out.as_chunks_mut::<8>();
+    for (w, y) in body.iter().zip(ys) {
+        let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_half(w)));
+        store(_mm256_castsi256_ps(bits), y);
+    }
+    scalar::unpack_bf16(tail, rest);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
+    let (ws, w_tail) = w.as_chunks::<LANES>();
+    let (xs, x_tail) = x.as_chunks::<LANES>();
+    let [low, high] = lanes.as_chunks_mut::<8>().0 else { return };
+    let (mut a, mut b) = (load(low), load(high));
+    for (w, x) in ws.iter().zip(xs) {
+        let ([w0, w1], [x0, x1]) = (w.as_chunks::<8>().0, x.as_chunks::<8>().0) else { continue };
+        a = _mm256_fmadd_ps(load(w0), load(x0), a);
+        b = _mm256_fmadd_ps(load(w1), load(x1), b);
+    }
+    store(a, low);
+    store(b, high);
+    scalar::dot(w_tail, x_tail, lanes);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+    let sign = _mm256_set1_ps(-0.0);
+    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
+    for (((x, codes), scale), total) in blocks.zip(scales).zip(sums) {
+        let [a, b, c, d] = x.as_chunks::<8>().0 else { continue };
+        let (a, b, c, d) = (load(a), load(b), load(c), load(d));
+        let abs = |v| _mm256_andnot_ps(sign, v);
+        let m = _mm256_max_ps(_mm256_max_ps(abs(a), abs(b)), _mm256_max_ps(abs(c), abs(d)));
+        let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
+        let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        let inverse = _mm256_set1_ps(scalar::q8_inverse(max));
+        let int = |v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
+        let (a, b, c, d) = (int(a), int(b), int(c), int(d));
+        let n = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+        // Packs work within 128-bit lanes: put the eight groups of four back in order.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        // A NaN would become -128.
+        let bytes = _mm256_max_epi8(bytes, _mm256_set1_epi8(-127));
+        // SAFETY: there is room for 32 bytes; the store takes any alignment.
+        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
+        *scale = max / 127.0;
+        let n = _mm_add_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256::<1>(n));
+        let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_11_10>(n));
+        let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_00_01>(n));
+        *total = *scale * _mm_cvtsi128_si32(n) as f32;
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let mut lanes = [0.0; LANES];
+    dot(x, x, &mut lanes);
+    let scale = scalar::norm_scale(lanes, x.len(), eps);
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * scale * w;
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn swiglu(gate: &mut [f32], up: &[f32]) {
+    let (gs, g_tail) = gate.as_chunks_mut::<8>();
+    let (us, u_tail) = up.as_chunks::<8>();
+    let one = _mm256_set1_ps(1.0);
+    for (g, u) in gs.iter_mut().zip(us) {
+        let x = load(g);
+        let e = exp(_mm256_xor_ps(x, _mm256_set1_ps(-0.0)));
+        store(_mm256_mul_ps(_mm256_div_ps(x, _mm256_add_ps(one, e)), load(u)), g);
+    }
+    scalar::swiglu(g_tail, u_tail);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_f16(x: &[f32], y: &mut [f16]) {
+    let (xs, x_tail) = x.as_chunks::<8>();
+    let (ys, y_tail) = y.as_chunks_mut::<8>();
+    for (x, y) in xs.iter().zip(ys) {
+        let bits = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(load(x));
+        // SAFETY: there is room for eight 16-bit floats; the store takes any alignment.
+        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), bits) };
+    }
+    scalar::store_f16(x_tail, y_tail);
+}
+
+macro_rules! attend {
+    ($name:ident, $type:ty, $load:ident, $float:expr) => {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn $name(q: &[f32], k: &[$type], v: &[$type], scale: f32, out: &mut [f32]) -> (f32, f32) {
+            let d = q.len();
+            let n = k.len() / d;
+            let mut scores = [f32::NEG_INFINITY; ATTN_BLOCK];
+            let (qs, q_tail) = q.as_chunks::<8>();
+            let mut max = f32::NEG_INFINITY;
+            for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
+                let (ks, k_tail) = k.as_chunks::<8>();
+                let mut acc = _mm256_setzero_ps();
+                for (q, k) in qs.iter().zip(ks) {
+                    acc = _mm256_fmadd_ps(load(q), $load(k), acc);
+                }
+                let tail: f32 = q_tail.iter().zip(k_tail).map(|(q, k)| q * $float(*k)).sum();
+                *score = (sum(acc) + tail) * scale;
+                max = max.max(*score);
+            }
+            let mut total = _mm256_setzero_ps();
+            for part in &mut scores.as_chunks_mut::<8>().0[..n.div_ceil(8)] {
+                let p = exp(_mm256_sub_ps(load(part), _mm256_set1_ps(max)));
+                // Absent keys have a score of minus infinity, whose exponential is to be nothing at all.
+                let here = _mm256_cmp_ps::<_CMP_NEQ_UQ>(load(part), _mm256_set1_ps(f32::NEG_INFINITY));
+                let p = _mm256_and_ps(p, here);
+                total = _mm256_add_ps(total, p);
+                store(p, part);
+            }
+            let (ys, y_tail) = out.as_chunks_mut::<8>();
+            let body = ys.len() * 8;
+            for (i, y) in ys.iter_mut().enumerate() {
+                let mut acc = _mm256_setzero_ps();
+                for (p, v) in scores.iter().zip(v.chunks_exact(d)) {
+                    let [v] = v[i * 8..i * 8 + 8].as_chunks::<8>().0 else { continue };
+                    acc = _mm256_fmadd_ps(_mm256_set1_ps(*p), $load(v), acc);
+                }
+                store(acc, y);
+            }
+            for (i, y) in y_tail.iter_mut().enumerate() {
+                *y = scores.iter().zip(v.chunks_exact(d)).map(|(p, v)| p * $float(v[body + i])).sum();
+            }
+            (max, sum(total))
+        }
+    };
+}
+
+attend!(attend_f16, f16, load_f16, |x: f16| float(U16::new(x.to_bits())));
+attend!(attend_f32, f32, load, |x: f32| x);
+
+/// Products of 32 codes, in eight sums of four. Weights from -128 to 127, activations within ±127: the sum of two
+/// products is at most 2 · 128 · 127 = 32,512 and fits 16 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_codes(w: __m256i, x: __m256i) -> __m256i {
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+}
+
+/// `acc + scale * sums`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_scaled(acc: __m256, sums: __m256i, scale: f32) -> __m256 {
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), acc)
+}
+
+/// A kernel that takes rows and tokens in small tiles, so that unpacked weights serve several tokens and several
+/// sums are under way at a time. Each output has one accumulator, blocks in ascending order: the tile's shape changes
+/// no bit.
+macro_rules! q8_kernel {
+    ($name:ident, $block:ty, $tile:ident) => {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn $name(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
+            let n_rows = tile.len() / x.n_tokens;
+            let row_bytes = w.len() / n_rows;
+            let row = |r: usize| -> &[$block] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
+            let mut t = 0;
+            while t < x.n_tokens {
+                let few = x.n_tokens - t < 4;
+                let mut r = 0;
+                while r < n_rows {
+                    match (few, n_rows - r) {
+                        (true, 4..) => {
+                            let sums = $tile::<4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
+                            for (i, [y]) in sums.into_iter().enumerate() {
+                                tile[(r + i) * x.n_tokens + t] = y;
+                            }
+                            r += 4;
+                        }
+                        (true, _) => {
+                            let [[y]] = $tile::<1, 1>([row(r)], [x.row(t)]);
+                            tile[r * x.n_tokens + t] = y;
+                            r += 1;
+                        }
+                        (false, 2..) => {
+                            let tokens = std::array::from_fn(|i| x.row(t + i));
+                            let sums = $tile::<2, 4>([row(r), row(r + 1)], tokens);
+                            for (i, y) in sums.into_iter().enumerate() {
+                                tile[(r + i) * x.n_tokens + t..][..4].copy_from_slice(&y);
+                            }
+                            r += 2;
+                        }
+                        (false, _) => {
+                            let [y] = $tile::<1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
+                            tile[r * x.n_tokens + t..][..4].copy_from_slice(&y);
+                            r += 1;
+                        }
+                    }
+                }
+                t += if few { 1 } else { 4 };
+            }
+        }
+    };
+}
+
+q8_kernel!(q4_0, BlockQ4_0, tile_q4_0);
+q8_kernel!(q8_0, BlockQ8_0, tile_q8_0);
+q8_kernel!(q4_k, BlockQ4K, tile_q4_k);
+q8_kernel!(q6_k, BlockQ6K, tile_q6_k);
+
+/// 32 nibbles of 16 bytes: low ones first.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn nibbles(bytes: &[u8; 16]) -> __m256i {
+    let b = load_half(bytes);
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(b), b);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_q4_0<const R: usize, const T: usize>(rows: [&[BlockQ4_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+    let mut acc = [[_mm256_setzero_ps(); T]; R];
+    for b in 0..rows[0].len() {
+        for (row, acc) in rows.iter().zip(&mut acc) {
+            let (d, w) = (float(row[b].d), _mm256_sub_epi8(nibbles(&row[b].qs), _mm256_set1_epi8(8)));
+            for (x, acc) in x.iter().zip(acc) {
+                *acc = add_scaled(*acc, dot_codes(w, load_codes(&x.codes[b])), d * x.scales[b]);
+            }
+        }
+    }
+    acc.map(|row| row.map(|a| sum(a)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_q8_0<const R: usize, const T: usize>(rows: [&[BlockQ8_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+    let mut acc = [[_mm256_setzero_ps(); T]; R];
+    for b in 0..rows[0].len() {
+        for (row, acc) in rows.iter().zip(&mut acc) {
+            let (d, w) = (float(row[b].d), load_codes(&row[b].qs));
+            for (x, acc) in x.iter().zip(acc) {
+                *acc = add_scaled(*acc, dot_codes(w, load_codes(&x.codes[b])), d * x.scales[b]);
+            }
+        }
+    }
+    acc.map(|row| row.map(|a| sum(a)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_q4_k<const R: usize, const T: usize>(rows: [&[BlockQ4K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+    let mut acc = [[_mm256_setzero_ps(); T]; R];
+    for b in 0..rows[0].len() {
+        for (row, acc) in rows.iter().zip(&mut acc) {
+            let block = &row[b];
+            let (d, dmin) = (float(block.d), float(block.dmin));
+            let (scales, mins) = block.scales_and_mins();
+            let mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(mins))));
+            let mins = _mm256_mul_ps(mins, _mm256_set1_ps(-dmin));
+            for (x, acc) in x.iter().zip(&mut *acc) {
+                let [sums] = x.sums[8 * b..8 * b + 8].as_chunks::<8>().0 else { continue };
+                *acc = _mm256_fmadd_ps(mins, load(sums), *acc);
+            }
+            for (j, bytes) in block.qs.as_chunks::<32>().0.iter().enumerate() {
+                let bytes = load_bytes(bytes);
+                let low = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
+                for (i, w) in [(2 * j, low), (2 * j + 1, high)] {
+                    let scale = _mm256_set1_epi16(i16::from(scales[i]));
+                    for (x, acc) in x.iter().zip(&mut *acc) {
+                        // Codes up to 15: two products are at most 2 · 15 · 127 = 3,810.
+                        let pairs = _mm256_maddubs_epi16(w, load_codes(&x.codes[8 * b + i]));
+                        *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[8 * b + i]);
+                    }
+                }
+            }
+        }
+    }
+    acc.map(|row| row.map(|a| sum(a)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_q6_k<const R: usize, const T: usize>(rows: [&[BlockQ6K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+    let mut acc = [[_mm256_setzero_ps(); T]; R];
+    let (four, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    for b in 0..rows[0].len() {
+        for (row, acc) in rows.iter().zip(&mut acc) {
+            let block = &row[b];
+            let d = float(block.d);
+            let halves = block.ql.as_chunks::<64>().0.iter().zip(block.qh.as_chunks::<32>().0);
+            for (half, (low, high)) in halves.enumerate() {
+                let [l0, l1] = low.as_chunks::<32>().0 else { continue };
+                let (l0, l1, h) = (load_bytes(l0), load_bytes(l1), load_bytes(high));
+                let codes = [
+                    (_mm256_and_si256(l0, four), _mm256_slli_epi16::<4>(h)),
+                    (_mm256_and_si256(l1, four), _mm256_slli_epi16::<2>(h)),
+                    (_mm256_and_si256(_mm256_srli_epi16::<4>(l0), four), h),
+                    (_mm256_and_si256(_mm256_srli_epi16::<4>(l1), four), _mm256_srli_epi16::<2>(h)),
+                ];
+                for (quarter, (low, high)) in codes.into_iter().enumerate() {
+                    let j = 4 * half + quarter;
+                    let w = _mm256_or_si256(low, _mm256_and_si256(high, two));
+                    let w = _mm256_sub_epi8(w, _mm256_set1_epi8(32));
+                    let scale = |i: usize| _mm_set1_epi16(i16::from(block.scales[2 * j + i]));
+                    let scale = _mm256_set_m128i(scale(1), scale(0));
+                    for (x, acc) in x.iter().zip(&mut *acc) {
+                        let x_codes = load_codes(&x.codes[8 * b + j]);
+                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x_codes, w));
+                        *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[8 * b + j]);
+                    }
+                }
+            }
+        }
+    }
+    acc.map(|row| row.map(|a| sum(a)))
+}

@@ -1,0 +1,45 @@
+//! Threads with names, the number of cores, and sleeping until a number changes.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::AtomicU32;
+use std::thread::JoinHandle;
+
+use rustix::thread::futex;
+
+/// Starts a named thread (the kernel shows 15 characters of the name).
+///
+/// # Errors
+/// When the system has no room for another thread.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.into()).spawn(f)
+}
+
+/// Sleeps while `word` is `expected`. May return early.
+pub fn wait(word: &AtomicU32, expected: u32) {
+    // An interrupted or refused wait is a wake-up like any other: the caller looks again.
+    let _ = futex::wait(word, futex::Flags::PRIVATE, expected, None);
+}
+
+/// Wakes all that sleep on `word`.
+pub fn wake_all(word: &AtomicU32) {
+    let _ = futex::wake(word, futex::Flags::PRIVATE, i32::MAX as u32);
+}
+
+/// Physical cores that this process may use, at least 1. Two threads of one core share its arithmetic, so a
+/// second one only costs.
+#[must_use]
+pub fn n_cores() -> usize {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return 1 };
+    let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    // The first sibling names the core; where the kernel does not tell, each is one of its own.
+    let core = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split([',', '-', '\n']).next().and_then(|n| n.parse().ok()).unwrap_or(cpu)
+    };
+    cpus.map(core).collect::<BTreeSet<usize>>().len().max(1)
+}
