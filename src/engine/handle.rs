@@ -1,10 +1,17 @@
 //! The engine as doors see it: submit, cancel, look.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Event, Fault, GenerationId, Request, Sink};
+use super::admit::{Admission, Loaded, Submission, ToAdmit};
+use super::run::{Command, Runner};
+use super::{Code, Fault, GenerationId, Request, Sink};
+use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use crate::kernel::Kernels;
+use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,11 +134,33 @@ pub struct Status {
     pub active_generations: usize,
 }
 
+/// What a caller and the engine share about one request.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    cancel: AtomicBool,
+    drained: AtomicBool,
+}
+
+impl Live {
+    /// The caller wants no more. Acquire and release: nothing else is published with the flag, a late look costs
+    /// a layer.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Acquire)
+    }
+
+    /// The reader made room since the last look.
+    pub(super) fn take_drained(&self) -> bool {
+        self.drained.swap(false, Ordering::AcqRel)
+    }
+}
+
 /// One request under way. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Handle {
     id: GenerationId,
-    cancel: Arc<AtomicBool>,
+    live: Arc<Live>,
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
 }
 
 impl Handle {
@@ -142,121 +171,316 @@ impl Handle {
     }
 
     /// The reader made room: a sink that was full may be offered its event again.
-    pub fn drained(&self) {}
+    pub fn drained(&self) {
+        self.live.drained.store(true, Ordering::Release);
+        // A stopped engine has nothing to offer.
+        drop(self.commands.send(Command::Look));
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.cancel.store(true, Ordering::Release);
+        self.shared.live().remove(self.id.as_str());
+        // Whoever drops the handle after the last event only tidies up.
+        if !self.live.cancel.swap(true, Ordering::AcqRel) {
+            drop(self.commands.send(Command::Look));
+        }
     }
 }
 
-/// The engine. Cheap to clone.
+/// A generation that can be cancelled by its id.
+#[derive(Debug)]
+struct LiveEntry {
+    uid: u32,
+    live: Arc<Live>,
+}
+
+/// A model of the catalogue.
+#[derive(Debug)]
+struct Entry {
+    path: PathBuf,
+    info: ModelInfo,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub options: Options,
+    pub kernels: &'static Kernels,
+    catalogue: Mutex<BTreeMap<String, Entry>>,
+    live: Mutex<BTreeMap<String, LiveEntry>>,
+    admitting: AtomicUsize,
+    pub queue_length: AtomicUsize,
+    pub active: AtomicUsize,
+    /// Layers begun since the start: what a cancelled prefill cost can be read from it.
+    pub layers: AtomicU64,
+    /// Counts everything that the engine thread finishes.
+    pub progress: AtomicU64,
+    /// The engine thread has work.
+    pub busy: AtomicBool,
+    seen_progress: AtomicU64,
+    shutting_down: AtomicBool,
+    pub dead: AtomicBool,
+}
+
+/// Locks also after a panic elsewhere: the maps are whole at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
+        lock(&self.live)
+    }
+
+    /// The id that `name` stands for; `None`, `default` and `fast` are the default model.
+    pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
+        let catalogue = lock(&self.catalogue);
+        match name {
+            Some(id) if catalogue.contains_key(id) => Some(id.to_owned()),
+            None | Some("default" | "fast") => match &self.options.default_model {
+                Some(id) => catalogue.contains_key(id).then(|| id.clone()),
+                // The only one there is.
+                None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
+                None => None,
+            },
+            Some(_) => None,
+        }
+    }
+
+    pub(super) fn unknown_model(&self, name: Option<&str>) -> Fault {
+        let catalogue = lock(&self.catalogue);
+        let known = catalogue.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = match (name, catalogue.is_empty()) {
+            (_, true) => "no model is installed; start sottod with --model FILE, or put a .gguf file into a folder of models.dirs".into(),
+            (Some(name), false) => format!("no model is named {}; there are: {known}", name.escape_debug()),
+            (None, false) => format!("no default model is set; name one of: {known}"),
+        };
+        Fault::new(Code::UnknownModel, message).at("model")
+    }
+
+    pub(super) fn path(&self, id: &str) -> Option<PathBuf> {
+        lock(&self.catalogue).get(id).map(|e| e.path.clone())
+    }
+
+    pub(super) fn set_state(&self, id: &str, state: ModelState) {
+        if let Some(e) = lock(&self.catalogue).get_mut(id) {
+            e.info.state = state;
+        }
+    }
+
+    pub(super) fn set_header(&self, id: &str, loaded: &Loaded) {
+        let header = loaded.header(self.options.n_ctx);
+        if let Some(e) = lock(&self.catalogue).get_mut(id) {
+            e.info.header = Some(header);
+        }
+    }
+
+    /// A submission left the admission queue.
+    pub(super) fn admitted_one(&self) {
+        self.admitting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a request gets when the engine thread is gone.
+pub(super) fn engine_gone() -> Fault {
+    Fault::new(
+        Code::Internal,
+        "the engine has stopped; the log has the reason, the daemon restarts by itself",
+    )
+}
+
+/// The engine. Cheap to clone; its threads end with the last clone and handle.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    options: Arc<Options>,
+    shared: Arc<Shared>,
+    admit: SyncSender<ToAdmit>,
+    commands: Sender<Command>,
 }
 
 impl Engine {
     /// Starts the threads. Models load at their first use, or by [`Self::preload`].
     ///
     /// # Errors
-    /// When a thread cannot be started.
-    pub fn start(options: Options) -> Result<Self, Fault> {
-        Ok(Self { options: Arc::new(options) })
+    /// `invalid_config` when an option is out of range, `internal` when a thread cannot be started.
+    pub fn start(kernels: &'static Kernels, mut options: Options) -> Result<Self, Fault> {
+        let bad = |what: String| Err(Fault::new(Code::InvalidConfig, what));
+        if !(1..=PREFILL_CHUNK_MAX).contains(&options.prefill_chunk) {
+            return bad(format!(
+                "engine.prefill_chunk is {}, 1 to {PREFILL_CHUNK_MAX} possible",
+                options.prefill_chunk
+            ));
+        }
+        if options.threads > N_THREADS_MAX {
+            return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
+        }
+        if options.threads == 0 {
+            options.threads = thread::n_cores().min(N_THREADS_MAX);
+        }
+        let catalogue = options.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
+        let shared = Arc::new(Shared {
+            options,
+            kernels,
+            catalogue: Mutex::new(catalogue),
+            live: Mutex::default(),
+            admitting: AtomicUsize::new(0),
+            queue_length: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            layers: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+            seen_progress: AtomicU64::new(0),
+            shutting_down: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+        });
+        let (commands, inbox) = mpsc::channel();
+        let (admit, to_admit) = mpsc::sync_channel(ADMIT_QUEUE_MAX);
+        let no_thread =
+            |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
+        let runner = Runner::new(shared.clone());
+        thread::spawn("engine", move || runner.run(&inbox)).map_err(no_thread)?;
+        let admission = Admission::new(shared.clone(), commands.clone());
+        thread::spawn("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
+        Ok(Self { shared, admit, commands })
     }
 
-    /// Takes a request. Refusals of admission come as the first and only event, [`Event::Failed`].
+    /// Takes a request. Refusals of admission come as the first and only event, [`super::Event::Failed`].
     ///
     /// # Errors
     /// `queue_full` when too many requests wait for admission, `shutting_down` after [`Self::shut_down`].
-    pub fn submit(&self, request: Request, mut sink: Box<dyn Sink>) -> Result<Handle, Fault> {
-        let cancel = Arc::new(AtomicBool::new(false));
-        let handle = Handle { id: request.id.clone(), cancel: cancel.clone() };
-        // Stand-in while the real engine is being written: answers every request with fixed text.
-        std::thread::Builder::new()
-            .spawn(move || {
-                let model = request.model.unwrap_or_else(|| "stand-in".into());
-                sink.offer(&Event::Admitted(super::Admitted {
-                    model: model.clone(),
-                    prompt_tokens: 3,
-                    no_template: false,
-                }));
-                sink.offer(&Event::Prefill { done: 3, total: 3, cached: 0 });
-                for _ in 0..request.max_tokens.unwrap_or(16) {
-                    if cancel.load(Ordering::Acquire) {
-                        sink.offer(&Event::Failed(Fault::new(
-                            super::Code::Cancelled,
-                            "cancelled by the caller",
-                        )));
-                        return;
-                    }
-                    while sink.offer(&Event::Text { text: "wörd ".into() }) == super::Offer::Full {
-                        std::thread::sleep(std::time::Duration::from_millis(2));
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(2));
-                }
-                sink.offer(&Event::Done(super::Done {
-                    id: request.id,
-                    model,
-                    stop_detail: super::StopDetail::MaxTokens,
-                    seed: 1,
-                    usage: super::Usage::default(),
-                    timings: super::Timings::default(),
-                }));
-            })
-            .map_err(|e| Fault::new(super::Code::Internal, e.to_string()))?;
+    pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
+        if self.shared.dead.load(Ordering::Acquire) {
+            return Err(engine_gone());
+        }
+        if self.shared.shutting_down.load(Ordering::Acquire) {
+            return Err(Fault::new(
+                Code::ShuttingDown,
+                "the daemon is going down; try again in a few seconds",
+            )
+            .retry_after(2_000));
+        }
+        let live = Arc::new(Live::default());
+        let (id, uid) = (request.id.clone(), request.caller.uid);
+        let submission = Submission { request, sink, live: live.clone(), submitted_us: clock::now_us() };
+        self.shared.admitting.fetch_add(1, Ordering::AcqRel);
+        self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
+        let handle = Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() };
+        self.admit.try_send(ToAdmit::Submit(Box::new(submission))).map_err(|e| {
+            self.shared.admitted_one();
+            match e {
+                TrySendError::Full(_) => Fault::new(
+                    Code::QueueFull,
+                    format!("{ADMIT_QUEUE_MAX} requests wait to be read, at most {ADMIT_QUEUE_MAX} may; try again later"),
+                )
+                .retry_after(1_000),
+                TrySendError::Disconnected(_) => engine_gone(),
+            }
+        })?;
         Ok(handle)
     }
 
     /// Cancels by id. `uid` is the caller's; another uid's generation counts as unknown unless `uid` is 0.
     /// True if a live generation was found.
-    pub fn cancel(&self, _id: &GenerationId, _uid: u32) -> bool {
-        false
+    #[must_use]
+    pub fn cancel(&self, id: &GenerationId, uid: u32) -> bool {
+        let found = match self.shared.live().get(id.as_str()) {
+            Some(entry) if uid == 0 || entry.uid == uid => {
+                entry.live.cancel.store(true, Ordering::Release);
+                true
+            }
+            _ => false,
+        };
+        if found {
+            drop(self.commands.send(Command::Look));
+        }
+        found
     }
 
     /// Begins to load a model without a request (`--model`, `models.preload`).
-    pub fn preload(&self, _model: &str) {}
+    pub fn preload(&self, model: &str) {
+        // A full queue loads models soon enough by itself.
+        drop(self.admit.try_send(ToAdmit::Preload(model.to_owned())));
+    }
 
     /// The models, sorted by id.
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
-        Vec::new()
+        lock(&self.shared.catalogue).values().map(|e| e.info.clone()).collect()
     }
 
     /// The id that `name` (an id or one of the aliases `default`, `fast`) stands for; `None` if there is none.
     #[must_use]
-    pub fn resolve(&self, _name: Option<&str>) -> Option<String> {
-        self.options.default_model.clone()
+    pub fn resolve(&self, name: Option<&str>) -> Option<String> {
+        self.shared.resolve(name)
     }
 
     /// What it does now.
     #[must_use]
     pub fn status(&self) -> Status {
-        Status::default()
+        Status {
+            queue_length: self.shared.queue_length.load(Ordering::Relaxed)
+                + self.shared.admitting.load(Ordering::Relaxed),
+            active_generations: self.shared.active.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Layers that all steps have begun since the start.
+    #[must_use]
+    pub fn layers_begun(&self) -> u64 {
+        self.shared.layers.load(Ordering::Acquire)
     }
 
     /// The kernel tier in use, such as `avx2`.
     #[must_use]
     pub fn tier(&self) -> &'static str {
-        "scalar"
+        self.shared.kernels.tier().name()
     }
 
     /// The bounds it was started with.
     #[must_use]
     pub fn options(&self) -> &Options {
-        &self.options
+        &self.shared.options
     }
 
     /// Whether the engine thread is idle or has moved since the last call (the watchdog's condition).
     #[must_use]
     pub fn progressed(&self) -> bool {
-        true
+        let now = self.shared.progress.load(Ordering::Acquire);
+        let before = self.shared.seen_progress.swap(now, Ordering::AcqRel);
+        !self.died() && (now != before || !self.shared.busy.load(Ordering::Acquire))
+    }
+
+    /// Whether the engine thread has panicked: every request fails from now on, and the process should end.
+    #[must_use]
+    pub fn died(&self) -> bool {
+        self.shared.dead.load(Ordering::Acquire)
     }
 
     /// Refuses new requests from now on (`shutting_down`); those running go on until [`Self::cancel_all`].
-    pub fn shut_down(&self) {}
+    pub fn shut_down(&self) {
+        self.shared.shutting_down.store(true, Ordering::Release);
+    }
 
     /// Cancels everything that still runs or waits.
-    pub fn cancel_all(&self) {}
+    pub fn cancel_all(&self) {
+        for entry in self.shared.live().values() {
+            entry.live.cancel.store(true, Ordering::Release);
+        }
+        drop(self.commands.send(Command::Look));
+    }
+}
+
+/// The catalogue's entry of a file that nobody has opened yet.
+fn entry(model: &ModelFile) -> Entry {
+    let (created, size_bytes) = stat(&model.path);
+    let info =
+        ModelInfo { id: model.id.clone(), state: ModelState::Available, created, size_bytes, header: None };
+    Entry { path: model.path.clone(), info }
+}
+
+/// Time of modification and size; zeros for a file that is not there (its load will say so).
+fn stat(path: &Path) -> (u64, u64) {
+    let Ok(meta) = std::fs::metadata(path) else { return (0, 0) };
+    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    (modified.map_or(0, |t| t.as_secs()), meta.len())
 }

@@ -3,9 +3,13 @@
 //! A door builds a [`Request`], gives it to [`Engine::submit`] with a [`Sink`], and holds the [`Handle`];
 //! dropping the handle cancels. Threads: `admit` tokenizes and renders, `engine` owns the decoder.
 
+mod admit;
 mod event;
+mod generation;
 mod handle;
 mod request;
+mod run;
+mod scheduler;
 
 pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Offer, Sink, StopDetail, Timings, Usage,

@@ -38,6 +38,18 @@ pub enum Door {
     Local,
 }
 
+impl Door {
+    /// The name in the journal.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Dbus => "dbus",
+            Self::Local => "local",
+        }
+    }
+}
+
 /// Who asks. The uid is the kernel's word (SO_PEERCRED, bus credentials), never the caller's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {

@@ -74,7 +74,6 @@ impl<'a> Rows<'a> {
 
 /// Weights of a product.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum Weights<'a> {
     /// As the file has them. (A layout packed for a tier is to stand beside it.)
     Rows(Rows<'a>),

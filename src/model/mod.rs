@@ -1,1 +1,40 @@
-//! Layer 3: the decoder.
+//! Layer 3: the decoder. A model file becomes weights in place ([`load`]), a description ([`arch`]) and one forward
+//! pass ([`decoder`]) over a cache ([`kv`]).
+
+pub mod arch;
+pub mod decoder;
+mod error;
+pub mod kv;
+pub mod load;
+mod rope;
+mod scratch;
+pub mod vocab;
+
+pub use decoder::{Decoder, Stopped, Want};
+pub use error::ModelError;
+pub use kv::{Kv, KvType};
+pub use load::Model;
+
+/// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// Activations of matrix products.
+    pub acts: Acts,
+    /// Keys and values in the cache.
+    pub kv: KvType,
+}
+
+impl Precision {
+    /// 32-bit floats throughout.
+    pub const F32: Self = Self { acts: Acts::F32, kv: KvType::F32 };
+}
+
+/// Activations of matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acts {
+    /// 8-bit codes with a scale for each 32, where the weights are quantized; floats otherwise.
+    #[default]
+    Q8,
+    /// 32-bit floats.
+    F32,
+}

@@ -1,0 +1,258 @@
+//! Admission: everything that is decided before a request may wait. Model known and readable, template rendered,
+//! text tokenized, prompt within the context. Runs on a thread of its own, so that a long text stops nobody.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Weak};
+
+use super::handle::{Live, Shared};
+use super::run::{Command, Job};
+use super::{Admitted, Code, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
+use crate::base::Token;
+use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
+use crate::model::{Model, ModelError, vocab};
+use crate::text::{ChatMessage, Moment, Special, Template, Tokenizer};
+
+/// A model with what admission needs of it.
+pub(super) struct Loaded {
+    pub id: String,
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+    pub template: Option<Template>,
+}
+
+impl Loaded {
+    /// Opens a model file with its tokenizer and template.
+    pub(super) fn open(id: &str, path: &Path) -> Result<Self, ModelError> {
+        let model = Model::open(path)?;
+        let file = || model.gguf().file().to_owned();
+        let wrong = |source| ModelError::Vocabulary { file: file(), source };
+        let source = vocab::source(model.gguf())?;
+        let key = "tokenizer.ggml.model";
+        let tokenizer = Tokenizer::new(model.gguf().require(key, source)?).map_err(wrong)?;
+        if tokenizer.n_vocab() > model.hyper().n_vocab {
+            return Err(ModelError::Hyper {
+                file: file(),
+                key: "the length of tokenizer.ggml.tokens".into(),
+                found: tokenizer.n_vocab().to_string(),
+                wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
+            });
+        }
+        let template = match model.gguf().str("tokenizer.chat_template")? {
+            Some(source) => Some(Template::new(source).map_err(wrong)?),
+            None => None,
+        };
+        Ok(Self { id: id.into(), model, tokenizer, template })
+    }
+
+    /// What the doors tell of it where at most `n_ctx` positions are granted.
+    pub(super) fn header(&self, n_ctx: usize) -> ModelHeader {
+        let h = self.model.hyper();
+        ModelHeader {
+            architecture: self.model.architecture().into(),
+            quantization: self.model.quantization().into(),
+            parameters: self.model.parameters(),
+            n_ctx: n_ctx.min(h.n_ctx_train),
+            n_ctx_train: h.n_ctx_train,
+            chat: self.template.is_some(),
+        }
+    }
+}
+
+/// A request on its way to admission.
+pub(super) struct Submission {
+    pub request: Request,
+    pub sink: Box<dyn Sink>,
+    pub live: Arc<Live>,
+    pub submitted_us: u64,
+}
+
+/// What the admission thread takes.
+pub(super) enum ToAdmit {
+    Submit(Box<Submission>),
+    Preload(String),
+}
+
+/// The admission thread.
+pub(super) struct Admission {
+    shared: Arc<Shared>,
+    engine: Sender<Command>,
+    /// Opened models; one whose last user is gone is opened anew.
+    open: HashMap<String, Weak<Loaded>>,
+}
+
+impl Admission {
+    pub(super) fn new(shared: Arc<Shared>, engine: Sender<Command>) -> Self {
+        Self { shared, engine, open: HashMap::new() }
+    }
+
+    /// Serves until every sender is gone.
+    pub(super) fn run(mut self, inbox: &Receiver<ToAdmit>) {
+        while let Ok(message) = inbox.recv() {
+            match message {
+                ToAdmit::Submit(s) => {
+                    self.submit(*s);
+                    self.shared.admitted_one();
+                }
+                ToAdmit::Preload(name) => match self.model(Some(&name)) {
+                    Ok(model) => drop(self.engine.send(Command::Preload(model))),
+                    Err(fault) => {
+                        log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message)
+                    }
+                },
+            }
+        }
+    }
+
+    fn submit(&mut self, mut s: Submission) {
+        // A caller that left while others were tokenized costs nothing.
+        if s.live.cancelled() {
+            s.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, "the caller left")));
+            return;
+        }
+        // A panic here (a template, a tokenizer) fails this request alone.
+        let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(&s.request)));
+        let fault = match admitted {
+            Ok(Ok((model, tokens, no_template))) => {
+                let told = Admitted { model: model.id.clone(), prompt_tokens: tokens.len(), no_template };
+                s.sink.offer(&Event::Admitted(told));
+                let job = Job {
+                    request: s.request,
+                    sink: s.sink,
+                    live: s.live,
+                    model,
+                    tokens,
+                    submitted_us: s.submitted_us,
+                };
+                if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
+                    && let Command::Run(mut job) = e.0
+                {
+                    job.sink.offer(&Event::Failed(super::handle::engine_gone()));
+                }
+                return;
+            }
+            Ok(Err(fault)) => fault,
+            Err(_) => Fault::new(Code::Internal, "preparing the prompt failed; the log has the place"),
+        };
+        s.sink.offer(&Event::Failed(fault));
+    }
+
+    fn admit(&mut self, request: &Request) -> Result<(Arc<Loaded>, Vec<Token>, bool), Fault> {
+        check_stops(request)?;
+        let model = self.model(request.model.as_deref())?;
+        let (tokens, no_template) = tokenize(&model, &request.input)?;
+        let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
+        if tokens.is_empty() {
+            return Err(
+                Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed").at("input")
+            );
+        }
+        if tokens.len() + 1 > n_ctx {
+            let (n, id) = (tokens.len(), &model.id);
+            return Err(Fault::new(
+                Code::ContextTooLong,
+                format!(
+                    "the prompt has {n} tokens, model {id} has room for {n_ctx} with at least 1 of the answer; \
+                     shorten it, or give the model a larger context"
+                ),
+            )
+            .at("input"));
+        }
+        Ok((model, tokens, no_template))
+    }
+
+    /// The model that `name` stands for, opened.
+    fn model(&mut self, name: Option<&str>) -> Result<Arc<Loaded>, Fault> {
+        let id = self.shared.resolve(name).ok_or_else(|| self.shared.unknown_model(name))?;
+        if let Some(model) = self.open.get(&id).and_then(Weak::upgrade) {
+            return Ok(model);
+        }
+        self.shared.set_state(&id, ModelState::Loading);
+        let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
+        match Loaded::open(&id, &path) {
+            Ok(model) => {
+                let model = Arc::new(model);
+                self.shared.set_header(&id, &model);
+                self.shared.set_state(&id, ModelState::Available);
+                self.open.insert(id, Arc::downgrade(&model));
+                Ok(model)
+            }
+            Err(e) => {
+                self.shared.set_state(&id, ModelState::Failed);
+                let code = match e {
+                    ModelError::Architecture { .. } => Code::UnsupportedModel,
+                    _ => Code::LoadFailed,
+                };
+                Err(Fault::new(code, format!("model {id}: {e}")))
+            }
+        }
+    }
+}
+
+fn check_stops(request: &Request) -> Result<(), Fault> {
+    let n = request.stop.len();
+    if n > N_STOP_MAX {
+        return Err(Fault::new(
+            Code::InvalidValue,
+            format!("{n} stop strings, at most {N_STOP_MAX} are taken"),
+        )
+        .at("stop"));
+    }
+    for (i, s) in request.stop.iter().enumerate() {
+        if s.is_empty() || s.len() > STOP_BYTES_MAX {
+            let message = format!("a stop string of {} bytes, 1 to {STOP_BYTES_MAX} are taken", s.len());
+            return Err(Fault::new(Code::InvalidValue, message).at(format!("stop[{i}]")));
+        }
+    }
+    Ok(())
+}
+
+/// The prompt's tokens, and whether a conversation had to do without a template.
+fn tokenize(model: &Loaded, input: &Input) -> Result<(Vec<Token>, bool), Fault> {
+    let tok = &model.tokenizer;
+    let mut tokens = Vec::new();
+    let mut plain = |text: &str| {
+        if text.len() > INPUT_BYTES_MAX {
+            let message = format!("a text of {} bytes, at most {INPUT_BYTES_MAX} are taken", text.len());
+            return Err(Fault::new(Code::BodyTooLarge, message).at("input"));
+        }
+        if tok.add_bos() {
+            tokens.extend(tok.bos());
+        }
+        tok.encode(text, Special::AsText, &mut tokens);
+        Ok(())
+    };
+    match (input, &model.template) {
+        (Input::Text(text), _) => plain(text)?,
+        (Input::Chat(messages), None) => {
+            plain(&messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n\n"))?;
+            return Ok((tokens, true));
+        }
+        (Input::Chat(messages), Some(template)) => {
+            let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+            if bytes > INPUT_BYTES_MAX {
+                let message = format!("messages of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
+                return Err(Fault::new(Code::BodyTooLarge, message).at("messages"));
+            }
+            let messages: Vec<_> =
+                messages.iter().map(|m| ChatMessage { role: m.role.as_str(), content: &m.content }).collect();
+            let moment = Moment::from_unix(crate::os::clock::unix_s());
+            tokens = tok.encode_chat(template, &messages, true, moment).map_err(|e| {
+                let message =
+                    format!("the chat template of model {} refuses the conversation: {e}", model.id);
+                Fault::new(Code::InvalidValue, message).at("messages")
+            })?;
+        }
+        (Input::Tokens(ids), _) => {
+            let n = model.model.hyper().n_vocab;
+            if let Some(i) = ids.iter().position(|t| t.index() >= n) {
+                let message = format!("token {} is not in the vocabulary of {n}", ids[i].0);
+                return Err(Fault::new(Code::InvalidValue, message).at(format!("tokens[{i}]")));
+            }
+            tokens.extend_from_slice(ids);
+        }
+    }
+    Ok((tokens, false))
+}

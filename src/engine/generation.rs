@@ -1,0 +1,292 @@
+//! One request as the engine thread sees it: what is left of the prompt, what was drawn, what waits to be sent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::admit::Loaded;
+use super::handle::Live;
+use super::run::Job;
+use super::scheduler::Micros;
+use super::{Done, Event, Family, Fault, Offer, Request, Sink, StopDetail, Timings, Usage};
+use crate::base::Token;
+use crate::os::clock;
+use crate::sample::{Chain, StopFilter};
+use crate::text::Utf8Stream;
+
+/// Defaults of sampling (API text, `Sampling`).
+const TEMPERATURE: f32 = 0.8;
+const TOP_K: u32 = 40;
+const TOP_P: f32 = 0.95;
+
+/// A request between admission and its terminal event.
+pub(super) struct Generation {
+    pub live: Arc<Live>,
+    pub model: Arc<Loaded>,
+    pub sink: Box<dyn Sink>,
+    /// A change of the place in the queue that was not told yet.
+    pub position: Option<usize>,
+    /// When the last position or progress was told.
+    pub told_us: Micros,
+    request: Request,
+    prompt: Vec<Token>,
+    n_prefilled: usize,
+    /// Tokens that may be generated, by the request or by the context.
+    n_max: usize,
+    /// What reaching `n_max` means.
+    max_detail: StopDetail,
+    n_drawn: usize,
+    last: Token,
+    chain: Chain,
+    seed: u64,
+    bytes: Vec<u8>,
+    utf8: Utf8Stream,
+    stops: StopFilter,
+    /// Events that the sink had no room for.
+    pending: VecDeque<Event>,
+    sent: bool,
+    submitted: Micros,
+    start: Option<Micros>,
+    loaded: Option<Micros>,
+    prefilled: Option<Micros>,
+    first_text: Option<Micros>,
+}
+
+impl Generation {
+    /// A request with a context of `n_ctx` positions and at most `max_tokens` to generate (0: no such bound).
+    pub(super) fn new(job: Job, n_ctx: usize, max_tokens: u32) -> Self {
+        let Job { request, sink, live, model, tokens, submitted_us } = job;
+        let room = n_ctx - tokens.len();
+        let asked = [request.max_tokens.unwrap_or(0), max_tokens].into_iter().filter(|n| *n > 0).min();
+        let (n_max, max_detail) = match asked {
+            Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
+            _ => (room, StopDetail::Context),
+        };
+        let s = request.sampling;
+        // Any number will do where the kernel gives none: it is told in `done.seed`.
+        let seed = s.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
+        let n_vocab = model.model.hyper().n_vocab;
+        let chain = Chain::new(
+            s.temperature.unwrap_or(TEMPERATURE),
+            s.top_k.unwrap_or(TOP_K),
+            s.top_p.unwrap_or(TOP_P),
+            seed,
+            n_vocab,
+        );
+        Self {
+            live,
+            model,
+            sink,
+            position: None,
+            told_us: 0,
+            stops: StopFilter::new(request.stop.clone()),
+            request,
+            prompt: tokens,
+            n_prefilled: 0,
+            n_max,
+            max_detail,
+            n_drawn: 0,
+            last: Token(0),
+            chain,
+            seed,
+            bytes: Vec::with_capacity(64),
+            utf8: Utf8Stream::default(),
+            pending: VecDeque::new(),
+            sent: false,
+            submitted: submitted_us,
+            start: None,
+            loaded: None,
+            prefilled: None,
+            first_text: None,
+        }
+    }
+
+    /// It has the engine now.
+    pub(super) fn started(&mut self, now: Micros) {
+        self.start = Some(now);
+        self.position = None;
+    }
+
+    pub(super) fn start_us(&self) -> Micros {
+        self.start.unwrap_or(self.submitted)
+    }
+
+    /// Its model is ready.
+    pub(super) fn loaded(&mut self, now: Micros) {
+        self.loaded = Some(now);
+        self.told_us = 0;
+    }
+
+    /// The next `n` tokens of the prompt.
+    pub(super) fn next_prompt(&self, n: usize) -> &[Token] {
+        &self.prompt[self.n_prefilled..self.n_prefilled + n]
+    }
+
+    /// `n` tokens of the prompt were read; `tell` says whether the caller hears of it.
+    pub(super) fn prefilled(&mut self, n: usize, now: Micros, tell: bool) {
+        self.n_prefilled += n;
+        if self.n_prefilled == self.prompt.len() {
+            self.prefilled = Some(now);
+        }
+        if tell {
+            self.told_us = now;
+            self.progress(&Event::Prefill { done: self.n_prefilled, total: self.prompt.len(), cached: 0 });
+        }
+    }
+
+    /// The token to feed next.
+    pub(super) fn last_token(&self) -> Token {
+        self.last
+    }
+
+    /// Draws the next token; `None` if no logit is a number.
+    pub(super) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
+        self.chain.sample(logits)
+    }
+
+    /// Takes a drawn token: its text goes to the pending events. Says what ended the answer, if something did.
+    pub(super) fn push(&mut self, token: Token, now: Micros) -> Option<StopDetail> {
+        if self.model.tokenizer.is_end(token) {
+            return Some(StopDetail::Eos);
+        }
+        self.n_drawn += 1;
+        self.last = token;
+        self.bytes.clear();
+        self.model.tokenizer.piece_into(token, &mut self.bytes);
+        let (mut whole, mut text) = (String::new(), String::new());
+        self.utf8.push(&self.bytes, &mut whole);
+        let stopped = self.stops.push(&whole, &mut text);
+        self.text(text, now);
+        match stopped {
+            true => Some(StopDetail::StopString),
+            false => (self.n_drawn >= self.n_max).then_some(self.max_detail),
+        }
+    }
+
+    fn text(&mut self, text: String, now: Micros) {
+        if !text.is_empty() {
+            self.first_text.get_or_insert(now);
+            self.sent = true;
+            self.pending.push_back(Event::Text { text });
+        }
+    }
+
+    /// Whether any text of the answer was made.
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent
+    }
+
+    /// Offers a report of progress; one that finds no room is dropped, the next one tells more.
+    pub(super) fn progress(&mut self, event: &Event) {
+        if self.pending.is_empty() {
+            self.sink.offer(event);
+        }
+    }
+
+    /// Offers what waits, in order.
+    pub(super) fn flush(&mut self) -> Offer {
+        while let Some(event) = self.pending.front() {
+            match self.sink.offer(event) {
+                Offer::Taken => drop(self.pending.pop_front()),
+                other => return other,
+            }
+        }
+        Offer::Taken
+    }
+
+    /// Adds the terminal event after everything that still waits, and logs it.
+    pub(super) fn end(&mut self, how: Result<StopDetail, Fault>, now: Micros) {
+        let event = match how {
+            Ok(detail) => {
+                if detail != StopDetail::StopString {
+                    // Bytes and text that were held back are part of the answer.
+                    let (mut rest, mut text) = (String::new(), String::new());
+                    self.utf8.finish(&mut rest);
+                    if !self.stops.push(&rest, &mut text) {
+                        self.stops.finish(&mut text);
+                    }
+                    self.text(text, now);
+                }
+                Event::Done(self.done(detail, now))
+            }
+            Err(fault) => Event::Failed(fault),
+        };
+        self.log(&event, now);
+        self.pending.push_back(event);
+    }
+
+    fn timings(&self, now: Micros) -> Timings {
+        let ms = |from: Option<Micros>, to: Option<Micros>| match (from, to) {
+            (Some(from), to) => to.unwrap_or(now).saturating_sub(from) as f64 / 1e3,
+            (None, _) => 0.0,
+        };
+        Timings {
+            queue_ms: ms(Some(self.submitted), self.start),
+            load_ms: ms(self.start, self.loaded),
+            prefill_ms: ms(self.loaded, self.prefilled),
+            decode_ms: ms(self.prefilled, None),
+            ttft_ms: ms(self.first_text.map(|_| self.submitted), self.first_text),
+        }
+    }
+
+    fn done(&self, stop_detail: StopDetail, now: Micros) -> Done {
+        Done {
+            id: self.request.id.clone(),
+            model: self.model.id.clone(),
+            stop_detail,
+            seed: self.seed,
+            usage: Usage {
+                prompt_tokens: self.prompt.len(),
+                cached_tokens: 0,
+                completion_tokens: self.n_drawn,
+            },
+            timings: self.timings(now),
+        }
+    }
+
+    /// One line a generation (API text, section 8); never its text.
+    fn log(&self, event: &Event, now: Micros) {
+        let t = self.timings(now);
+        let (message_id, level, code, finish) = match event {
+            Event::Done(d) => {
+                ("69dab35f7a0a4dc99718c0111bdd6d6e", log::Level::Info, "", d.stop_detail.reason().as_str())
+            }
+            Event::Failed(f) => {
+                let level =
+                    if f.code.family() == Family::Internal { log::Level::Error } else { log::Level::Info };
+                ("2423765421ac41b08cada7a89a62f13d", level, f.code.as_str(), "")
+            }
+            _ => return,
+        };
+        let caller = &self.request.caller;
+        log::log!(
+            level,
+            message_id = message_id,
+            sotto_generation = self.request.id.as_str(),
+            sotto_model = self.model.id.as_str(),
+            sotto_door = caller.door.as_str(),
+            sotto_uid = caller.uid,
+            sotto_class = self.request.class.as_str(),
+            sotto_code = code,
+            sotto_finish = finish,
+            sotto_prompt_tokens = self.prompt.len(),
+            sotto_completion_tokens = self.n_drawn,
+            sotto_queue_ms = t.queue_ms as u64,
+            sotto_load_ms = t.load_ms as u64,
+            sotto_prefill_ms = t.prefill_ms as u64,
+            sotto_decode_ms = t.decode_ms as u64,
+            sotto_ttft_ms = t.ttft_ms as u64;
+            "generation {} {}{}: {} prompt tokens ({} read), {} generated",
+            self.request.id,
+            if code.is_empty() { "finished, " } else { "failed, " },
+            if code.is_empty() { finish } else { code },
+            self.prompt.len(),
+            self.n_prefilled,
+            self.n_drawn,
+        );
+    }
+
+    /// What is still to be sent after the end.
+    pub(super) fn into_rest(self) -> (Box<dyn Sink>, Arc<Live>, VecDeque<Event>) {
+        (self.sink, self.live, self.pending)
+    }
+}

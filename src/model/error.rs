@@ -1,0 +1,112 @@
+//! Why a model cannot be used.
+
+use crate::format::FormatError;
+use crate::os::map::MapError;
+
+/// A model file that cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The file cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// An architecture that the decoder does not know.
+    #[error("{file}: architecture {found} is not supported; supported: {known}")]
+    Architecture {
+        /// The file.
+        file: String,
+        /// What it names.
+        found: String,
+        /// Those that work.
+        known: String,
+    },
+    /// A hyperparameter out of range.
+    #[error("{file}: {key} is {found}, {wanted}; the file is damaged or made by an unknown converter")]
+    Hyper {
+        /// The file.
+        file: String,
+        /// Its key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// The range.
+        wanted: String,
+    },
+    /// A tensor that must be there.
+    #[error("{file}: tensor {tensor} is absent; the file is no complete {arch} model")]
+    MissingTensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The architecture.
+        arch: &'static str,
+    },
+    /// A tensor of another shape than the hyperparameters say.
+    #[error(
+        "{file}: tensor {tensor} has {found_rows} rows of {found_cols}, {rows} rows of {cols} follow from the metadata"
+    )]
+    TensorShape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Rows it has.
+        found_rows: usize,
+        /// Columns it has.
+        found_cols: usize,
+        /// Rows it should have.
+        rows: usize,
+        /// Columns it should have.
+        cols: usize,
+    },
+    /// A tensor that this architecture has no use for: ignoring it would compute something else.
+    #[error(
+        "{file}: tensor {tensor} has no place in a {arch} model; a newer kind of model, or a damaged file"
+    )]
+    UnknownTensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The architecture.
+        arch: &'static str,
+    },
+    /// A norm or bias in a block format.
+    #[error("{file}: tensor {tensor} is stored as {found}; norms and biases are F32, F16 or BF16")]
+    VectorType {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: &'static str,
+    },
+    /// The vocabulary cannot be used.
+    #[error("{file}: {source}")]
+    Vocabulary {
+        /// The file.
+        file: String,
+        /// Why.
+        source: crate::text::TextError,
+    },
+    /// The cache does not fit.
+    #[error("{need} bytes for a KV cache of {n_ctx} positions cannot be had; ask for a smaller context")]
+    KvMemory {
+        /// Bytes wanted.
+        need: u64,
+        /// Positions wanted.
+        n_ctx: usize,
+    },
+    /// The worker threads cannot be started.
+    #[error("{n} worker threads cannot be started: {source}")]
+    Threads {
+        /// Threads wanted.
+        n: usize,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}

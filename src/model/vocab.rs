@@ -1,0 +1,73 @@
+//! The tokenizer and chat template that a model file carries.
+
+use super::ModelError;
+use crate::base::Token;
+use crate::base::limits::N_VOCAB_MAX;
+use crate::format::gguf::Gguf;
+use crate::text::{Source, VocabKind};
+
+/// Reads what the tokenizer needs; piece texts and merges stay in the file. `None` if the file carries none.
+///
+/// # Errors
+/// When a key has another type than it should, or lengths do not agree.
+pub fn source(gguf: &Gguf) -> Result<Option<Source>, ModelError> {
+    let key = |k: &str| format!("tokenizer.ggml.{k}");
+    let hyper = |k: &str, found: String, wanted: String| ModelError::Hyper {
+        file: gguf.file().into(),
+        key: key(k),
+        found,
+        wanted,
+    };
+    let Some(model) = gguf.str(&key("model"))? else { return Ok(None) };
+    let model = match model {
+        "gpt2" => VocabKind::Bpe,
+        "llama" => VocabKind::Spm,
+        other => {
+            let wanted = "gpt2 and llama are supported".to_owned();
+            return Err(hyper("model", format!("{other:?}"), wanted));
+        }
+    };
+    let pieces = gguf.require(&key("tokens"), gguf.strings(&key("tokens"))?)?.clone();
+    let n = pieces.len();
+    if n == 0 || n > N_VOCAB_MAX {
+        return Err(hyper(
+            "tokens",
+            format!("an array of {n}"),
+            format!("1 to {N_VOCAB_MAX} entries possible"),
+        ));
+    }
+    let kinds = gguf.small_ints(&key("token_type"))?.unwrap_or_default();
+    let scores = gguf.floats(&key("scores"))?.unwrap_or_default();
+    for (k, len) in [("token_type", kinds.len()), ("scores", scores.len())] {
+        if len != 0 && len != n {
+            return Err(hyper(k, format!("an array of {len}"), format!("{n} wanted, one for each token")));
+        }
+    }
+    let token = |k: &str| -> Result<Option<Token>, ModelError> {
+        let k = format!("{k}_token_id");
+        match gguf.uint(&key(&k))? {
+            None => Ok(None),
+            Some(id) => match u32::try_from(id) {
+                Ok(id) if (id as usize) < n => Ok(Some(Token(id))),
+                _ => {
+                    Err(hyper(&k, id.to_string(), format!("below the {n} entries of the vocabulary wanted")))
+                }
+            },
+        }
+    };
+    Ok(Some(Source {
+        model,
+        pre: gguf.str(&key("pre"))?.map(str::to_owned),
+        pieces,
+        kinds,
+        scores,
+        merges: gguf.strings(&key("merges"))?.cloned(),
+        bos: token("bos")?,
+        eos: token("eos")?,
+        eot: token("eot")?,
+        unk: token("unknown")?,
+        add_bos: gguf.bool(&key("add_bos_token"))?,
+        add_eos: gguf.bool(&key("add_eos_token"))?,
+        add_space_prefix: gguf.bool(&key("add_space_prefix"))?,
+    }))
+}
