@@ -34,3 +34,22 @@ pub const INPUT_BYTES_MAX: usize = 1 << 20;
 pub const EVENT_BYTES_MAX: usize = 4_096;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
+/// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.
+pub const SPECIAL_BYTES_MAX: usize = 256;
+/// Longest role of a chat message: templates know names such as `assistant`.
+pub const ROLE_BYTES_MAX: usize = 32;
+/// Largest source of a chat template: the longest known has 40 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 1 << 18;
+/// Work of one rendering: about one unit for an instruction or 64 bytes of data, so also 64 MiB of memory. Known
+/// templates take under 300 for a message.
+pub const TEMPLATE_FUEL: u64 = 1 << 20;
+/// Nested blocks and calls of a template while it renders: known ones nest under 10, the stack holds 500.
+pub const TEMPLATE_DEPTH_MAX: usize = 100;
+/// Nesting of a value that a template prints as JSON.
+pub const JSON_DEPTH_MAX: usize = 32;
+/// Widest indentation that a template may ask for in JSON.
+pub const JSON_INDENT_MAX: usize = 16;
+/// Longest rendered prompt, in bytes: the longest input and room for what a template puts around it.
+pub const RENDERED_BYTES_MAX: usize = 2 * INPUT_BYTES_MAX;
+/// Longest message of a template that is passed on to the caller, in characters.
+pub const TEMPLATE_MESSAGE_MAX: usize = 500;
