@@ -1,0 +1,95 @@
+//! What can be wrong with vocabularies and templates.
+
+use crate::base::limits::{N_VOCAB_MAX, RENDERED_BYTES_MAX, ROLE_BYTES_MAX, SPECIAL_BYTES_MAX};
+use crate::base::limits::{TEMPLATE_BYTES_MAX, TEMPLATE_FUEL};
+
+/// A vocabulary, a template or a chat that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// No entries, or more than any model has.
+    #[error("the vocabulary has {n} entries, 1 to {N_VOCAB_MAX} are possible; the model file is damaged")]
+    VocabSize {
+        /// Its entries.
+        n: usize,
+    },
+    /// A list that should have an entry for each token.
+    #[error("the vocabulary has {n} entries but {found} {what}; the model file is damaged")]
+    Length {
+        /// The list.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// Entries of the vocabulary.
+        n: usize,
+    },
+    /// A special token outside the vocabulary.
+    #[error("the {what} token is {id}, the vocabulary ends at {last}; the model file is damaged")]
+    TokenId {
+        /// Which one.
+        what: &'static str,
+        /// Its id.
+        id: u32,
+        /// The last valid id.
+        last: usize,
+    },
+    /// A way of cutting text into words that is not built in.
+    #[error("pre-tokenizer {found:?} is not known; gpt-2, llama-bpe and qwen2 are: use a model with one of them")]
+    PreTokenizer {
+        /// Its name.
+        found: String,
+    },
+    /// A byte-level vocabulary without merges.
+    #[error("the byte-level vocabulary has no merges; the model file is incomplete, convert it again")]
+    Merges,
+    /// A byte-level vocabulary that cannot spell every text.
+    #[error("the byte-level vocabulary has no token for byte 0x{byte:02x}; all 256 are needed")]
+    MissingByte {
+        /// The byte.
+        byte: u8,
+    },
+    /// A control token longer than any known.
+    #[error("special token {id} has {len} bytes, at most {SPECIAL_BYTES_MAX} are possible; the model file is damaged")]
+    SpecialLength {
+        /// Its id.
+        id: u32,
+        /// Its bytes.
+        len: usize,
+    },
+    /// A template longer than any known.
+    #[error("the chat template has {len} bytes, at most {TEMPLATE_BYTES_MAX} are read")]
+    TemplateLength {
+        /// Its bytes.
+        len: usize,
+    },
+    /// A template that is wrong, or does not take these messages.
+    #[error("the chat template fails in line {line}: {what}")]
+    Template {
+        /// The line, from 1; 0 where none is known.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// The template refuses the messages in its own words.
+    #[error("the chat template refuses these messages: {message}")]
+    Raised {
+        /// Its words.
+        message: String,
+    },
+    /// A template that does not come to an end.
+    #[error("the chat template used up its {TEMPLATE_FUEL} units of work; send fewer messages or mend the template")]
+    TemplateWork,
+    /// A prompt longer than any that is taken.
+    #[error("the chat template makes a prompt of more than {RENDERED_BYTES_MAX} bytes; send less text")]
+    RenderedLength,
+    /// A role that could be taken for something else.
+    #[error(
+        "message {index} has role {role:?}; a role is 1 to {ROLE_BYTES_MAX} ASCII letters, digits, '-' or '_'"
+    )]
+    Role {
+        /// The message, from 0.
+        index: usize,
+        /// Its role, shortened.
+        role: String,
+    },
+}

@@ -1,0 +1,210 @@
+//! Special tokens in text: finding them, and keeping them out of what users write.
+//!
+//! A chat template puts the users' text and control tokens into one string. So that the two stay apart, a mark goes
+//! into every place of a message where its text could be read as a control token, alone or together with the
+//! template's text around it. The mark breaks the token; after the string was cut at the true control tokens, the
+//! marks are taken out, and the words around them merge as if there had been none.
+
+use super::TextError;
+use super::vocab::{Kind, Vocab};
+use crate::base::Token;
+use crate::base::limits::SPECIAL_BYTES_MAX;
+
+/// A noncharacter: Unicode keeps it for a program's own use, text never needs it.
+pub(super) const MARK: char = '\u{fdd0}';
+
+/// What becomes of control tokens that are spelt out in text. User-defined tokens are recognized either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// They are text like any other.
+    AsText,
+    /// They become the tokens: for text that a template has put together.
+    Parse,
+}
+
+/// A part of a text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part<'a> {
+    Text(&'a str),
+    Special(Token),
+}
+
+/// Tokens that are recognized in text as a whole.
+pub(super) struct Table {
+    /// By their text, without doubles.
+    sorted: Vec<Token>,
+    /// The bytes with which one begins.
+    first: [bool; 256],
+}
+
+impl Table {
+    /// The tokens of the wanted kinds. Pieces that are empty or no UTF-8 cannot occur in text.
+    pub(super) fn new(vocab: &Vocab, wanted: &[Kind]) -> Result<Self, TextError> {
+        let (mut sorted, mut first) = (Vec::new(), [false; 256]);
+        for (token, kind, piece) in vocab.tokens() {
+            if !wanted.contains(&kind) || std::str::from_utf8(piece).is_err() {
+                continue;
+            }
+            if piece.len() > SPECIAL_BYTES_MAX {
+                return Err(TextError::SpecialLength { id: token.0, len: piece.len() });
+            }
+            if let Some(&byte) = piece.first() {
+                first[usize::from(byte)] = true;
+                sorted.push(token);
+            }
+        }
+        sorted.sort_by_key(|&token| (vocab.piece(token), token));
+        sorted.dedup_by_key(|token| vocab.piece(*token));
+        Ok(Self { sorted, first })
+    }
+
+    /// Lets `look` see, for each length from 1 on, the tokens that begin as `text` does over that length; stops when
+    /// there is none, or `look` has its answer.
+    fn narrow<T>(&self, vocab: &Vocab, text: &[u8], mut look: impl FnMut(usize, &[Token]) -> Option<T>) -> Option<T> {
+        if !text.first().is_some_and(|&byte| self.first[usize::from(byte)]) {
+            return None;
+        }
+        let mut alike = self.sorted.as_slice();
+        for (at, byte) in text.iter().enumerate() {
+            let byte_of = |token: &Token| vocab.piece(*token).get(at).copied();
+            let from = alike.partition_point(|token| byte_of(token) < Some(*byte));
+            let to = alike.partition_point(|token| byte_of(token) <= Some(*byte));
+            alike = &alike[from..to];
+            if alike.is_empty() {
+                return None;
+            }
+            if let Some(answer) = look(at + 1, alike) {
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    /// The longest token that `text` begins with, and its bytes.
+    fn longest(&self, vocab: &Vocab, text: &str) -> Option<(Token, usize)> {
+        let mut found = None;
+        self.narrow(vocab, text.as_bytes(), |len, alike| {
+            // Sorted: the one that ends here, if any, comes first.
+            let first = alike.first().copied().filter(|&token| vocab.piece(token).len() == len);
+            found = first.map(|token| (token, len)).or(found);
+            None::<()>
+        });
+        found
+    }
+
+    /// Cuts `text` into tokens of this table, the leftmost first and the longest of those, and the text between.
+    /// `marked` says that a one-character token before a [`MARK`] is text.
+    pub(super) fn split<'a>(&self, vocab: &Vocab, text: &'a str, marked: bool, mut take: impl FnMut(Part<'a>)) {
+        let (mut start, mut at) = (0, 0);
+        while let Some(c) = text[at..].chars().next() {
+            let is_text = |end: usize| marked && end == at + c.len_utf8() && text[end..].starts_with(MARK);
+            match self.longest(vocab, &text[at..]) {
+                Some((token, len)) if !is_text(at + len) => {
+                    if start < at {
+                        take(Part::Text(&text[start..at]));
+                    }
+                    take(Part::Special(token));
+                    at += len;
+                    start = at;
+                }
+                _ => at += c.len_utf8(),
+            }
+        }
+        if start < text.len() {
+            take(Part::Text(&text[start..]));
+        }
+    }
+
+    /// `content` of a message with marks such that no token of this table can be read in it, nor across its borders
+    /// with other text. Nothing else changes, but marks that it held already are taken out.
+    pub(super) fn mark(&self, vocab: &Vocab, content: &str) -> String {
+        let content = content.replace(MARK, "");
+        // Templates often trim, so the borders are those of the trimmed text.
+        let start = content.len() - content.trim_start().len();
+        let end = content.trim_end().len();
+        let mut out = String::with_capacity(content.len());
+        for (at, c) in content.char_indices() {
+            if at == start && self.continues(vocab, &content.as_bytes()[start..end]) {
+                out.push(MARK);
+            }
+            out.push(c);
+            let rest = &content.as_bytes()[at..];
+            let begins = self.narrow(vocab, rest, |len, alike| {
+                let whole = alike.first().is_some_and(|&token| vocab.piece(token).len() == len);
+                (whole || at + len == end || at + len == content.len()).then_some(())
+            });
+            if begins.is_some() {
+                out.push(MARK);
+            }
+        }
+        out
+    }
+
+    /// Whether `text` could be the rest of a token that began before it.
+    fn continues(&self, vocab: &Vocab, text: &[u8]) -> bool {
+        let meets = |rest: &[u8]| rest.starts_with(text) || text.starts_with(rest);
+        let rests = |token: &Token| (1..vocab.piece(*token).len()).any(|at| meets(&vocab.piece(*token)[at..]));
+        self.sorted.iter().any(rests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Strings;
+
+    fn table(pieces: &[&str]) -> (Vocab, Table) {
+        let vocab = Vocab::new(Strings::owned(pieces), vec![3; pieces.len()], false).expect("a vocabulary");
+        let table = Table::new(&vocab, &[Kind::Control]).expect("a table");
+        (vocab, table)
+    }
+
+    fn parts(pieces: &[&str], text: &str, marked: bool) -> Vec<String> {
+        let (vocab, table) = table(pieces);
+        let mut out = Vec::new();
+        table.split(&vocab, text, marked, |part| {
+            out.push(match part {
+                Part::Text(text) => text.to_owned(),
+                Part::Special(token) => format!("#{}", token.0),
+            });
+        });
+        out
+    }
+
+    #[test]
+    fn the_leftmost_and_longest_is_taken() {
+        let pieces = ["<a>", "<a><b>", "<b>", "é", "", "<a>"];
+        assert_eq!(parts(&pieces, "x<a><b><b>é<a>y<a", false), ["x", "#1", "#2", "#3", "#0", "y<a"]);
+        assert_eq!(parts(&pieces, "", false), [""; 0]);
+        assert_eq!(parts(&[], "<a>", false), ["<a>"]);
+    }
+
+    #[test]
+    fn marks_keep_text_apart_from_control_tokens() {
+        let pieces = ["<s>", "</s>", "|", "<|end|>", "<|end|><s>", "\n\n"];
+        let (vocab, table) = table(&pieces);
+        assert_eq!(table.mark(&vocab, "a < b > \u{fdd0}c"), "a < b > c", "no look-alike, no mark");
+        assert_eq!(table.mark(&vocab, "1<s>"), "1<\u{fdd0}s>");
+        assert_eq!(table.mark(&vocab, "x<\u{fdd0}/s"), "x<\u{fdd0}/s", "stripped, then marked: text may follow");
+        assert_eq!(table.mark(&vocab, "s>"), "\u{fdd0}s>", "text may go before");
+        let alphabet = ["<", "s", ">", "/", "|", "end", "<s>", "<|end|>", " ", "\n", "\u{fdd0}", "é"];
+        arbtest::arbtest(|u| {
+            let n = u.int_in_range(0..=12)?;
+            let content: String = (0..n).map(|_| u.choose(&alphabet)).collect::<Result<_, _>>()?;
+            let marked = table.mark(&vocab, &content);
+            assert_eq!(marked.replace(MARK, ""), content.replace(MARK, ""));
+            for (before, after) in [("", ""), ("<s>", "</s>"), ("<", ">"), ("</", "s>"), ("<|", "end|>")] {
+                let mut seen = Vec::new();
+                for inner in [marked.as_str(), marked.trim()] {
+                    let text = format!("{before}{inner}{after}");
+                    let mut n = 0;
+                    table.split(&vocab, &text, true, |part| n += usize::from(matches!(part, Part::Special(_))));
+                    seen.push(n);
+                }
+                let own = usize::from(before == "<s>") * 2 + usize::from(before == "<|") ;
+                assert!(content.trim().is_empty() || seen.iter().all(|&n| n <= own), "{before} {marked:?} {after}");
+            }
+            Ok(())
+        });
+    }
+}

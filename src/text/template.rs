@@ -1,0 +1,250 @@
+//! Chat templates: the Jinja of `tokenizer.chat_template`, rendered as the transformers library does.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Enumerator, Object};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::json::tojson;
+use super::{Moment, TextError};
+use crate::base::limits::{RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX};
+use crate::base::limits::{TEMPLATE_FUEL, TEMPLATE_MESSAGE_MAX};
+
+/// One message of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChatMessage<'a> {
+    /// Who speaks: `system`, `user`, `assistant` or what else the template knows.
+    pub role: &'a str,
+    /// What they say.
+    pub content: &'a str,
+}
+
+/// What a template is given.
+#[derive(Clone, Copy, Debug)]
+pub struct TemplateInput<'a> {
+    /// The conversation so far.
+    pub messages: &'a [ChatMessage<'a>],
+    /// Text of the token that begins a text, empty if there is none.
+    pub bos: &'a str,
+    /// Text of the token that ends a text, empty if there is none.
+    pub eos: &'a str,
+    /// Whether the model is to answer next.
+    pub add_generation_prompt: bool,
+    /// What the template takes for now.
+    pub moment: Moment,
+}
+
+/// A parsed chat template.
+pub struct Template {
+    env: Environment<'static>,
+}
+
+const NAME: &str = "chat template";
+
+impl Template {
+    /// Parses the source.
+    ///
+    /// # Errors
+    /// When it is too long or no Jinja.
+    pub fn new(source: &str) -> Result<Self, TextError> {
+        if source.len() > TEMPLATE_BYTES_MAX {
+            return Err(TextError::TemplateLength { len: source.len() });
+        }
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| described(&e))?);
+        env.set_undefined_behavior(UndefinedBehavior::Lenient);
+        env.set_unknown_method_callback(unknown_method_callback);
+        env.set_fuel(Some(TEMPLATE_FUEL));
+        env.set_recursion_limit(TEMPLATE_DEPTH_MAX);
+        env.add_filter("tojson", tojson);
+        env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            let message = message.chars().take(TEMPLATE_MESSAGE_MAX).collect();
+            Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
+        });
+        env.add_template_owned(NAME, without_generation(source)).map_err(|e| described(&e))?;
+        Ok(Self { env })
+    }
+
+    /// The prompt that the template makes of a conversation. Tools and documents are given as none.
+    ///
+    /// # Errors
+    /// When the template refuses the messages or fails, or goes beyond the limits of work and length.
+    pub fn render(&self, input: &TemplateInput<'_>) -> Result<String, TextError> {
+        let messages: Vec<Value> = input.messages.iter().map(Message::value).collect();
+        let moment = input.moment;
+        let context = context! {
+            messages,
+            tools => (),
+            documents => (),
+            add_generation_prompt => input.add_generation_prompt,
+            bos_token => input.bos,
+            eos_token => input.eos,
+            strftime_now => Value::from_function(move |format: &str| moment.format(format)),
+        };
+        self.render_value(context)
+    }
+
+    fn render_value(&self, context: Value) -> Result<String, TextError> {
+        let template = self.env.get_template(NAME).map_err(|e| described(&e))?;
+        let mut out = Bounded { bytes: Vec::new(), full: false };
+        let rendered = template.render_captured_to(context, &mut out).map(drop);
+        if out.full {
+            return Err(TextError::RenderedLength);
+        }
+        rendered.map_err(|e| described(&e))?;
+        Ok(String::from_utf8_lossy(&out.bytes).into_owned())
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Template")
+    }
+}
+
+/// A message as templates see it: a mapping whose keys come in this order.
+#[derive(Debug)]
+struct Message {
+    role: Value,
+    content: Value,
+}
+
+impl Message {
+    fn value(message: &ChatMessage<'_>) -> Value {
+        Value::from_object(Self { role: message.role.into(), content: message.content.into() })
+    }
+}
+
+impl Object for Message {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(self.role.clone()),
+            "content" => Some(self.content.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
+    }
+}
+
+/// The words of `raise_exception`.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+/// The engine's error as ours.
+fn described(error: &Error) -> TextError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TextError::TemplateWork;
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = cause {
+        if let Some(Raised(message)) = e.downcast_ref() {
+            return TextError::Raised { message: message.clone() };
+        }
+        cause = e.source();
+    }
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let what = detail.chars().take(TEMPLATE_MESSAGE_MAX).collect();
+    TextError::Template { line: error.line().unwrap_or(0), what }
+}
+
+/// A prompt that grows up to its bound.
+struct Bounded {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl Write for &mut Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > RENDERED_BYTES_MAX {
+            self.full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The source with each `{% generation %}` block, which marks what to train on, as a block that is always taken.
+fn without_generation(source: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let inner = tag[..end].trim_matches(['-', '+']);
+        let word = match inner.trim() {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        out.push_str(&tag[..end].replace(inner.trim(), word));
+        rest = &tag[end..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, messages: &[ChatMessage<'_>]) -> Result<String, TextError> {
+        let moment = Moment::from_unix(1_773_500_966);
+        let input = TemplateInput { messages, bos: "<s>", eos: "</s>", add_generation_prompt: true, moment };
+        Template::new(source)?.render(&input)
+    }
+
+    #[test]
+    fn renders_as_transformers_does() {
+        let hi = [ChatMessage { role: "user", content: " hi " }];
+        let source = "{%- for m in messages %}\n  {% if true %}\n[{{ m['role'] }}] {{ m.content.strip() }}{{ eos_token }}\n  {% endif %}\n{% endfor %}\n\
+            {{ strftime_now('%d %b %Y') }} {{ messages[0] | tojson }} {{ tools }} {{ missing }}|{{ missing is defined }}\n";
+        let wanted = "[user] hi</s>\n14 Mar 2026 {\"role\": \"user\", \"content\": \" hi \"} None |False";
+        assert_eq!(render(source, &hi).as_deref(), Ok(wanted));
+        let trained = "a {%- generation -%} b {%- endgeneration %} c {% if x %}{% generation %}{% endgeneration %}{% endif %}";
+        assert_eq!(render(trained, &[]).as_deref(), Ok("ab c "));
+    }
+
+    #[test]
+    fn errors_name_line_and_cause() {
+        let raised = render("{{ raise_exception('roles must alternate') }}", &[]);
+        assert_eq!(raised, Err(TextError::Raised { message: "roles must alternate".to_owned() }));
+        let raised = render("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}", &[]);
+        assert_eq!(raised, Err(TextError::Raised { message: "deep".to_owned() }));
+        for wrong in ["\n{% for %}", "\n{{ 1 + none }}", "\n{{ 'a' | nofilter }}", "\n{% generation"] {
+            let error = render(wrong, &[]).expect_err("must fail");
+            assert!(matches!(error, TextError::Template { line: 2, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn work_depth_and_length_are_bounded() {
+        assert_eq!(render("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", &[]), Err(TextError::TemplateWork));
+        assert_eq!(render("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}", &[]), Err(TextError::RenderedLength));
+        assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", &[]).is_err());
+        assert!(render(&"{% if true %}".repeat(9999), &[]).is_err());
+        let nested = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        assert!(render(nested, &[]).is_ok());
+        assert_eq!(Template::new(&" ".repeat(1 << 19)).err(), Some(TextError::TemplateLength { len: 1 << 19 }));
+    }
+}

@@ -1,0 +1,415 @@
+//! A vocabulary put to work.
+
+use super::bpe::{self, Bpe};
+use super::merge::Merger;
+use super::special::{MARK, Part, Special, Table};
+use super::spm::{self, Spm};
+use super::template::{ChatMessage, Template, TemplateInput};
+use super::vocab::{Kind, Vocab, byte_of, is_end_text};
+use super::{Moment, TextError};
+use crate::base::limits::ROLE_BYTES_MAX;
+use crate::base::{Strings, Token};
+
+/// Families of vocabularies (`tokenizer.ggml.model`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VocabKind {
+    /// Byte-level BPE (`gpt2`).
+    Bpe,
+    /// SentencePiece BPE (`llama`).
+    Spm,
+}
+
+/// What a model file says about its vocabulary (`tokenizer.ggml.*`).
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its family.
+    pub model: VocabKind,
+    /// Name of the pre-tokenizer.
+    pub pre: Option<String>,
+    /// Text of each token, `[n_vocab]`.
+    pub pieces: Strings,
+    /// ggml's token types, `[n_vocab]`: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Empty:
+    /// all normal.
+    pub kinds: Vec<u8>,
+    /// SentencePiece scores, `[n_vocab]` or empty.
+    pub scores: Vec<f32>,
+    /// Merges of a byte-level vocabulary, `left right`, best first.
+    pub merges: Option<Strings>,
+    /// Begins a text.
+    pub bos: Option<Token>,
+    /// Ends a text.
+    pub eos: Option<Token>,
+    /// Ends a turn.
+    pub eot: Option<Token>,
+    /// Stands for what cannot be spelt.
+    pub unk: Option<Token>,
+    /// Whether bos goes before a prompt; the family decides where absent.
+    pub add_bos: Option<bool>,
+    /// Whether eos goes behind a text; a prompt is to be continued and never gets it.
+    pub add_eos: Option<bool>,
+    /// Whether text begins with a space that nobody wrote; SentencePiece only, true where absent.
+    pub add_space_prefix: Option<bool>,
+}
+
+/// Turns text into tokens and back.
+pub struct Tokenizer {
+    vocab: Vocab,
+    model: Model,
+    /// Tokens recognized in any text.
+    user_defined: Table,
+    /// Tokens that only templates may spell.
+    control: Table,
+    /// Both.
+    all: Table,
+    bos: Option<Token>,
+    eos: Option<Token>,
+    add_bos: bool,
+    /// Sorted.
+    ends: Vec<Token>,
+}
+
+enum Model {
+    Bpe(Bpe),
+    Spm(Box<Spm>),
+}
+
+impl Tokenizer {
+    /// Takes over what `source` says. Indices over the pieces and merges cost 6 bytes an entry, their text stays in
+    /// the file.
+    ///
+    /// # Errors
+    /// When lists disagree in length, an id is outside the vocabulary, the pre-tokenizer is not known, or the
+    /// vocabulary cannot spell every text.
+    pub fn new(source: Source) -> Result<Self, TextError> {
+        let Source { model, pieces, bos, eos, eot, unk, .. } = source;
+        let vocab = Vocab::new(pieces, source.kinds, model == VocabKind::Spm)?;
+        for (what, token) in [("bos", bos), ("eos", eos), ("eot", eot), ("unknown", unk)] {
+            if let Some(token) = token
+                && token.index() >= vocab.len()
+            {
+                return Err(TextError::TokenId { what, id: token.0, last: vocab.len() - 1 });
+            }
+        }
+        let model = match model {
+            VocabKind::Bpe => Model::Bpe(Bpe::new(&vocab, source.pre.as_deref(), source.merges)?),
+            VocabKind::Spm => {
+                Model::Spm(Box::new(Spm::new(&vocab, &source.scores, unk, source.add_space_prefix)?))
+            }
+        };
+        let adds_bos = match &model {
+            Model::Bpe(bpe) => bpe.adds_bos(),
+            Model::Spm(_) => true,
+        };
+        let is_end = |&(_, kind, piece): &(Token, Kind, &[u8])| kind == Kind::Control && is_end_text(piece);
+        let mut ends: Vec<Token> = vocab.tokens().filter(is_end).map(|(token, ..)| token).collect();
+        ends.extend(eos.into_iter().chain(eot));
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(Self {
+            user_defined: Table::new(&vocab, &[Kind::UserDefined])?,
+            control: Table::new(&vocab, &[Kind::Control, Kind::Unknown])?,
+            all: Table::new(&vocab, &[Kind::Control, Kind::Unknown, Kind::UserDefined])?,
+            vocab,
+            model,
+            bos,
+            eos,
+            add_bos: source.add_bos.unwrap_or(adds_bos) && bos.is_some(),
+            ends,
+        })
+    }
+
+    /// Entries of the vocabulary.
+    #[must_use]
+    pub fn n_vocab(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// Whether [`Self::bos`] belongs before a prompt.
+    #[must_use]
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// The token that begins a text.
+    #[must_use]
+    pub fn bos(&self) -> Option<Token> {
+        self.bos
+    }
+
+    /// Whether this token ends an answer.
+    #[must_use]
+    pub fn is_end(&self, token: Token) -> bool {
+        self.ends.binary_search(&token).is_ok()
+    }
+
+    /// Whether this token steers the model and has no text of its own.
+    #[must_use]
+    pub fn is_special(&self, token: Token) -> bool {
+        matches!(self.vocab.kind(token), Some(Kind::Control | Kind::Unknown))
+    }
+
+    /// Whether the first piece of a text begins with a space that nobody wrote. Text that continues other text keeps
+    /// its space.
+    #[must_use]
+    pub fn first_piece_strips_space(&self) -> bool {
+        matches!(&self.model, Model::Spm(spm) if spm.space_prefix)
+    }
+
+    /// Appends the tokens of `text`, without bos.
+    ///
+    /// # Panics
+    /// If `text` has 1 GiB or more; callers bound it by `INPUT_BYTES_MAX`.
+    pub fn encode(&self, text: &str, special: Special, out: &mut Vec<Token>) {
+        let table = match special {
+            Special::AsText => &self.user_defined,
+            Special::Parse => &self.all,
+        };
+        self.encode_parts(text, table, false, out);
+    }
+
+    /// The tokens of a conversation as `template` renders it, with bos if the model wants one. Text of `messages`
+    /// never becomes a control token.
+    ///
+    /// # Errors
+    /// When a role is no plain name, or the template refuses the messages or fails.
+    pub fn encode_chat(
+        &self,
+        template: &Template,
+        messages: &[ChatMessage<'_>],
+        add_generation_prompt: bool,
+        moment: Moment,
+    ) -> Result<Vec<Token>, TextError> {
+        for (index, message) in messages.iter().enumerate() {
+            let role = message.role;
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+            if role.is_empty() || role.len() > ROLE_BYTES_MAX || !role.bytes().all(plain) {
+                return Err(TextError::Role { index, role: role.chars().take(ROLE_BYTES_MAX).collect() });
+            }
+        }
+        let marked: Vec<String> = messages.iter().map(|m| self.control.mark(&self.vocab, m.content)).collect();
+        let pairs = messages.iter().zip(&marked);
+        let messages: Vec<ChatMessage<'_>> =
+            pairs.map(|(message, content)| ChatMessage { role: message.role, content }).collect();
+        let text_of = |token: Option<Token>| {
+            String::from_utf8_lossy(token.map_or(&[], |token| self.vocab.piece(token))).into_owned()
+        };
+        let (bos, eos) = (text_of(self.bos), text_of(self.eos));
+        let input = TemplateInput { messages: &messages, bos: &bos, eos: &eos, add_generation_prompt, moment };
+        let text = template.render(&input)?;
+        let mut out = Vec::new();
+        if self.add_bos && !text.starts_with(&bos) {
+            out.extend(self.bos);
+        }
+        self.encode_parts(&text, &self.all, true, &mut out);
+        Ok(out)
+    }
+
+    /// Appends the tokens of `text`, of which those in `table` are recognized; `marked` text loses its marks.
+    fn encode_parts(&self, text: &str, table: &Table, marked: bool, out: &mut Vec<Token>) {
+        let (mut merger, mut first) = (Merger::default(), true);
+        table.split(&self.vocab, text, marked, |part| {
+            let bare;
+            let text = match part {
+                Part::Special(token) => {
+                    out.push(token);
+                    first = true;
+                    return;
+                }
+                Part::Text(text) if marked && text.contains(MARK) => {
+                    bare = text.replace(MARK, "");
+                    bare.as_str()
+                }
+                Part::Text(text) => text,
+            };
+            if text.is_empty() {
+                return;
+            }
+            match &self.model {
+                Model::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut merger, out),
+                Model::Spm(spm) => spm.encode(&self.vocab, text, first, &mut merger, out),
+            }
+            first = false;
+        });
+    }
+
+    /// Appends the bytes of a token: none for a control token or one outside the vocabulary.
+    pub fn piece_into(&self, token: Token, out: &mut Vec<u8>) {
+        let piece = self.vocab.piece(token);
+        match (self.vocab.kind(token), &self.model) {
+            (None | Some(Kind::Control | Kind::Unknown), _) => {}
+            (Some(Kind::UserDefined), _) => out.extend_from_slice(piece),
+            (Some(Kind::Byte), Model::Spm(_)) if byte_of(piece).is_some() => out.extend(byte_of(piece)),
+            (Some(Kind::Byte | Kind::Normal), Model::Spm(_)) => spm::unmap(piece, out),
+            (Some(Kind::Byte | Kind::Normal), Model::Bpe(_)) => bpe::unmap(piece, out),
+        }
+    }
+
+    /// The bytes of a whole text, without the space that [`Self::first_piece_strips_space`] speaks of.
+    #[must_use]
+    pub fn decode(&self, tokens: &[Token]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for &token in tokens {
+            self.piece_into(token, &mut out);
+        }
+        if self.first_piece_strips_space() && out.first() == Some(&b' ') {
+            out.remove(0);
+        }
+        out
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.n_vocab())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bpe::tests::pieces;
+    use super::*;
+
+    /// Letters, a few merges, then a user-defined token and five control tokens.
+    fn bpe() -> Source {
+        let merges = ["h i", "Ġ hi", "< |", "| >", "e n", "en d"];
+        let more = ["<think>", "<|user|>", "<|bot|>", "<|end|>", "<bos>", "<unk>"];
+        let table = pieces(&merges, &more);
+        let n = table.len();
+        let mut kinds = vec![1; n - 6];
+        kinds.extend([4, 3, 3, 3, 3, 2]);
+        let token = |back: usize| Some(Token(u32::try_from(n - back).expect("small")));
+        Source {
+            model: VocabKind::Bpe,
+            pre: None,
+            pieces: table,
+            kinds,
+            scores: Vec::new(),
+            merges: Some(Strings::owned(merges)),
+            bos: token(2),
+            eos: token(3),
+            eot: None,
+            unk: token(1),
+            add_bos: Some(true),
+            add_eos: None,
+            add_space_prefix: None,
+        }
+    }
+
+    fn spm() -> Source {
+        let pieces = ["<unk>", "<s>", "</s>", "\u{2581}", "h", "i", "hi", "\u{2581}hi", "<0xC3>", "<0xA9>", "\u{2581}\u{2581}"];
+        Source {
+            model: VocabKind::Spm,
+            kinds: vec![2, 3, 3, 1, 1, 1, 1, 1, 6, 6, 4],
+            pieces: Strings::owned(pieces),
+            scores: vec![0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -2.0, -1.0, 0.0, 0.0, 0.0],
+            merges: None,
+            bos: Some(Token(1)),
+            eos: Some(Token(2)),
+            add_bos: None,
+            ..bpe()
+        }
+    }
+
+    fn ids(tokens: &[Token]) -> Vec<u32> {
+        tokens.iter().map(|t| t.0).collect()
+    }
+
+    fn encoded(tokenizer: &Tokenizer, text: &str, special: Special) -> Vec<Token> {
+        let mut out = Vec::new();
+        tokenizer.encode(text, special, &mut out);
+        out
+    }
+
+    #[test]
+    fn sentencepiece_spaces_bytes_and_control_tokens() {
+        let t = Tokenizer::new(Source { unk: None, ..spm() }).expect("a tokenizer");
+        assert!(t.add_bos() && t.first_piece_strips_space() && t.is_end(Token(2)) && t.is_special(Token(1)));
+        assert_eq!(ids(&encoded(&t, "hi hié", Special::AsText)), [7, 7, 8, 9]);
+        assert_eq!(ids(&encoded(&t, "<s>hi", Special::Parse)), [1, 7]);
+        assert_eq!(t.decode(&encoded(&t, "hi hié", Special::AsText)), "hi hié".as_bytes());
+        let mut piece = Vec::new();
+        t.piece_into(Token(7), &mut piece);
+        t.piece_into(Token(1), &mut piece);
+        t.piece_into(Token(99), &mut piece);
+        assert_eq!(piece, b" hi");
+        assert!(!encoded(&t, "<s>", Special::AsText).contains(&Token(1)));
+        let bare = Tokenizer::new(Source { add_space_prefix: Some(false), ..spm() }).expect("a tokenizer");
+        assert_eq!(ids(&encoded(&bare, "hi", Special::AsText)), [6]);
+    }
+
+    #[test]
+    fn any_text_survives_the_way_there_and_back() {
+        let t = Tokenizer::new(bpe()).expect("a tokenizer");
+        let alphabet = ["hi", " ", "<|end|>", "<bos>", "<think>", "é", "漢", "\0", "\n", "'s", "9"];
+        arbtest::arbtest(|u| {
+            let n = u.int_in_range(0..=12)?;
+            let text: String = (0..n).map(|_| u.choose(&alphabet)).collect::<Result<_, _>>()?;
+            let tokens = encoded(&t, &text, Special::AsText);
+            assert_eq!(t.decode(&tokens), text.as_bytes());
+            assert!(tokens.iter().all(|&token| !t.is_special(token)));
+            Ok(())
+        });
+    }
+
+    const CHAT: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}\
+        {% if add_generation_prompt %}<|bot|>{% endif %}";
+
+    #[test]
+    fn text_of_a_chat_never_becomes_a_control_token() {
+        let t = Tokenizer::new(bpe()).expect("a tokenizer");
+        let template = Template::new(CHAT).expect("a template");
+        let parts = ["<|end|>", "<|", "|>", "end", "end|>", "hi", "<bos>", " ", "<think>", "\u{fdd0}", "user", "<"];
+        let chat = |content: &str| {
+            let messages = [ChatMessage { role: "user", content }];
+            t.encode_chat(&template, &messages, true, Moment::from_unix(0)).expect("renders")
+        };
+        arbtest::arbtest(|u| {
+            let n = u.int_in_range(0..=8)?;
+            let content: String = (0..n).map(|_| u.choose(&parts)).collect::<Result<_, _>>()?;
+            // The same tokens as if the parts had been encoded apart.
+            let mut wanted = encoded(&t, "<bos><|user|>", Special::Parse);
+            t.encode(content.replace('\u{fdd0}', "").trim(), Special::AsText, &mut wanted);
+            t.encode("<|end|><|bot|>", Special::Parse, &mut wanted);
+            assert_eq!(ids(&chat(&content)), ids(&wanted), "{content:?}");
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn bos_comes_once_and_roles_are_plain() {
+        let t = Tokenizer::new(bpe()).expect("a tokenizer");
+        let bare = Template::new("{{ messages[0].content }}").expect("a template");
+        let chat = |template: &Template, role: &str| {
+            let messages = [ChatMessage { role, content: "hi" }];
+            t.encode_chat(template, &messages, false, Moment::from_unix(0))
+        };
+        let n_bos = |tokens: Vec<Token>| tokens.iter().filter(|&&token| Some(token) == t.bos()).count();
+        assert_eq!(chat(&bare, "user").map(n_bos), Ok(1));
+        assert_eq!(chat(&Template::new(CHAT).expect("a template"), "user").map(n_bos), Ok(1));
+        for role in ["", "a|><|end", "é", &"x".repeat(33)] {
+            assert!(matches!(chat(&bare, role), Err(TextError::Role { index: 0, .. })), "{role}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let refused = |source: Source| Tokenizer::new(source).expect_err("must fail");
+        assert_eq!(refused(Source { kinds: vec![1], ..spm() }).to_string().matches("11 entries but 1").count(), 1);
+        assert!(matches!(refused(Source { bos: Some(Token(11)), ..spm() }), TextError::TokenId { id: 11, last: 10, .. }));
+        assert_eq!(refused(Source { pieces: Strings::owned::<&str>([]), ..spm() }), TextError::VocabSize { n: 0 });
+        let long = Strings::owned(["a".repeat(257)]);
+        let source = Source { pieces: long, kinds: vec![3], scores: Vec::new(), bos: None, eos: None, unk: None, ..spm() };
+        assert_eq!(refused(source), TextError::SpecialLength { id: 0, len: 257 });
+    }
+
+    #[test]
+    fn ends_are_known_by_name_and_are_never_user_text() {
+        let mut source = bpe();
+        let n = source.kinds.len();
+        source.kinds[n - 3] = 4;
+        let t = Tokenizer::new(Source { eos: None, ..source }).expect("a tokenizer");
+        let end = Token(u32::try_from(n - 3).expect("small"));
+        assert!(t.is_end(end) && !encoded(&t, "<|end|>", Special::AsText).contains(&end));
+        assert!(!t.is_end(Token(0)));
+    }
+}
