@@ -323,7 +323,7 @@ fn open_ends(tree: &Tree) -> Vec<Finding> {
         for (n, line) in text.lines().enumerate() {
             for (at, mark) in words(line).filter(|(_, word)| marks.contains(word)) {
                 let issue = line[at + mark.len()..].strip_prefix("(#").and_then(|rest| rest.split_once(')'));
-                if !issue.is_some_and(|(number, _)| number.parse::<u32>().is_ok()) {
+                if issue.is_none_or(|(number, _)| number.parse::<u32>().is_err()) {
                     found.push(finding(
                         path,
                         n + 1,
@@ -529,14 +529,10 @@ fn dependencies(tree: &Tree) -> Vec<Finding> {
                 format!("`{name}` is in the list of tests/tidy.rs only; remove it there"),
             ));
         }
-        if let Some(deny) = tree.get("deny.toml").and_then(|file| file.text.as_deref()) {
-            if !licence.split(" OR ").any(|one| deny.contains(&format!("\"{one}\""))) {
-                found.push(finding(
-                    "deny.toml",
-                    1,
-                    format!("`{name}` is {licence}, none of it is allowed; allow it, or drop the crate"),
-                ));
-            }
+        let deny = tree.get("deny.toml").and_then(|file| file.text.as_deref());
+        if deny.is_some_and(|deny| !licence.split(" OR ").any(|one| deny.contains(&format!("\"{one}\"")))) {
+            let what = format!("`{name}` is {licence}, none of it is allowed; allow it, or drop the crate");
+            found.push(finding("deny.toml", 1, what));
         }
     }
     found
