@@ -1,0 +1,93 @@
+#!/bin/bash
+# Checks the units, the D-Bus files and the system files of this folder with the tools that will read them, in a
+# temporary root. Needs no root and no running systemd.
+# usage: systemd/verify.sh [SOTTOD]      SOTTOD: a built daemon; without it a stand-in fills its place
+# ends with 0: all hold; 1: something was reported; 3: systemd-analyze is not there (nothing was checked)
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+binary=${1:-/bin/true}
+exposure_max=1.0
+
+command -v systemd-analyze >/dev/null || {
+  echo "skipped: systemd-analyze is not installed; apt install systemd" >&2
+  exit 3
+}
+[ -x "$binary" ] || {
+  echo "$binary: not an executable file; give the path of a built sottod, or nothing" >&2
+  exit 1
+}
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+units=$root/usr/lib/systemd/system
+install -D -m 755 "$binary" "$root/usr/bin/sottod"
+# merged-/usr hosts and others: the unit names /bin/kill, so that is where the file must be.
+install -D -m 755 /bin/true "$root/bin/kill"
+install -D -m 644 -t "$units" "$here/sottod.service" "$here/sottod.socket"
+# What the units order themselves against; a real root has these from systemd and dbus.
+for target in sysinit basic sockets shutdown multi-user; do
+  printf '[Unit]\nDescription=%s\n' "$target" >"$units/$target.target"
+done
+printf '[Socket]\nListenStream=/run/dbus/system_bus_socket\n' >"$units/dbus.socket"
+printf '[Service]\nExecStart=/usr/bin/sottod\n' >"$units/dbus.service"
+
+failed=0
+report() { # NAME OUTPUT: any output of a check is a failure
+  if [ -n "$2" ]; then
+    printf 'FAILED %s\n%s\n' "$1" "$2" >&2
+    failed=1
+  else
+    echo "ok $1"
+  fi
+}
+
+for unit in sottod.service sottod.socket; do
+  out=$(systemd-analyze verify --man=no --root="$root" "$unit" 2>&1) || out="${out:-no message, but it failed}"
+  report "verify $unit" "$out"
+done
+
+out=$(systemd-analyze security --offline=true --root="$root" --no-pager sottod.service 2>&1 || true)
+exposure=$(sed -n 's/.*Overall exposure level for sottod.service: \([0-9.]*\).*/\1/p' <<<"$out")
+if [ -z "$exposure" ]; then
+  report "security" "systemd-analyze security gave no level: $out"
+elif awk -v x="$exposure" -v max="$exposure_max" 'BEGIN { exit x <= max }'; then
+  report "security" "exposure $exposure is above $exposure_max: $(grep -F '✗' <<<"$out")"
+else
+  echo "ok security: exposure $exposure, at most $exposure_max"
+fi
+
+# sysusers reports a line it cannot read with its file and number, and creates nothing in a dry run.
+if command -v systemd-sysusers >/dev/null; then
+  install -D -m 644 -t "$root/usr/lib/sysusers.d" "$here/sysusers.d/sotto.conf"
+  out=$(systemd-sysusers --root="$root" --dry-run 2>&1 | grep -F 'sotto.conf:' || true)
+  report "sysusers.d/sotto.conf" "$out"
+else
+  echo "skipped: sysusers.d/sotto.conf is not checked, systemd-sysusers is not installed"
+fi
+
+# A bus of its own reads the policy; it refuses to start on a file that it cannot read. That user and group `sotto`
+# are unknown here is a warning, and of no interest.
+if command -v dbus-run-session >/dev/null; then
+  cat >"$root/bus.conf" <<CONF
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <listen>unix:dir=$root</listen>
+  <include>$here/dbus/org.sotto.Sotto1.conf</include>
+</busconfig>
+CONF
+  if out=$(dbus-run-session --config-file="$root/bus.conf" -- true 2>&1); then out=; fi
+  report "dbus/org.sotto.Sotto1.conf" "$out"
+else
+  echo "skipped: dbus/org.sotto.Sotto1.conf is not checked, dbus-run-session is not installed"
+fi
+
+# The activation file names the bus name and the unit; one that differs would fail only at the first call.
+name=$(sed -n 's/^BusName=//p' "$here/sottod.service")
+activation=$here/dbus/$name.service
+out=
+grep -qxF "Name=$name" "$activation" || out="$activation: no line Name=$name, which is BusName= of sottod.service"
+grep -qxF 'SystemdService=sottod.service' "$activation" || out="$out $activation: no line SystemdService=sottod.service"
+report "dbus/org.sotto.Sotto1.service" "$out"
+
+exit "$failed"
