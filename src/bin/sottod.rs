@@ -1,3 +1,10 @@
 //! The daemon.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    #[cfg(feature = "http")]
+    return sotto::app::daemon::run().into();
+    #[cfg(not(feature = "http"))]
+    return sotto::app::EXIT_USAGE.into();
+}

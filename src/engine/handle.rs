@@ -381,7 +381,6 @@ impl Engine {
 
     /// Cancels by id. `uid` is the caller's; another uid's generation counts as unknown unless `uid` is 0.
     /// True if a live generation was found.
-    #[must_use]
     pub fn cancel(&self, id: &GenerationId, uid: u32) -> bool {
         let found = match self.shared.live().get(id.as_str()) {
             Some(entry) if uid == 0 || entry.uid == uid => {

@@ -2,4 +2,5 @@
 
 pub mod clock;
 pub mod map;
+pub mod socket;
 pub mod thread;

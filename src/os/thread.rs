@@ -43,3 +43,11 @@ pub fn n_cores() -> usize {
     };
     cpus.map(core).collect::<BTreeSet<usize>>().len().max(1)
 }
+
+/// Lowers the priority of the calling thread and of those that it starts; 0 to 19.
+///
+/// # Errors
+/// When the system refuses.
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use crate::base::limits::{JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
+use crate::base::limits::{TEMPLATE_JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
 
 /// The filter `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
@@ -50,8 +50,8 @@ struct Writer {
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > JSON_DEPTH_MAX {
-            return Err(invalid(format!("tojson: values nest at most {JSON_DEPTH_MAX} deep")));
+        if depth > TEMPLATE_JSON_DEPTH_MAX {
+            return Err(invalid(format!("tojson: values nest at most {TEMPLATE_JSON_DEPTH_MAX} deep")));
         }
         if self.out.len() > RENDERED_BYTES_MAX {
             return Err(invalid(format!("tojson: at most {RENDERED_BYTES_MAX} bytes are possible")));
@@ -123,7 +123,11 @@ impl Writer {
     fn number(&mut self, value: &Value) {
         match f64::try_from(value.clone()) {
             Ok(x) if !value.is_integer() && !x.is_finite() => {
-                self.out.push_str(if x.is_nan() { "NaN" } else { ["-Infinity", "Infinity"][usize::from(x > 0.0)] });
+                self.out.push_str(if x.is_nan() {
+                    "NaN"
+                } else {
+                    ["-Infinity", "Infinity"][usize::from(x > 0.0)]
+                });
             }
             // The engine prints numbers as Python does.
             _ => {
@@ -167,7 +171,10 @@ mod tests {
 
     #[test]
     fn spelt_as_python_does() {
-        assert_eq!(printed(r#"[1, 2.0, 1e20, true, none, {"a": "é\"\n\u0001"}] | tojson"#), r#"[1, 2.0, 1e+20, true, null, {"a": "é\"\n\u0001"}]"#);
+        assert_eq!(
+            printed(r#"[1, 2.0, 1e20, true, none, {"a": "é\"\n\u0001"}] | tojson"#),
+            r#"[1, 2.0, 1e+20, true, null, {"a": "é\"\n\u0001"}]"#
+        );
         assert_eq!(printed("[[], {}, [1]] | tojson(indent=2)"), "[\n  [],\n  {},\n  [\n    1\n  ]\n]");
         assert_eq!(printed(r#"{"k": [1, 2]} | tojson(separators=(",", ":"))"#), r#"{"k":[1,2]}"#);
         assert_eq!(printed(r#""é🙂" | tojson(ensure_ascii=true)"#), r#""\u00e9\ud83d\ude42""#);

@@ -239,12 +239,22 @@ mod tests {
 
     #[test]
     fn work_depth_and_length_are_bounded() {
-        assert_eq!(render("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", &[]), Err(TextError::TemplateWork));
-        assert_eq!(render("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}", &[]), Err(TextError::RenderedLength));
+        assert_eq!(
+            render("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", &[]),
+            Err(TextError::TemplateWork)
+        );
+        assert_eq!(
+            render("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}", &[]),
+            Err(TextError::RenderedLength)
+        );
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", &[]).is_err());
         assert!(render(&"{% if true %}".repeat(9999), &[]).is_err());
-        let nested = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        let nested =
+            "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
         assert!(render(nested, &[]).is_ok());
-        assert_eq!(Template::new(&" ".repeat(1 << 19)).err(), Some(TextError::TemplateLength { len: 1 << 19 }));
+        assert_eq!(
+            Template::new(&" ".repeat(1 << 19)).err(),
+            Some(TextError::TemplateLength { len: 1 << 19 })
+        );
     }
 }

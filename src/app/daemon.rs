@@ -1,0 +1,280 @@
+//! `sottod`: reads the configuration, starts the engine, opens the doors, says READY, and waits for signals.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::config::{BusName, Config, Enable, LogLevel};
+use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
+#[cfg(feature = "dbus")]
+use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
+use crate::door::http::{self, HttpOptions};
+use crate::engine::Engine;
+use crate::os;
+
+/// Longest wait for running generations after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+/// Longest wait for their last events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How often the engine is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks between two signs of life to systemd.
+const LOOKS_PER_WATCHDOG: u32 = 10;
+
+/// Runs a language model as a system service: answers over D-Bus and a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "sottod", version)]
+struct Args {
+    /// Configuration file; without it /etc/sotto/sotto.toml, or the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Model file to load after the start and to answer with by default
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Socket to listen on, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Bus to serve on
+    #[arg(long, value_name = "BUS", value_parser = ["system", "session", "none"])]
+    bus: Option<String>,
+}
+
+/// Why the daemon does not start or go on, with its exit code.
+struct Stop(u8, String);
+
+impl Stop {
+    fn usage(message: impl std::fmt::Display) -> Self {
+        Self(EXIT_USAGE, message.to_string())
+    }
+
+    fn internal(message: impl std::fmt::Display) -> Self {
+        Self(EXIT_INTERNAL, message.to_string())
+    }
+}
+
+/// Runs the daemon until a signal; returns the exit code.
+#[must_use]
+pub fn run() -> u8 {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            // Help and version are no errors; clap picks the stream.
+            drop(e.print());
+            return if e.use_stderr() { EXIT_USAGE } else { 0 };
+        }
+    };
+    journal::install(log::LevelFilter::Info);
+    match start(&args) {
+        Ok(()) => 0,
+        Err(Stop(code, message)) => {
+            log::error!("{message}");
+            code
+        }
+    }
+}
+
+fn start(args: &Args) -> Result<(), Stop> {
+    let config = Config::read(args.config.as_deref()).map_err(Stop::usage)?;
+    log::set_max_level(match config.daemon.log_level {
+        LogLevel::Err => log::LevelFilter::Error,
+        LogLevel::Warning => log::LevelFilter::Warn,
+        LogLevel::Notice | LogLevel::Info => log::LevelFilter::Info,
+        LogLevel::Debug => log::LevelFilter::Debug,
+    });
+    let kernels = super::kernels().map_err(Stop::usage)?;
+    if config.engine.nice.0 > 0
+        && let Err(e) = os::thread::set_nice(config.engine.nice.0 as i32)
+    {
+        log::warn!("engine.nice = {}: {e}", config.engine.nice.0);
+    }
+    let mut options = config.options();
+    let mut preload = config.models.preload.clone();
+    if let Some(path) = &args.model {
+        if !path.is_file() {
+            return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
+        }
+        let model = catalog::file(path);
+        options.models.retain(|m| m.id != model.id);
+        options.default_model = Some(model.id.clone());
+        preload.insert(0, model.id.clone());
+        options.models.push(model);
+    }
+    if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id)) {
+        log::warn!("models.default = {id:?}: no such model in models.dirs");
+    }
+    let engine = Engine::start(kernels, options).map_err(|f| Stop::internal(super::start_failure(&f)))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
+    runtime.block_on(serve(args, &config, engine, &preload))
+}
+
+async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String]) -> Result<(), Stop> {
+    let (closing, closed) = watch::channel(false);
+    let mut api = None;
+    let mut own_socket = None;
+    if config.api.enable {
+        let (listener, path) = listen(args, config)?;
+        own_socket = path;
+        api = Some(tokio::spawn(http::serve(engine.clone(), listener, http_options(config), closed)));
+    }
+    #[cfg(feature = "dbus")]
+    let mut bus = connect_bus(args, config, &engine).await?;
+    tell(&[sd_notify::NotifyState::Ready]);
+    log::info!(
+        message_id = "af0d7c654813478785adc4676c3c6cc9";
+        "ready, kernels {}, {} threads, {} models", engine.tier(), engine.options().threads, engine.models().len()
+    );
+    for id in preload {
+        engine.preload(id);
+    }
+
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return Err(Stop::internal("signals cannot be watched"));
+    };
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut n_looks = 0;
+    let verdict = loop {
+        #[cfg(feature = "dbus")]
+        let lost = async {
+            match &bus {
+                Some(door) => door.closed().await,
+                None => std::future::pending().await,
+            }
+        };
+        #[cfg(not(feature = "dbus"))]
+        let lost = std::future::pending::<()>();
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            () = lost => {
+                log::warn!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is lost");
+                #[cfg(feature = "dbus")]
+                {
+                    drop(bus.take());
+                    match timeout(GRACE, connect_bus(args, config, &engine)).await {
+                        Ok(Ok(door)) => bus = door,
+                        _ => break Err(Stop::internal("the bus did not come back; restarting")),
+                    }
+                }
+            }
+            _ = looks.tick() => {
+                if engine.died() {
+                    break Err(Stop::internal("the engine stopped; restarting"));
+                }
+                n_looks += 1;
+                if n_looks % LOOKS_PER_WATCHDOG == 0 {
+                    look_after(&engine);
+                }
+            }
+        }
+    };
+    log::info!(message_id = "438b59c4b17640a29d53505535681164"; "shutting down");
+    tell(&[sd_notify::NotifyState::Stopping]);
+    engine.shut_down();
+    #[cfg(feature = "dbus")]
+    if let Some(door) = &bus {
+        door.drain().await;
+    }
+    // Running answers may end by themselves for a while, the rest is cancelled.
+    let until = Instant::now() + GRACE;
+    while verdict.is_ok() && !idle(&engine) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    engine.cancel_all();
+    let _ = closing.send(true);
+    if let Some(api) = api {
+        drop(timeout(LAST_EVENTS, api).await);
+    }
+    if let Some(path) = own_socket {
+        drop(std::fs::remove_file(path));
+    }
+    verdict
+}
+
+fn idle(engine: &Engine) -> bool {
+    let status = engine.status();
+    status.queue_length == 0 && status.active_generations == 0
+}
+
+/// Tells systemd that there is progress; silence lets its watchdog act.
+fn look_after(engine: &Engine) {
+    if engine.progressed() {
+        let s = engine.status();
+        let status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
+        tell(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
+    } else {
+        log::error!(message_id = "1529647529a04856a2900a2d39097ba5"; "the engine has made no progress; systemd's watchdog is not fed");
+    }
+}
+
+/// Without systemd there is nobody to tell.
+fn tell(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        log::warn!("systemd cannot be told: {e}");
+    }
+}
+
+fn http_options(config: &Config) -> HttpOptions {
+    let api = &config.api;
+    HttpOptions {
+        max_body_kib: api.max_body_kib.size(),
+        max_header_kib: api.max_header_kib.size(),
+        max_connections: api.max_connections.size(),
+        max_connections_per_uid: api.max_connections_per_uid.size(),
+        header_timeout_s: api.header_timeout_s.0,
+        idle_timeout_s: api.idle_timeout_s.0,
+        keepalive_s: api.keepalive_s.0,
+        lenient: api.lenient,
+    }
+}
+
+/// The socket that systemd passed, or one of our own; with its path where it is ours to remove.
+fn listen(args: &Args, config: &Config) -> Result<(UnixListener, Option<PathBuf>), Stop> {
+    let passed = os::socket::passed_listener("api")
+        .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?;
+    if let Some(listener) = passed {
+        if let Some(path) = &args.socket {
+            log::warn!("--socket {} has no effect: systemd passed a socket", path.display());
+        }
+        return Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, None));
+    }
+    let path = args.socket.as_ref().unwrap_or(&config.api.socket);
+    let listener = bind(path, config)?;
+    Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.clone())))
+}
+
+fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, Stop> {
+    let (listener, group) = os::socket::bind(path, config.api.mode.0, &config.api.group)
+        .map_err(|e| Stop::usage(format!("socket {}: {e}; name another by --socket", path.display())))?;
+    if !group {
+        log::warn!("socket {}: group {} is absent or not ours, it belongs to the starter's group", path.display(), config.api.group);
+    }
+    Ok(listener)
+}
+
+/// On the bus that was asked for; `None` where none was, or where there is none and that is allowed.
+#[cfg(feature = "dbus")]
+async fn connect_bus(args: &Args, config: &Config, engine: &Engine) -> Result<Option<DbusDoor>, Stop> {
+    let asked = args.bus.as_deref();
+    let (bus, must) = match (asked, config.dbus.enable, config.dbus.bus) {
+        (Some("none"), ..) | (None, Enable::No, _) => return Ok(None),
+        (Some("session"), ..) => (Bus::Session, true),
+        (Some(_), ..) => (Bus::System, true),
+        (None, enable, BusName::Session) => (Bus::Session, enable == Enable::Yes),
+        (None, enable, BusName::System) => (Bus::System, enable == Enable::Yes),
+    };
+    match dbus::serve(engine.clone(), bus, DbusOptions::default()).await {
+        Ok(door) => Ok(Some(door)),
+        Err(e) if must => Err(Stop::usage(e)),
+        Err(e) => {
+            log::warn!("{e}; going on without (dbus.enable = \"auto\")");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Listening sockets: passed by systemd, or bound by ourselves.
+
+use std::fs::Permissions;
+use std::io::{self, ErrorKind};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{FdFlags, fcntl_setfd};
+
+/// The listening socket that systemd passed under `name`, ready for use; `None` if it passed none.
+///
+/// # Errors
+/// When what was passed is no socket, or the environment cannot be read.
+pub fn passed_listener(name: &str) -> io::Result<Option<UnixListener>> {
+    let mut fds = sd_notify::listen_fds_with_names()?;
+    let Some((fd, _)) = fds.find(|(_, n)| n == name) else { return Ok(None) };
+    // SAFETY: systemd opened this descriptor for us and nothing else in the process uses it (the list is read once,
+    // at the start).
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+    Ok(Some(UnixListener::from(fd)))
+}
+
+/// Binds `path` with `mode`, and gives it to `group` if that exists and may be set (the second value tells). A socket
+/// that nobody answers on is replaced.
+///
+/// # Errors
+/// When somebody answers on it, the path is something else than a socket, or the folder does not allow it.
+pub fn bind(path: &Path, mode: u32, group: &str) -> io::Result<(UnixListener, bool)> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(ErrorKind::AlreadyExists, "the path exists and is no socket"));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(io::Error::new(ErrorKind::AddrInUse, "another process answers on it"));
+        }
+        Ok(_) => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    // Nobody may connect before mode and group are set.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = bound?;
+    listener.set_nonblocking(true)?;
+    let given = group_id(group).is_some_and(|gid| chown(path, None, Some(gid)).is_ok());
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    Ok((listener, given))
+}
+
+/// The number of a group of `/etc/group`.
+fn group_id(name: &str) -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    let mut lines = groups.lines().map(|l| l.split(':'));
+    lines.find_map(|mut fields| if fields.next()? == name { fields.nth(1)?.parse().ok() } else { None })
+}
