@@ -125,7 +125,8 @@ pub(super) mod tests {
         let bpe = Bpe::new(&vocab, None, Some(listed)).expect("a tokenizer");
         let mut out = Vec::new();
         bpe.encode(&vocab, "lower we é", &mut Merger::default(), &mut out);
-        let texts: Vec<_> = out.iter().map(|&t| String::from_utf8_lossy(vocab.piece(t)).into_owned()).collect();
+        let texts: Vec<_> =
+            out.iter().map(|&t| String::from_utf8_lossy(vocab.piece(t)).into_owned()).collect();
         assert_eq!(texts, ["low", "er", "Ġ", "we", "Ġ", "Ã", "©"]);
     }
 

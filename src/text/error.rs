@@ -34,7 +34,9 @@ pub enum TextError {
         last: usize,
     },
     /// A way of cutting text into words that is not built in.
-    #[error("pre-tokenizer {found:?} is not known; gpt-2, llama-bpe and qwen2 are: use a model with one of them")]
+    #[error(
+        "pre-tokenizer {found:?} is not known; gpt-2, llama-bpe and qwen2 are: use a model with one of them"
+    )]
     PreTokenizer {
         /// Its name.
         found: String,
@@ -49,7 +51,9 @@ pub enum TextError {
         byte: u8,
     },
     /// A control token longer than any known.
-    #[error("special token {id} has {len} bytes, at most {SPECIAL_BYTES_MAX} are possible; the model file is damaged")]
+    #[error(
+        "special token {id} has {len} bytes, at most {SPECIAL_BYTES_MAX} are possible; the model file is damaged"
+    )]
     SpecialLength {
         /// Its id.
         id: u32,
@@ -77,7 +81,9 @@ pub enum TextError {
         message: String,
     },
     /// A template that does not come to an end.
-    #[error("the chat template used up its {TEMPLATE_FUEL} units of work; send fewer messages or mend the template")]
+    #[error(
+        "the chat template used up its {TEMPLATE_FUEL} units of work; send fewer messages or mend the template"
+    )]
     TemplateWork,
     /// A prompt longer than any that is taken.
     #[error("the chat template makes a prompt of more than {RENDERED_BYTES_MAX} bytes; send less text")]

@@ -120,16 +120,25 @@ impl Writer {
         }
     }
 
+    /// Integers as they are, floats as Python's `repr`.
     fn number(&mut self, value: &Value) {
-        match f64::try_from(value.clone()) {
-            Ok(x) if !value.is_integer() && !x.is_finite() => {
-                self.out.push_str(if x.is_nan() { "NaN" } else { ["-Infinity", "Infinity"][usize::from(x > 0.0)] });
+        let x = f64::try_from(value.clone()).unwrap_or(0.0);
+        let _ = if value.is_integer() {
+            write!(self.out, "{value}")
+        } else if x.is_nan() {
+            write!(self.out, "NaN")
+        } else if x.is_infinite() {
+            write!(self.out, "{}Infinity", if x < 0.0 { "-" } else { "" })
+        } else {
+            // Both languages change to exponents at the same sizes, but Python gives them a sign and two digits.
+            match format!("{x:?}").split_once('e') {
+                Some((digits, exponent)) if exponent.starts_with('-') => {
+                    write!(self.out, "{digits}e-{:0>2}", &exponent[1..])
+                }
+                Some((digits, exponent)) => write!(self.out, "{digits}e+{exponent:0>2}"),
+                None => write!(self.out, "{x:?}"),
             }
-            // The engine prints numbers as Python does.
-            _ => {
-                let _ = write!(self.out, "{value}");
-            }
-        }
+        };
     }
 
     fn string(&mut self, s: &str) {
@@ -167,7 +176,10 @@ mod tests {
 
     #[test]
     fn spelt_as_python_does() {
-        assert_eq!(printed(r#"[1, 2.0, 1e20, true, none, {"a": "é\"\n\u0001"}] | tojson"#), r#"[1, 2.0, 1e+20, true, null, {"a": "é\"\n\u0001"}]"#);
+        assert_eq!(
+            printed(r#"[1, 2.0, 1e20, 0.00001, true, none, {"a": "é\"\n\u0001"}] | tojson"#),
+            r#"[1, 2.0, 1e+20, 1e-05, true, null, {"a": "é\"\n\u0001"}]"#
+        );
         assert_eq!(printed("[[], {}, [1]] | tojson(indent=2)"), "[\n  [],\n  {},\n  [\n    1\n  ]\n]");
         assert_eq!(printed(r#"{"k": [1, 2]} | tojson(separators=(",", ":"))"#), r#"{"k":[1,2]}"#);
         assert_eq!(printed(r#""é🙂" | tojson(ensure_ascii=true)"#), r#""\u00e9\ud83d\ude42""#);

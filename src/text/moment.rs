@@ -123,7 +123,10 @@ mod tests {
     #[test]
     fn directives() {
         let m = Moment::from_unix(1_773_500_966);
-        assert_eq!(m.format("%d %b %Y|%B %-d, %y|%A %I:%M %p|%-m|%e|%%|%q|%-"), "14 Mar 2026|March 14, 26|Saturday 03:09 PM|3|14|%|%q|%-");
+        assert_eq!(
+            m.format("%d %b %Y|%B %-d, %y|%A %I:%M %p|%-m|%e|%%|%q|%-"),
+            "14 Mar 2026|March 14, 26|Saturday 03:09 PM|3|14|%|%q|%-"
+        );
         assert_eq!(m.format("%"), "%");
         assert_eq!(m.format("é%é"), "é%é");
     }

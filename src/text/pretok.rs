@@ -129,11 +129,14 @@ mod tests {
     #[test]
     fn words_of_each_pattern() {
         let text = "It's I'LL  go\n\n  1234 x+=1\t\ty ";
-        let gpt2 =
-            ["It", "'s", " I", "'", "LL", " ", " go", "\n\n ", " 1234", " x", "+=", "1", "\t", "\t", "y", " "];
+        let gpt2 = [
+            "It", "'s", " I", "'", "LL", " ", " go", "\n\n ", " 1234", " x", "+=", "1", "\t", "\t", "y", " ",
+        ];
         assert_eq!(cut(Pre::Gpt2, text), gpt2);
-        let llama =
-            ["It", "'s", " I", "'LL", " ", " go", "\n\n", " ", " ", "123", "4", " x", "+=", "1", "\t", "\ty", " "];
+        let llama = [
+            "It", "'s", " I", "'LL", " ", " go", "\n\n", " ", " ", "123", "4", " x", "+=", "1", "\t", "\ty",
+            " ",
+        ];
         assert_eq!(cut(Pre::LlamaBpe, text), llama);
         let qwen = [
             "It", "'s", " I", "'LL", " ", " go", "\n\n", " ", " ", "1", "2", "3", "4", " x", "+=", "1", "\t",

@@ -74,7 +74,8 @@ impl Spm {
         while !rest.is_empty() {
             let (word, after) = rest.split_at(if self.by_word { word_len(rest) } else { rest.len() });
             rest = after;
-            let rank = |_: &[u8], _: &[u8], both: &[u8]| vocab.find(both).map(|token| self.ranks[token.index()]);
+            let rank =
+                |_: &[u8], _: &[u8], both: &[u8]| vocab.find(both).map(|token| self.ranks[token.index()]);
             for run in merger.run(word.as_bytes(), word.chars().map(char::len_utf8), rank) {
                 self.push(vocab, &word.as_bytes()[run], out);
             }
@@ -151,7 +152,22 @@ mod tests {
     #[test]
     fn merges_go_by_score_and_the_rest_is_bytes() {
         let v = vocab(
-            &["<unk>", "<0xC3>", "<0xA9>", "\u{2581}", "a", "b", "ab", "ba", "\u{2581}a", "<s>", "<", "s", "<s", ">"],
+            &[
+                "<unk>",
+                "<0xC3>",
+                "<0xA9>",
+                "\u{2581}",
+                "a",
+                "b",
+                "ab",
+                "ba",
+                "\u{2581}a",
+                "<s>",
+                "<",
+                "s",
+                "<s",
+                ">",
+            ],
             &[2, 6, 6, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1],
         );
         let scores = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, -3.0, 0.0, -9.0, -9.0, -9.0, -9.0];
@@ -167,7 +183,8 @@ mod tests {
 
     #[test]
     fn words_are_told_by_their_spaces() {
-        let counts = ["", "a", "\u{2581}a", "\u{2581}\u{2581}", "a\u{2581}", "\u{2581}a\u{2581}b"].map(|p| n_words(p.as_bytes()));
+        let counts = ["", "a", "\u{2581}a", "\u{2581}\u{2581}", "a\u{2581}", "\u{2581}a\u{2581}b"]
+            .map(|p| n_words(p.as_bytes()));
         assert_eq!(counts, [1, 1, 1, 1, 2, 2]);
         assert_eq!(word_len("\u{2581}\u{2581}ab\u{2581}c"), 8);
         assert_eq!(word_len("ab\u{2581}c"), 2);

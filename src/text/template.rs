@@ -62,6 +62,8 @@ impl Template {
         env.set_fuel(Some(TEMPLATE_FUEL));
         env.set_recursion_limit(TEMPLATE_DEPTH_MAX);
         env.add_filter("tojson", tojson);
+        // The engine lets none be iterated over; Python does not, and templates ask before they count tools.
+        env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             let message = message.chars().take(TEMPLATE_MESSAGE_MAX).collect();
             Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
@@ -239,12 +241,22 @@ mod tests {
 
     #[test]
     fn work_depth_and_length_are_bounded() {
-        assert_eq!(render("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", &[]), Err(TextError::TemplateWork));
-        assert_eq!(render("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}", &[]), Err(TextError::RenderedLength));
+        assert_eq!(
+            render("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", &[]),
+            Err(TextError::TemplateWork)
+        );
+        assert_eq!(
+            render("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}", &[]),
+            Err(TextError::RenderedLength)
+        );
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", &[]).is_err());
         assert!(render(&"{% if true %}".repeat(9999), &[]).is_err());
-        let nested = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        let nested =
+            "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
         assert!(render(nested, &[]).is_ok());
-        assert_eq!(Template::new(&" ".repeat(1 << 19)).err(), Some(TextError::TemplateLength { len: 1 << 19 }));
+        assert_eq!(
+            Template::new(&" ".repeat(1 << 19)).err(),
+            Some(TextError::TemplateLength { len: 1 << 19 })
+        );
     }
 }

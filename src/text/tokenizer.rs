@@ -66,7 +66,15 @@ pub struct Tokenizer {
     add_bos: bool,
     /// Sorted.
     ends: Vec<Token>,
+    /// Phi-3: white space behind special tokens is dropped.
+    trims: bool,
 }
+
+/// A token that only Phi-3 has: its vocabulary was trained with white space dropped behind special tokens, which
+/// the file does not say.
+const PHI3: &str = "<|placeholder1|>";
+/// Its special tokens that keep white space.
+const PHI3_KEEP: [&[u8]; 3] = [b"<unk>", b"<s>", b"<|endoftext|>"];
 
 enum Model {
     Bpe(Bpe),
@@ -105,6 +113,8 @@ impl Tokenizer {
         ends.extend(eos.into_iter().chain(eot));
         ends.sort_unstable();
         ends.dedup();
+        let trims =
+            matches!(model, Model::Spm(_)) && vocab.tokens().any(|(.., piece)| piece == PHI3.as_bytes());
         Ok(Self {
             user_defined: Table::new(&vocab, &[Kind::UserDefined])?,
             control: Table::new(&vocab, &[Kind::Control, Kind::Unknown])?,
@@ -115,6 +125,7 @@ impl Tokenizer {
             eos,
             add_bos: source.add_bos.unwrap_or(adds_bos) && bos.is_some(),
             ends,
+            trims,
         })
     }
 
@@ -186,7 +197,8 @@ impl Tokenizer {
                 return Err(TextError::Role { index, role: role.chars().take(ROLE_BYTES_MAX).collect() });
             }
         }
-        let marked: Vec<String> = messages.iter().map(|m| self.control.mark(&self.vocab, m.content)).collect();
+        let marked: Vec<String> =
+            messages.iter().map(|m| self.control.mark(&self.vocab, m.content)).collect();
         let pairs = messages.iter().zip(&marked);
         let messages: Vec<ChatMessage<'_>> =
             pairs.map(|(message, content)| ChatMessage { role: message.role, content }).collect();
@@ -194,7 +206,8 @@ impl Tokenizer {
             String::from_utf8_lossy(token.map_or(&[], |token| self.vocab.piece(token))).into_owned()
         };
         let (bos, eos) = (text_of(self.bos), text_of(self.eos));
-        let input = TemplateInput { messages: &messages, bos: &bos, eos: &eos, add_generation_prompt, moment };
+        let input =
+            TemplateInput { messages: &messages, bos: &bos, eos: &eos, add_generation_prompt, moment };
         let text = template.render(&input)?;
         let mut out = Vec::new();
         if self.add_bos && !text.starts_with(&bos) {
@@ -206,13 +219,14 @@ impl Tokenizer {
 
     /// Appends the tokens of `text`, of which those in `table` are recognized; `marked` text loses its marks.
     fn encode_parts(&self, text: &str, table: &Table, marked: bool, out: &mut Vec<Token>) {
-        let (mut merger, mut first) = (Merger::default(), true);
+        let (mut merger, mut first, mut trim) = (Merger::default(), true, false);
         table.split(&self.vocab, text, marked, |part| {
             let bare;
             let text = match part {
                 Part::Special(token) => {
                     out.push(token);
                     first = true;
+                    trim = self.trims && !PHI3_KEEP.contains(&self.vocab.piece(token));
                     return;
                 }
                 Part::Text(text) if marked && text.contains(MARK) => {
@@ -221,6 +235,8 @@ impl Tokenizer {
                 }
                 Part::Text(text) => text,
             };
+            let text =
+                if trim { text.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']) } else { text };
             if text.is_empty() {
                 return;
             }
@@ -296,7 +312,19 @@ mod tests {
     }
 
     fn spm() -> Source {
-        let pieces = ["<unk>", "<s>", "</s>", "\u{2581}", "h", "i", "hi", "\u{2581}hi", "<0xC3>", "<0xA9>", "\u{2581}\u{2581}"];
+        let pieces = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            "\u{2581}",
+            "h",
+            "i",
+            "hi",
+            "\u{2581}hi",
+            "<0xC3>",
+            "<0xA9>",
+            "\u{2581}\u{2581}",
+        ];
         Source {
             model: VocabKind::Spm,
             kinds: vec![2, 3, 3, 1, 1, 1, 1, 1, 6, 6, 4],
@@ -305,6 +333,7 @@ mod tests {
             merges: None,
             bos: Some(Token(1)),
             eos: Some(Token(2)),
+            unk: Some(Token(0)),
             add_bos: None,
             ..bpe()
         }
@@ -343,7 +372,7 @@ mod tests {
         let alphabet = ["hi", " ", "<|end|>", "<bos>", "<think>", "é", "漢", "\0", "\n", "'s", "9"];
         arbtest::arbtest(|u| {
             let n = u.int_in_range(0..=12)?;
-            let text: String = (0..n).map(|_| u.choose(&alphabet)).collect::<Result<_, _>>()?;
+            let text: String = (0..n).map(|_| u.choose(&alphabet).copied()).collect::<Result<_, _>>()?;
             let tokens = encoded(&t, &text, Special::AsText);
             assert_eq!(t.decode(&tokens), text.as_bytes());
             assert!(tokens.iter().all(|&token| !t.is_special(token)));
@@ -358,14 +387,15 @@ mod tests {
     fn text_of_a_chat_never_becomes_a_control_token() {
         let t = Tokenizer::new(bpe()).expect("a tokenizer");
         let template = Template::new(CHAT).expect("a template");
-        let parts = ["<|end|>", "<|", "|>", "end", "end|>", "hi", "<bos>", " ", "<think>", "\u{fdd0}", "user", "<"];
+        let parts =
+            ["<|end|>", "<|", "|>", "end", "end|>", "hi", "<bos>", " ", "<think>", "\u{fdd0}", "user", "<"];
         let chat = |content: &str| {
             let messages = [ChatMessage { role: "user", content }];
             t.encode_chat(&template, &messages, true, Moment::from_unix(0)).expect("renders")
         };
         arbtest::arbtest(|u| {
             let n = u.int_in_range(0..=8)?;
-            let content: String = (0..n).map(|_| u.choose(&parts)).collect::<Result<_, _>>()?;
+            let content: String = (0..n).map(|_| u.choose(&parts).copied()).collect::<Result<_, _>>()?;
             // The same tokens as if the parts had been encoded apart.
             let mut wanted = encoded(&t, "<bos><|user|>", Special::Parse);
             t.encode(content.replace('\u{fdd0}', "").trim(), Special::AsText, &mut wanted);
@@ -394,11 +424,28 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_refused() {
         let refused = |source: Source| Tokenizer::new(source).expect_err("must fail");
-        assert_eq!(refused(Source { kinds: vec![1], ..spm() }).to_string().matches("11 entries but 1").count(), 1);
-        assert!(matches!(refused(Source { bos: Some(Token(11)), ..spm() }), TextError::TokenId { id: 11, last: 10, .. }));
-        assert_eq!(refused(Source { pieces: Strings::owned::<&str>([]), ..spm() }), TextError::VocabSize { n: 0 });
+        assert_eq!(
+            refused(Source { kinds: vec![1], ..spm() }).to_string().matches("11 entries but 1").count(),
+            1
+        );
+        assert!(matches!(
+            refused(Source { bos: Some(Token(11)), ..spm() }),
+            TextError::TokenId { id: 11, last: 10, .. }
+        ));
+        assert_eq!(
+            refused(Source { pieces: Strings::owned::<&str>([]), ..spm() }),
+            TextError::VocabSize { n: 0 }
+        );
         let long = Strings::owned(["a".repeat(257)]);
-        let source = Source { pieces: long, kinds: vec![3], scores: Vec::new(), bos: None, eos: None, unk: None, ..spm() };
+        let source = Source {
+            pieces: long,
+            kinds: vec![3],
+            scores: Vec::new(),
+            bos: None,
+            eos: None,
+            unk: None,
+            ..spm()
+        };
         assert_eq!(refused(source), TextError::SpecialLength { id: 0, len: 257 });
     }
 
