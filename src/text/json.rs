@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use crate::base::limits::{TEMPLATE_JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
+use crate::base::limits::{JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
 
 /// The filter `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
@@ -50,8 +50,8 @@ struct Writer {
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > TEMPLATE_JSON_DEPTH_MAX {
-            return Err(invalid(format!("tojson: values nest at most {TEMPLATE_JSON_DEPTH_MAX} deep")));
+        if depth > JSON_DEPTH_MAX {
+            return Err(invalid(format!("tojson: values nest at most {JSON_DEPTH_MAX} deep")));
         }
         if self.out.len() > RENDERED_BYTES_MAX {
             return Err(invalid(format!("tojson: at most {RENDERED_BYTES_MAX} bytes are possible")));
@@ -120,20 +120,25 @@ impl Writer {
         }
     }
 
+    /// Integers as they are, floats as Python's `repr`.
     fn number(&mut self, value: &Value) {
-        match f64::try_from(value.clone()) {
-            Ok(x) if !value.is_integer() && !x.is_finite() => {
-                self.out.push_str(if x.is_nan() {
-                    "NaN"
-                } else {
-                    ["-Infinity", "Infinity"][usize::from(x > 0.0)]
-                });
+        let x = f64::try_from(value.clone()).unwrap_or(0.0);
+        let _ = if value.is_integer() {
+            write!(self.out, "{value}")
+        } else if x.is_nan() {
+            write!(self.out, "NaN")
+        } else if x.is_infinite() {
+            write!(self.out, "{}Infinity", if x < 0.0 { "-" } else { "" })
+        } else {
+            // Both languages change to exponents at the same sizes, but Python gives them a sign and two digits.
+            match format!("{x:?}").split_once('e') {
+                Some((digits, exponent)) if exponent.starts_with('-') => {
+                    write!(self.out, "{digits}e-{:0>2}", &exponent[1..])
+                }
+                Some((digits, exponent)) => write!(self.out, "{digits}e+{exponent:0>2}"),
+                None => write!(self.out, "{x:?}"),
             }
-            // The engine prints numbers as Python does.
-            _ => {
-                let _ = write!(self.out, "{value}");
-            }
-        }
+        };
     }
 
     fn string(&mut self, s: &str) {
@@ -172,8 +177,8 @@ mod tests {
     #[test]
     fn spelt_as_python_does() {
         assert_eq!(
-            printed(r#"[1, 2.0, 1e20, true, none, {"a": "é\"\n\u0001"}] | tojson"#),
-            r#"[1, 2.0, 1e+20, true, null, {"a": "é\"\n\u0001"}]"#
+            printed(r#"[1, 2.0, 1e20, 0.00001, true, none, {"a": "é\"\n\u0001"}] | tojson"#),
+            r#"[1, 2.0, 1e+20, 1e-05, true, null, {"a": "é\"\n\u0001"}]"#
         );
         assert_eq!(printed("[[], {}, [1]] | tojson(indent=2)"), "[\n  [],\n  {},\n  [\n    1\n  ]\n]");
         assert_eq!(printed(r#"{"k": [1, 2]} | tojson(separators=(",", ":"))"#), r#"{"k":[1,2]}"#);

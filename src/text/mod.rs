@@ -2,7 +2,7 @@
 //! vocabulary, and [`Tokenizer`] and [`Template`] are made from its parts.
 //!
 //! Two families of vocabulary: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`), named as in GGUF's
-//! `tokenizer.ggml.model`. Both cut text at special tokens first, then merge pairs by rank ([`merge`]). All input
+//! `tokenizer.ggml.model`. Both cut text at special tokens first, then merge pairs by rank (`merge.rs`). All input
 //! is hostile: vocabularies and templates from files, text from clients. The user's text never becomes a control
 //! token (`special.rs`).
 

@@ -66,7 +66,15 @@ pub struct Tokenizer {
     add_bos: bool,
     /// Sorted.
     ends: Vec<Token>,
+    /// Phi-3: white space behind special tokens is dropped.
+    trims: bool,
 }
+
+/// A token that only Phi-3 has: its vocabulary was trained with white space dropped behind special tokens, which
+/// the file does not say.
+const PHI3: &str = "<|placeholder1|>";
+/// Its special tokens that keep white space.
+const PHI3_KEEP: [&[u8]; 3] = [b"<unk>", b"<s>", b"<|endoftext|>"];
 
 enum Model {
     Bpe(Bpe),
@@ -105,6 +113,8 @@ impl Tokenizer {
         ends.extend(eos.into_iter().chain(eot));
         ends.sort_unstable();
         ends.dedup();
+        let trims =
+            matches!(model, Model::Spm(_)) && vocab.tokens().any(|(.., piece)| piece == PHI3.as_bytes());
         Ok(Self {
             user_defined: Table::new(&vocab, &[Kind::UserDefined])?,
             control: Table::new(&vocab, &[Kind::Control, Kind::Unknown])?,
@@ -115,6 +125,7 @@ impl Tokenizer {
             eos,
             add_bos: source.add_bos.unwrap_or(adds_bos) && bos.is_some(),
             ends,
+            trims,
         })
     }
 
@@ -208,13 +219,14 @@ impl Tokenizer {
 
     /// Appends the tokens of `text`, of which those in `table` are recognized; `marked` text loses its marks.
     fn encode_parts(&self, text: &str, table: &Table, marked: bool, out: &mut Vec<Token>) {
-        let (mut merger, mut first) = (Merger::default(), true);
+        let (mut merger, mut first, mut trim) = (Merger::default(), true, false);
         table.split(&self.vocab, text, marked, |part| {
             let bare;
             let text = match part {
                 Part::Special(token) => {
                     out.push(token);
                     first = true;
+                    trim = self.trims && !PHI3_KEEP.contains(&self.vocab.piece(token));
                     return;
                 }
                 Part::Text(text) if marked && text.contains(MARK) => {
@@ -223,6 +235,8 @@ impl Tokenizer {
                 }
                 Part::Text(text) => text,
             };
+            let text =
+                if trim { text.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']) } else { text };
             if text.is_empty() {
                 return;
             }
@@ -319,6 +333,7 @@ mod tests {
             merges: None,
             bos: Some(Token(1)),
             eos: Some(Token(2)),
+            unk: Some(Token(0)),
             add_bos: None,
             ..bpe()
         }

@@ -63,9 +63,9 @@ impl Vocab {
         if kinds.len() != n {
             return Err(TextError::Length { what: "token types", found: kinds.len(), n });
         }
-        // Some converters write the end of a turn as user-defined, which any text could then spell.
+        // Some files have the end of a turn as text, which any user could then spell.
         for (kind, piece) in kinds.iter_mut().zip(pieces.iter()) {
-            if *kind == USER_DEFINED && is_end_text(piece) {
+            if is_end_text(piece) {
                 *kind = CONTROL;
             }
         }
