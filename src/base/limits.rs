@@ -36,6 +36,9 @@ pub const STOP_BYTES_MAX: usize = 256;
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
+/// Stack of the thread that renders templates: a hostile one can nest values as deep as its fuel lasts, and the
+/// interpreter frees and compares them by recursion, a few hundred bytes a level.
+pub const ADMIT_STACK_BYTES: usize = 512 << 20;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
 /// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::admit::{Admission, Loaded, Submission, ToAdmit};
 use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
-use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use crate::base::limits::{ADMIT_QUEUE_MAX, ADMIT_STACK_BYTES, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
 use crate::os::{clock, thread};
 
@@ -340,7 +340,7 @@ impl Engine {
         let runner = Runner::new(shared.clone());
         thread::spawn("engine", move || runner.run(&inbox)).map_err(no_thread)?;
         let admission = Admission::new(shared.clone(), commands.clone());
-        thread::spawn("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
+        thread::spawn_deep("admit", ADMIT_STACK_BYTES, move || admission.run(&to_admit)).map_err(no_thread)?;
         Ok(Self { shared, admit, commands })
     }
 

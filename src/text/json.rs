@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use crate::base::limits::{JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
+use crate::base::limits::{TEMPLATE_JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
 
 /// The filter `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
@@ -50,8 +50,8 @@ struct Writer {
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > JSON_DEPTH_MAX {
-            return Err(invalid(format!("tojson: values nest at most {JSON_DEPTH_MAX} deep")));
+        if depth > TEMPLATE_JSON_DEPTH_MAX {
+            return Err(invalid(format!("tojson: values nest at most {TEMPLATE_JSON_DEPTH_MAX} deep")));
         }
         if self.out.len() > RENDERED_BYTES_MAX {
             return Err(invalid(format!("tojson: at most {RENDERED_BYTES_MAX} bytes are possible")));

@@ -1,0 +1,52 @@
+//! The hot path allocates nothing: 100 decode steps with sampling, on the calling thread and on the workers.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use sotto::kernel::{self, Pool};
+use sotto::model::{Decoder, Model, Precision, Want};
+use sotto::sample::Chain;
+
+/// Counts allocations of all threads while it is armed: the test is the only one of its program.
+struct Counting;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if ARMED.load(Ordering::Relaxed) {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn decoding_allocates_nothing() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260k/stories260K-q8_0.gguf");
+    let model = Model::open(&file).unwrap();
+    let pool = Pool::new(kernel::select(None).unwrap(), 2).unwrap();
+    let mut decoder = Decoder::new(&model, Precision::default(), 8, 1);
+    let mut kv = decoder.kv(&model, 256).unwrap();
+    let mut chain = Chain::new(0.8, 40, 0.95, 1, model.hyper().n_vocab);
+    let mut token = sotto::base::Token(1);
+    for step in 0..110 {
+        ARMED.store(step >= 10, Ordering::Relaxed);
+        let logits = decoder.step(&model, &pool, &mut kv, &[token], Want::Last, &mut |_| true).unwrap();
+        token = chain.sample(logits).unwrap();
+    }
+    ARMED.store(false, Ordering::Relaxed);
+    assert_eq!(COUNT.load(Ordering::Relaxed), 0, "allocations in 100 decode steps");
+}
