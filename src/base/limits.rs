@@ -34,3 +34,25 @@ pub const INPUT_BYTES_MAX: usize = 1 << 20;
 pub const EVENT_BYTES_MAX: usize = 4_096;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
+/// Events that wait between the engine and a reader on the socket: a reader that keeps up never sees it full, and a
+/// stopped one costs a page.
+pub const EVENT_QUEUE_MAX: usize = 16;
+/// Most headers of an HTTP request (API text, section 6).
+pub const N_HEADER_MAX: usize = 100;
+/// Deepest nesting of a request's JSON: tool schemas rarely pass 20; keeps recursion off the end of the stack.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// Most values in a request's JSON: a prompt of token ids as long as the longest open context, twice. Bounds the
+/// memory of a body of brackets, whose values are 16 times as large as its bytes.
+pub const N_JSON_VALUE_MAX: usize = 262_144;
+/// Longest path of a field that an error repeats: with the message it fits a line of a pipe.
+pub const NAME_SHOWN_BYTES_MAX: usize = 160;
+/// Longest message of an error on the wire: with its code it fits a line of a pipe, even where every byte is escaped.
+pub const MESSAGE_BYTES_MAX: usize = 480;
+/// Bytes read and dropped before a refused connection is closed, so that a caller still writing sees the refusal.
+pub const LINGER_BYTES_MAX: usize = 16 << 20;
+/// Longest line of an event stream that the command line takes: 16 times what the daemon writes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+/// Largest answer that the command line takes at once: a list of models, an error.
+pub const REPLY_BYTES_MAX: usize = 4 << 20;
+/// Bus callers known at a time: each costs a match rule, of which a bus grants 512 to a connection.
+pub const N_CALLER_MAX: usize = 128;
