@@ -1,0 +1,224 @@
+//! The caller's side of the socket, for the command line: one connection, one request at a time.
+
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::base::limits::{LINE_BYTES_MAX, REPLY_BYTES_MAX};
+
+/// A daemon could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("{}: no daemon answers: {source}; start sottod, or name its socket by --socket", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The conversation broke off.
+    #[error("the daemon's answer broke off: {0}; see the journal of sottod")]
+    Http(#[from] hyper::Error),
+    /// The runtime of this side could not be made.
+    #[error("cannot wait for the daemon: {0}")]
+    Runtime(std::io::Error),
+    /// The daemon refused.
+    #[error("{code}: {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Code of the error table.
+        code: String,
+        /// The daemon's sentence.
+        message: String,
+    },
+    /// It was no answer of sotto's.
+    #[error("{what} of {n_bytes} bytes is no answer of sottod; is something else on its socket?")]
+    NotSotto {
+        /// What was read.
+        what: &'static str,
+        /// Its length, or the limit it passed.
+        n_bytes: usize,
+    },
+    /// The stream ended without its last event.
+    #[error("the daemon's answer ended without an end; see the journal of sottod")]
+    Ended,
+}
+
+/// One event of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientEvent {
+    /// Waiting, with this many ahead.
+    Queued {
+        /// Requests ahead.
+        position: u64,
+    },
+    /// The model is being read in.
+    Loading {
+        /// Bytes read.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The prompt is being read.
+    Prefill {
+        /// Tokens read.
+        done: u64,
+        /// Tokens in all.
+        total: u64,
+    },
+    /// A piece of the answer.
+    Text(String),
+    /// The end: the `done` event as it stands.
+    Done(Value),
+    /// The end: it failed.
+    Error {
+        /// Code of the error table.
+        code: String,
+        /// The daemon's sentence.
+        message: String,
+    },
+    /// Of a newer daemon; to be skipped.
+    Unknown,
+}
+
+impl ClientEvent {
+    fn parse(line: &[u8]) -> Result<Self, ClientError> {
+        let event: Value = serde_json::from_slice(line)
+            .map_err(|_| ClientError::NotSotto { what: "a line", n_bytes: line.len() })?;
+        let number = |key: &str| event.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let text = |key: &str| event.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(match event.get("event").and_then(Value::as_str) {
+            Some("queued") => Self::Queued { position: number("position") },
+            Some("loading") => Self::Loading { done: number("done"), total: number("total") },
+            Some("prefill") => Self::Prefill { done: number("done"), total: number("total") },
+            Some("token") => Self::Text(text("text")),
+            Some("done") => Self::Done(event),
+            Some("error") => Self::Error { code: text("code"), message: text("message") },
+            _ => Self::Unknown,
+        })
+    }
+}
+
+/// A connection to a daemon. Its calls wait for their answers; dropping it cancels what is under way.
+#[derive(Debug)]
+pub struct Client {
+    runtime: Runtime,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    /// Connects to the daemon that listens on `socket`.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let runtime = Builder::new_current_thread().enable_io().build().map_err(ClientError::Runtime)?;
+        let sender = runtime.block_on(async {
+            let stream = UnixStream::connect(socket)
+                .await
+                .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
+            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            Ok::<_, ClientError>(sender)
+        })?;
+        Ok(Self { runtime, sender })
+    }
+
+    /// Generates: `body` is a request of `POST /sotto/v1/generate`; each event is given to `on_event`, the last one
+    /// is [`ClientEvent::Done`] or [`ClientEvent::Error`].
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when it is refused before it begins; others when the daemon goes away.
+    pub fn generate(&mut self, body: Value, on_event: &mut dyn FnMut(ClientEvent)) -> Result<(), ClientError> {
+        let Self { runtime, sender } = self;
+        runtime.block_on(async {
+            let bytes = Bytes::from(body.to_string());
+            let response = ask(sender, Method::POST, "/sotto/v1/generate", bytes).await?;
+            events(response.into_body(), on_event).await
+        })
+    }
+
+    /// Gets `path`, such as `/v1/models`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the daemon has no such thing; others when it goes away.
+    pub fn get(&mut self, path: &str) -> Result<Value, ClientError> {
+        let Self { runtime, sender } = self;
+        runtime.block_on(async {
+            let bytes = collect(ask(sender, Method::GET, path, Bytes::new()).await?.into_body()).await?;
+            serde_json::from_slice(&bytes)
+                .map_err(|_| ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() })
+        })
+    }
+}
+
+/// Sends a request; an answer but 200 becomes the error that it tells.
+async fn ask(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, ClientError> {
+    sender.ready().await?;
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        path.parse().map_err(|_| ClientError::NotSotto { what: "a path", n_bytes: path.len() })?;
+    request.headers_mut().insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("sotto"));
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    if status == StatusCode::OK {
+        return Ok(response);
+    }
+    let bytes = collect(response.into_body()).await?;
+    let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let told = |key: &str| Some(body.get("error")?.get(key)?.as_str()?.to_owned());
+    match (told("code"), told("message")) {
+        (Some(code), Some(message)) => Err(ClientError::Refused { status: status.as_u16(), code, message }),
+        _ => Err(ClientError::NotSotto { what: "an error", n_bytes: bytes.len() }),
+    }
+}
+
+async fn collect(mut body: Incoming) -> Result<Vec<u8>, ClientError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+        if bytes.len() > REPLY_BYTES_MAX {
+            return Err(ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() });
+        }
+    }
+    Ok(bytes)
+}
+
+async fn events(mut body: Incoming, on_event: &mut dyn FnMut(ClientEvent)) -> Result<(), ClientError> {
+    let mut pending = Vec::new();
+    let mut ended = false;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        for part in data.split_inclusive(|&b| b == b'\n') {
+            pending.extend_from_slice(part);
+            if pending.len() > LINE_BYTES_MAX {
+                return Err(ClientError::NotSotto { what: "a line", n_bytes: pending.len() });
+            }
+            if pending.ends_with(b"\n") {
+                let event = ClientEvent::parse(&pending)?;
+                pending.clear();
+                ended |= matches!(event, ClientEvent::Done(_) | ClientEvent::Error { .. });
+                on_event(event);
+            }
+        }
+    }
+    if ended { Ok(()) } else { Err(ClientError::Ended) }
+}

@@ -1,0 +1,264 @@
+//! HTTP/1.1 on the Unix socket: OpenAI's shapes and the native route (`proto/openapi.yaml`, `docs/http.md`).
+//!
+//! A connection is one task. Who hangs up is seen by POLLHUP on the socket, in every state, and the task is dropped
+//! with all it holds: the generation's handle goes and cancels. The end of a caller's writing is no hang-up.
+
+mod body;
+mod error;
+mod io;
+mod openai;
+mod routes;
+mod stream;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::base::limits::{LINGER_BYTES_MAX, N_HEADER_MAX};
+use crate::engine::{Caller, Code, Door, Engine, Fault};
+
+use self::io::{Io, Phase};
+
+/// Bounds of the socket (API text, section 6).
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// Largest body of a request, KiB.
+    pub max_body_kib: usize,
+    /// Largest head of a request, KiB; at least 8.
+    pub max_header_kib: usize,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Connections of one uid at a time.
+    pub max_connections_per_uid: usize,
+    /// Longest time for the head of a request to arrive, seconds.
+    pub header_timeout_s: u64,
+    /// Longest silence of a connection: between requests, within a body, or of a reader; seconds.
+    pub idle_timeout_s: u64,
+    /// A streamed answer sends something at least this often, seconds.
+    pub keepalive_s: u64,
+    /// Fields that are unknown or not supported are ignored and named, not refused.
+    pub lenient: bool,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            max_body_kib: 4096,
+            max_header_kib: 16,
+            max_connections: 64,
+            max_connections_per_uid: 16,
+            header_timeout_s: 10,
+            idle_timeout_s: 60,
+            keepalive_s: 10,
+            lenient: false,
+        }
+    }
+}
+
+/// Longest wait for a caller to hear a refusal before its connection is closed.
+const LINGER: Duration = Duration::from_secs(1);
+/// Longest wait for answers under way once the door closes; the engine has been told to end them by then.
+const CLOSING: Duration = Duration::from_secs(10);
+/// Pause after a failed accept: without descriptors left it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections share.
+#[derive(Debug)]
+struct HttpDoor {
+    engine: Engine,
+    options: HttpOptions,
+    /// Open connections by uid.
+    seats: Mutex<HashMap<u32, usize>>,
+}
+
+/// A place among the connections, given back when dropped.
+struct Seat {
+    door: Arc<HttpDoor>,
+    uid: u32,
+}
+
+impl HttpDoor {
+    fn seat(self: &Arc<Self>, uid: u32) -> Result<Seat, Fault> {
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let n_all: usize = seats.values().sum();
+        let n_own = seats.get(&uid).copied().unwrap_or(0);
+        let (max, max_per_uid) = (self.options.max_connections, self.options.max_connections_per_uid);
+        let full = |n: usize, what: &str, max: usize| {
+            let message = format!("{n} connections {what} are open, allowed are {max}; close one, or try again");
+            Err(Fault::new(Code::QueueFull, message).retry_after(1000))
+        };
+        if n_own >= max_per_uid {
+            return full(n_own, &format!("of uid {uid}"), max_per_uid);
+        }
+        if n_all >= max {
+            return full(n_all, "in all", max);
+        }
+        seats.insert(uid, n_own + 1);
+        Ok(Seat { door: self.clone(), uid })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.door.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = seats.get_mut(&self.uid) {
+            *n -= 1;
+            if *n == 0 {
+                seats.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// Serves `listener` until `shutdown` turns true (or its sender goes), then lets answers under way end. Runs on a
+/// tokio runtime with IO and time.
+pub fn serve(
+    engine: Engine,
+    listener: UnixListener,
+    options: HttpOptions,
+    shutdown: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + Send {
+    let door = Arc::new(HttpDoor { engine, options, seats: Mutex::default() });
+    accept(door, listener, shutdown)
+}
+
+async fn accept(door: Arc<HttpDoor>, listener: UnixListener, shutdown: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut refusals = JoinSet::new();
+    let mut closing = shutdown.clone();
+    loop {
+        let accepted = tokio::select! {
+            _ = closing.wait_for(|&now| now) => break,
+            Some(_) = connections.join_next() => continue,
+            Some(_) = refusals.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let caller = accepted.and_then(|(stream, _)| {
+            let peer = stream.peer_cred()?;
+            let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+            Ok((stream, Caller { uid: peer.uid(), pid, door: Door::Http }))
+        });
+        match caller {
+            Ok((stream, caller)) => match door.seat(caller.uid) {
+                Ok(seat) => {
+                    connections.spawn(connection(seat, stream, caller, shutdown.clone()));
+                }
+                // Beyond this the backlog is the only answer.
+                Err(fault) if refusals.len() < door.options.max_connections => {
+                    refusals.spawn(refuse(stream, fault));
+                }
+                Err(_) => {}
+            },
+            Err(e) => {
+                log::warn!("api socket: a connection could not be taken: {e}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let _ = timeout(CLOSING, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// How a connection came to its end.
+enum End {
+    /// All is said; the caller may not have heard it yet.
+    Said,
+    /// The caller hung up or did not move in time.
+    Gone,
+    /// The head of a request did not arrive in time.
+    Late,
+}
+
+async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown: watch::Receiver<bool>) {
+    let door = seat.door.clone();
+    // EPOLLPRI never comes on such a socket: what is left of this interest is the hang-up, not the end of input.
+    let watched = stream.as_fd().try_clone_to_owned();
+    let Ok(hang_up) = watched.and_then(|fd| AsyncFd::with_interest(fd, Interest::PRIORITY)) else { return };
+    let phase = Arc::new(Phase::default());
+    let end = {
+        let service = service_fn({
+            let (door, phase) = (door.clone(), phase.clone());
+            move |request| routes::answer(door.clone(), caller, phase.clone(), request)
+        });
+        let served = http1::Builder::new()
+            .half_close(true)
+            .header_read_timeout(None)
+            .max_headers(N_HEADER_MAX)
+            .max_buf_size(door.options.max_header_kib.max(8) * 1024)
+            .serve_connection(TokioIo::new(Io::new(stream, phase.clone())), service);
+        let mut served = pin!(served);
+        let mut draining = false;
+        loop {
+            let deadline = phase.deadline(&door.options);
+            tokio::select! {
+                _ = served.as_mut() => break End::Said,
+                _ = hang_up.ready(Interest::PRIORITY) => break End::Gone,
+                () = phase.changed() => {}
+                () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
+                    break if phase.in_head() { End::Late } else { End::Gone };
+                }
+                _ = shutdown.wait_for(|&now| now), if !draining => {
+                    draining = true;
+                    served.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    };
+    let Ok(stream) = from_watched(hang_up.into_inner()) else { return };
+    match end {
+        End::Gone => {}
+        End::Said => linger(stream).await,
+        End::Late => {
+            let message = format!(
+                "the head of the request did not arrive within {} s; send it at once",
+                door.options.header_timeout_s
+            );
+            refuse(stream, Fault::new(Code::RequestTimeout, message)).await;
+        }
+    }
+}
+
+fn far() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(3600)
+}
+
+fn from_watched(fd: OwnedFd) -> std::io::Result<UnixStream> {
+    UnixStream::from_std(fd.into())
+}
+
+/// Says `fault` outside of any request and closes.
+async fn refuse(mut stream: UnixStream, fault: Fault) {
+    if timeout(LINGER, stream.write_all(&error::raw(&fault))).await.is_ok_and(|written| written.is_ok()) {
+        linger(stream).await;
+    }
+}
+
+/// Closes such that the caller reads what was said: a close with its bytes unread would reset the connection before.
+async fn linger(mut stream: UnixStream) {
+    let _ = stream.shutdown().await;
+    let mut dropped = vec![0; 16 << 10];
+    let mut n_left = LINGER_BYTES_MAX;
+    let _ = timeout(LINGER, async {
+        while let Ok(n @ 1..) = stream.read(&mut dropped).await {
+            n_left = n_left.saturating_sub(n);
+            if n_left == 0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

@@ -1,0 +1,115 @@
+//! The fields of `/v1/chat/completions` and `/v1/completions`.
+
+use serde_json::Value;
+
+use crate::door::ask::{self, Ask, TOOLS_NOT_YET};
+use crate::door::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
+use crate::engine::{Fault, Input};
+
+/// A request in one of OpenAI's shapes.
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    pub(super) input: Input,
+    pub(super) stream: bool,
+    pub(super) usage: bool,
+}
+
+/// Known to others and not to us: only null passes.
+const REJECTED: &[NotYet] = &[
+    rejected("audio"),
+    rejected("modalities"),
+    rejected("prediction"),
+    rejected("web_search_options"),
+    rejected("functions"),
+    rejected("function_call"),
+    rejected("verbosity"),
+];
+
+const fn rejected(key: &'static str) -> NotYet {
+    NotYet { key, kind: Kind::Any, neutral: |_| false }
+}
+
+/// One answer is what this version gives.
+const N_NOT_YET: NotYet = NotYet { key: "n", kind: Kind::Number, neutral: |v| *v == 1 };
+
+const CHAT_NOT_YET: &[NotYet] = &[
+    N_NOT_YET,
+    NotYet { key: "logprobs", kind: Kind::Bool, neutral: |v| *v == false },
+    NotYet { key: "top_logprobs", kind: Kind::Number, neutral: |v| *v == 0 },
+    NotYet { key: "response_format", kind: Kind::Object, neutral: is_text_format },
+];
+
+const COMPLETION_NOT_YET: &[NotYet] =
+    &[N_NOT_YET, NotYet { key: "logprobs", kind: Kind::Number, neutral: |_| false }];
+
+fn is_text_format(value: &Value) -> bool {
+    value.as_object().is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| *t == "text"))
+}
+
+/// What both shapes share.
+fn common(fields: &mut Fields) -> Result<(Ask, bool, bool), Fault> {
+    fields.not_yet(REJECTED)?;
+    hints(fields)?;
+    let mut ask = Ask::take(fields)?;
+    if let Some(mut sotto) = fields.object("sotto")? {
+        ask.take_service(&mut sotto)?;
+        fields.close(sotto)?;
+    }
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let mut usage = false;
+    if let Some(mut options) = fields.object("stream_options")? {
+        usage = options.flag("include_usage")?.unwrap_or(false);
+        options.flag("include_obfuscation")?;
+        fields.close(options)?;
+    }
+    Ok((ask, stream, usage))
+}
+
+/// Fields that common clients send and that have no effect.
+fn hints(fields: &mut Fields) -> Result<(), Fault> {
+    for key in ["user", "safety_identifier", "prompt_cache_key"] {
+        fields.text(key)?;
+    }
+    if let Some(value) = fields.take("metadata").filter(|value| !value.is_object()) {
+        return Err(wrong(&fields.path("metadata"), &value, "an object"));
+    }
+    fields.not_yet(&[NotYet { key: "store", kind: Kind::Bool, neutral: |v| *v == false }])?;
+    match fields.text("service_tier")?.as_deref() {
+        None | Some("auto" | "default") => Ok(()),
+        Some(_) => Err(invalid("service_tier", "allowed is auto or default")),
+    }
+}
+
+/// A chat request.
+pub(super) fn chat(fields: &mut Fields) -> Result<Asked, Fault> {
+    let (mut ask, stream, usage) = common(fields)?;
+    fields.not_yet(CHAT_NOT_YET)?;
+    fields.not_yet(TOOLS_NOT_YET)?;
+    let newer = ask::max_tokens(fields, "max_completion_tokens")?;
+    match (ask.max_tokens, newer) {
+        (Some(old), Some(new)) if old != new => {
+            let what = format!("is {new} and max_tokens is {old}; give one of them");
+            return Err(invalid("max_completion_tokens", what));
+        }
+        _ => ask.max_tokens = newer.or(ask.max_tokens),
+    }
+    let messages = fields.list("messages")?.ok_or_else(|| missing("messages", "give the conversation"))?;
+    let input = Input::Chat(ask::messages(messages, "messages")?);
+    Ok(Asked { ask, input, stream, usage })
+}
+
+/// A completion request: a prompt continued as it stands.
+pub(super) fn completion(fields: &mut Fields) -> Result<Asked, Fault> {
+    let (ask, stream, usage) = common(fields)?;
+    fields.not_yet(COMPLETION_NOT_YET)?;
+    let input = match fields.take("prompt") {
+        Some(Value::String(text)) => Input::Text(text),
+        Some(Value::Array(list)) if list.iter().any(Value::is_string) => {
+            return Err(unsupported("prompt", "several prompts in one request; send one request each"));
+        }
+        Some(Value::Array(list)) => ask::tokens(list, "prompt")?,
+        Some(other) => return Err(wrong("prompt", &other, "a string or an array of token ids")),
+        None => return Err(missing("prompt", "give the text to continue")),
+    };
+    Ok(Asked { ask, input, stream, usage })
+}

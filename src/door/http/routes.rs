@@ -1,0 +1,226 @@
+//! Which answer belongs to which path.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::door::ask;
+use crate::door::fields::{Fields, parse_json};
+use crate::door::queue::Generation;
+use crate::door::{cut, parse_id};
+use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo};
+
+use super::body::{self, Body};
+use super::io::Phase;
+use super::stream::{Framing, Printer, Shape, streamed, whole};
+use super::{HttpDoor, error, openai};
+
+/// Generation id of an answer, or of the request if there is no generation.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Fields that were ignored for a lenient caller.
+const IGNORED: HeaderName = HeaderName::from_static("sotto-ignored");
+/// How strict a caller wants us to be (RFC 7240).
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// Answers one request; a failure is an answer too.
+pub(super) async fn answer(
+    door: Arc<HttpDoor>,
+    caller: Caller,
+    phase: Arc<Phase>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    phase.busy();
+    let id = crate::door::new_id();
+    let answered = route(&door, caller, &id, request).await;
+    let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    Ok(response.map(|body| body.ends_turn(phase)))
+}
+
+async fn route(
+    door: &HttpDoor,
+    caller: Caller,
+    id: &GenerationId,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let allowed = match parts.as_slice() {
+        ["v1", "chat", "completions"] | ["v1", "completions"] | ["sotto", "v1", "generate"] => Method::POST,
+        ["v1", "models"] | ["v1", "models", _] | ["healthz"] => Method::GET,
+        ["sotto", "v1", "generations", _] => Method::DELETE,
+        _ => {
+            let message = format!("{}: no such route; docs/http.md lists them", cut(&path, NAME_SHOWN_BYTES_MAX));
+            return Err(Fault::new(Code::UnknownRoute, message));
+        }
+    };
+    if request.method() != allowed {
+        let message = format!("{path}: got {}, allowed is {allowed}", cut(request.method().as_str(), 32));
+        let mut response = error::response(&Fault::new(Code::MethodNotAllowed, message));
+        response.headers_mut().extend(HeaderValue::from_str(allowed.as_str()).ok().map(|v| (ALLOW, v)));
+        return Ok(response);
+    }
+    match parts.as_slice() {
+        ["v1", "chat", "completions"] => generate(door, caller, id, Shape::Chat, request).await,
+        ["v1", "completions"] => generate(door, caller, id, Shape::Completion, request).await,
+        ["sotto", "v1", "generate"] => generate(door, caller, id, Shape::Native, request).await,
+        ["sotto", "v1", "generations", id] => cancel(door, caller, id),
+        ["v1", "models", name] => model(door, name),
+        ["v1", "models"] => Ok(models(door)),
+        _ => healthz(door),
+    }
+}
+
+/// Whether unknown and unsupported fields are to be ignored.
+fn lenient(headers: &HeaderMap, otherwise: bool) -> bool {
+    let preferences = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+    let mut wishes = preferences.flat_map(|value| value.split(',')).map(str::trim);
+    wishes.find_map(|wish| wish.strip_prefix("handling=")).map_or(otherwise, |how| how == "lenient")
+}
+
+/// Reads a body, starts the generation and answers as asked: whole, or as a stream.
+async fn generate(
+    door: &HttpDoor,
+    caller: Caller,
+    id: &GenerationId,
+    shape: Shape,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let (head, body) = request.into_parts();
+    let bytes = body::read(body, &door.options).await?;
+    let lenient = lenient(&head.headers, door.options.lenient);
+    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient)?;
+    drop(bytes);
+    let (ask, input, stream, usage) = if shape == Shape::Native {
+        let input = ask::native_input(&mut fields)?;
+        (ask::native(&mut fields)?, input, true, false)
+    } else {
+        let read = if shape == Shape::Chat { openai::chat } else { openai::completion };
+        let asked = read(&mut fields)?;
+        (asked.ask, asked.input, asked.stream, asked.usage)
+    };
+    let ignored = fields.finish()?;
+    let accepted = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
+        Framing::Ndjson
+    } else {
+        Framing::Sse
+    };
+    let printer = Printer::new(id.clone(), shape, framing, usage);
+    let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input))?;
+    let mut response = if stream {
+        streamed(generation, printer, Duration::from_secs(door.options.keepalive_s)).await?
+    } else {
+        whole(generation, printer).await?
+    };
+    if !ignored.is_empty() {
+        let names = cut(&ignored.join(", "), MESSAGE_BYTES_MAX);
+        let names: String = names.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
+        response.headers_mut().extend(HeaderValue::from_str(&names).ok().map(|names| (IGNORED, names)));
+    }
+    Ok(response)
+}
+
+/// Cancels by id. One that has ended, or never was, is no error; another uid's is left alone.
+fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, Fault> {
+    let id = parse_id(id).ok_or_else(|| {
+        Fault::new(Code::UnknownObject, "this is no id of a generation: it has 26 characters of 0-9, a-z").at("id")
+    })?;
+    door.engine.cancel(&id, caller.uid);
+    let mut response = body::text("text/plain; charset=utf-8", String::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().clear();
+    Ok(response)
+}
+
+/// Alive or stuck: the watchdog's condition.
+fn healthz(door: &HttpDoor) -> Result<Response<Body>, Fault> {
+    if door.engine.progressed() {
+        return Ok(body::text("text/plain; charset=utf-8", "ok\n".into()));
+    }
+    Err(Fault::new(Code::NotReady, "the engine has not moved since the last look; see the journal of sottod"))
+}
+
+fn models(door: &HttpDoor) -> Response<Body> {
+    let data: Vec<Value> = door.engine.models().iter().map(|info| model_json(door, info)).collect();
+    body::json_text(format!("{}\n", json!({ "object": "list", "data": data })))
+}
+
+fn model(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
+    let name = percent_decoded(name);
+    let id = door.engine.resolve(Some(&name)).unwrap_or_else(|| name.clone());
+    let models = door.engine.models();
+    let info = models.iter().find(|info| info.id == id).ok_or_else(|| {
+        let message = format!("{}: no such model; GET /v1/models lists them", cut(&name, NAME_SHOWN_BYTES_MAX));
+        Fault::new(Code::UnknownModel, message).at("id")
+    })?;
+    Ok(body::json_text(format!("{}\n", model_json(door, info))))
+}
+
+fn model_json(door: &HttpDoor, info: &ModelInfo) -> Value {
+    let stands_for = |alias: &&str| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
+    let aliases: Vec<&str> = ["default", "fast"].into_iter().filter(stands_for).collect();
+    let mut sotto = json!({
+        "state": info.state.as_str(),
+        "aliases": aliases,
+        "size_bytes": info.size_bytes,
+    });
+    if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
+        let capabilities: &[&str] = if header.chat { &["generate", "chat"] } else { &["generate"] };
+        sotto.insert("architecture".into(), header.architecture.as_str().into());
+        sotto.insert("quantization".into(), header.quantization.as_str().into());
+        sotto.insert("parameters".into(), header.parameters.into());
+        sotto.insert("context".into(), header.n_ctx.into());
+        sotto.insert("context_max".into(), header.n_ctx_train.into());
+        sotto.insert("capabilities".into(), json!(capabilities));
+    }
+    json!({ "id": info.id, "object": "model", "created": info.created, "owned_by": "local", "sotto": sotto })
+}
+
+/// `%41` as `A`; what is no such escape stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
+                digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low)
+            }
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = after.get(if escaped.is_some() { 2 } else { 0 }..).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_percent_decoded() {
+        for (text, name) in [("a%2Fb", "a/b"), ("%c3%A9", "é"), ("%", "%"), ("%4", "%4"), ("%zz1", "%zz1")] {
+            assert_eq!(percent_decoded(text), name);
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_leniency_is_the_callers() {
+        let mut headers = HeaderMap::new();
+        assert!(lenient(&headers, true) && !lenient(&headers, false));
+        headers.insert(PREFER, HeaderValue::from_static("wait=5, handling=lenient"));
+        assert!(lenient(&headers, false));
+        headers.insert(PREFER, HeaderValue::from_static("handling=strict"));
+        assert!(!lenient(&headers, true));
+    }
+}

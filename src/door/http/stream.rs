@@ -1,0 +1,269 @@
+//! An answer as it comes: events in one of the shapes (native, chat, completion) and framings (SSE, NDJSON).
+//!
+//! The status is held back until the first text or the keep-alive time, so that a refusal keeps its own. After that
+//! a failure is the last line of the body, and `[DONE]` means success.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::Response;
+use hyper::body::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
+
+use crate::door::queue::Generation;
+use crate::door::wire;
+use crate::engine::{Done, Event, Fault, GenerationId};
+
+use super::body::{Body, json_text};
+
+/// Whose shape an answer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// The events themselves.
+    Native,
+    /// `chat.completion`.
+    Chat,
+    /// `text_completion`.
+    Completion,
+}
+
+/// How lines of a stream are framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// Server-sent events.
+    Sse,
+    /// One JSON value per line.
+    Ndjson,
+}
+
+/// Prints the events of one generation.
+#[derive(Debug)]
+pub(super) struct Printer {
+    pub(super) shape: Shape,
+    pub(super) framing: Framing,
+    /// The usage chunk is wanted.
+    pub(super) usage: bool,
+    id: GenerationId,
+    created: u64,
+    model: String,
+    begun: bool,
+    comment: String,
+}
+
+impl Printer {
+    pub(super) fn new(id: GenerationId, shape: Shape, framing: Framing, usage: bool) -> Self {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let comment = ": admission\n\n".to_owned();
+        Self { shape, framing, usage, id, created, model: String::new(), begun: false, comment }
+    }
+
+    /// Prints `event`.
+    fn print(&mut self, event: &Event, out: &mut Vec<u8>) {
+        if self.shape == Shape::Native {
+            return wire::event_lines(event, out);
+        }
+        match event {
+            Event::Admitted(admitted) => {
+                self.model.clone_from(&admitted.model);
+                self.begin(out);
+            }
+            Event::Queued { position } => self.say(format!(": queued {position}\n\n"), out),
+            Event::Loading { done, total, .. } => self.say(format!(": loading {done}/{total}\n\n"), out),
+            Event::Prefill { done, total, .. } => self.say(format!(": prefill {done}/{total}\n\n"), out),
+            Event::Text { text } => {
+                self.begin(out);
+                self.comment = ": decode\n\n".into();
+                let choice = self.choice(text, Value::Null);
+                self.chunk(json!([choice]), Value::Null, None, out);
+            }
+            Event::Done(done) => self.end(done, out),
+            Event::Failed(fault) => self.data(&wire::error_body(fault), out),
+        }
+    }
+
+    /// The first chunk of a chat names the speaker.
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.begun, true) && self.shape == Shape::Chat {
+            let delta = json!({ "role": "assistant", "content": "" });
+            let choice = json!({ "index": 0, "delta": delta, "finish_reason": null });
+            self.chunk(json!([choice]), Value::Null, None, out);
+        }
+    }
+
+    /// Finish chunk, usage chunk, `[DONE]`: each of its own, clients count on it.
+    fn end(&mut self, done: &Done, out: &mut Vec<u8>) {
+        self.begin(out);
+        let choice = self.choice("", done.stop_detail.reason().as_str().into());
+        self.chunk(json!([choice]), Value::Null, Some(done), out);
+        if self.usage {
+            self.chunk(json!([]), wire::usage(&done.usage), None, out);
+        }
+        if self.framing == Framing::Sse {
+            out.extend_from_slice(b"data: [DONE]\n\n");
+        }
+    }
+
+    fn choice(&self, text: &str, finish_reason: Value) -> Value {
+        match self.shape {
+            Shape::Completion => {
+                json!({ "index": 0, "text": text, "finish_reason": finish_reason, "logprobs": null })
+            }
+            _ if text.is_empty() => json!({ "index": 0, "delta": {}, "finish_reason": finish_reason }),
+            _ => json!({ "index": 0, "delta": { "content": text }, "finish_reason": finish_reason }),
+        }
+    }
+
+    fn chunk(&self, choices: Value, usage: Value, done: Option<&Done>, out: &mut Vec<u8>) {
+        let mut chunk = json!({
+            "id": self.id.as_str(),
+            "object": if self.shape == Shape::Chat { "chat.completion.chunk" } else { "text_completion" },
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        });
+        if let Some(chunk) = chunk.as_object_mut() {
+            if self.usage {
+                chunk.insert("usage".into(), usage);
+            }
+            if let Some(done) = done {
+                chunk.insert("sotto".into(), wire::extras(done));
+            }
+        }
+        self.data(&chunk, out);
+    }
+
+    fn data(&self, value: &Value, out: &mut Vec<u8>) {
+        match self.framing {
+            Framing::Sse => out.extend(format!("data: {value}\n\n").into_bytes()),
+            Framing::Ndjson => out.extend(format!("{value}\n").into_bytes()),
+        }
+    }
+
+    /// A comment on the state, kept to be said again when nothing else is.
+    fn say(&mut self, comment: String, out: &mut Vec<u8>) {
+        self.comment = comment;
+        self.say_again(out);
+    }
+
+    fn say_again(&self, out: &mut Vec<u8>) {
+        if self.framing == Framing::Sse {
+            out.extend_from_slice(self.comment.as_bytes());
+        }
+    }
+}
+
+/// The body of a streamed answer.
+pub(super) struct Stream {
+    generation: Generation,
+    printer: Printer,
+    out: Vec<u8>,
+    over: bool,
+    keepalive: Duration,
+    silence: Pin<Box<Sleep>>,
+}
+
+impl Stream {
+    /// Bytes to send now; `None` after the last.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while !self.over {
+            let Poll::Ready(event) = self.generation.poll_next(cx) else { break };
+            self.over = event.is_terminal();
+            self.printer.print(&event, &mut self.out);
+        }
+        if self.out.is_empty() && !self.over {
+            if self.silence.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.printer.say_again(&mut self.out);
+        }
+        let next = Instant::now() + self.keepalive;
+        self.silence.as_mut().reset(next);
+        if self.out.is_empty() && !self.over {
+            // Nothing to say without comments; the timer wakes again.
+            let _ = self.silence.as_mut().poll(cx);
+            return Poll::Pending;
+        }
+        let bytes = std::mem::take(&mut self.out);
+        Poll::Ready((!bytes.is_empty()).then(|| bytes.into()))
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over && self.out.is_empty()
+    }
+}
+
+/// Answers by a stream.
+///
+/// # Errors
+/// What ended the generation before its first text, within `keepalive`.
+pub(super) async fn streamed(
+    mut generation: Generation,
+    mut printer: Printer,
+    keepalive: Duration,
+) -> Result<Response<Body>, Fault> {
+    let deadline = Instant::now() + keepalive;
+    let mut out = Vec::new();
+    let mut over = false;
+    // States come at most a few a second, so what is held back stays small.
+    while let Ok(event) = timeout_at(deadline, generation.next()).await {
+        if let Event::Failed(fault) = event {
+            return Err(fault);
+        }
+        over = event.is_terminal();
+        printer.print(&event, &mut out);
+        if over || matches!(event, Event::Text { .. }) {
+            break;
+        }
+    }
+    if out.is_empty() {
+        printer.say_again(&mut out);
+    }
+    let framing = printer.framing;
+    let silence = Box::pin(sleep(keepalive));
+    let mut response =
+        Response::new(Body::stream(Stream { generation, printer, out, over, keepalive, silence }));
+    let content_type = match framing {
+        Framing::Sse => "text/event-stream",
+        Framing::Ndjson => "application/x-ndjson",
+    };
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Answers at once when all is known.
+///
+/// # Errors
+/// What ended the generation.
+pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Result<Response<Body>, Fault> {
+    let mut answer = String::new();
+    let done = loop {
+        match generation.next().await {
+            Event::Text { text } => answer += &text,
+            Event::Done(done) => break done,
+            Event::Failed(fault) => return Err(fault),
+            _ => {}
+        }
+    };
+    let finish_reason = done.stop_detail.reason().as_str();
+    let chat = printer.shape == Shape::Chat;
+    let choice = if chat {
+        let message = json!({ "role": "assistant", "content": answer });
+        json!({ "index": 0, "message": message, "finish_reason": finish_reason, "logprobs": null })
+    } else {
+        json!({ "index": 0, "text": answer, "finish_reason": finish_reason, "logprobs": null })
+    };
+    let body = json!({
+        "id": printer.id.as_str(),
+        "object": if chat { "chat.completion" } else { "text_completion" },
+        "created": printer.created,
+        "model": done.model,
+        "choices": [choice],
+        "usage": wire::usage(&done.usage),
+        "sotto": wire::extras(&done),
+    });
+    Ok(json_text(format!("{body}\n")))
+}
