@@ -161,7 +161,9 @@ fn message(value: Value, at: &str) -> Result<Message, Fault> {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
-        Some("tool") => return Err(unsupported(&fields.path("role"), "tools are not supported by this version")),
+        Some("tool") => {
+            return Err(unsupported(&fields.path("role"), "tools are not supported by this version"));
+        }
         Some(_) => {
             return Err(invalid(&fields.path("role"), "allowed is system, developer, user or assistant"));
         }
@@ -227,11 +229,16 @@ pub(super) fn native(fields: &mut Fields) -> Result<Ask, Fault> {
 /// Takes the native input: exactly one of `input`, `messages`, `tokens`; `system` and `raw` with `input` only.
 #[cfg(feature = "http")]
 pub(super) fn native_input(fields: &mut Fields) -> Result<Input, Fault> {
-    let (input, messages_list, ids) = (fields.text("input")?, fields.list("messages")?, fields.list("tokens")?);
+    let (input, messages_list, ids) =
+        (fields.text("input")?, fields.list("messages")?, fields.list("tokens")?);
     let (system, raw) = (fields.text("system")?, fields.flag("raw")?);
-    let n_given = usize::from(input.is_some()) + usize::from(messages_list.is_some()) + usize::from(ids.is_some());
+    let n_given =
+        usize::from(input.is_some()) + usize::from(messages_list.is_some()) + usize::from(ids.is_some());
     if n_given > 1 {
-        return Err(invalid("input", format_args!("{n_given} of input, messages, tokens are given, allowed is one")));
+        return Err(invalid(
+            "input",
+            format_args!("{n_given} of input, messages, tokens are given, allowed is one"),
+        ));
     }
     if input.is_none() && system.is_some() {
         return Err(invalid("system", "goes with input only; make it the first message"));
@@ -270,7 +277,10 @@ mod tests {
         let neutral = r#"{"input":"a","min_p":0,"repeat_penalty":1.0,"logit_bias":{},"tools":[],"tool_choice":"auto",
             "cache":true,"schema":null,"stop":null,"class":"background","deadline_ms":5,"seed":9007199254740991}"#;
         let (ask, _) = read(neutral).unwrap();
-        assert_eq!((ask.class, ask.deadline_ms, ask.sampling.seed), (Class::Background, Some(5), Some(SEED_MAX)));
+        assert_eq!(
+            (ask.class, ask.deadline_ms, ask.sampling.seed),
+            (Class::Background, Some(5), Some(SEED_MAX))
+        );
         for (field, param, code) in [
             (r#""min_p":0.1"#, "min_p", Code::UnsupportedField),
             (r#""min_p":"x""#, "min_p", Code::InvalidValue),
@@ -300,11 +310,15 @@ mod tests {
         let sdk = r#"{"role":"assistant","content":"a","refusal":null,"annotations":[],"audio":null,
             "function_call":null,"tool_calls":null}"#;
         assert!(chat(sdk).is_ok());
-        let (_, input) = chat(r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#)
-            .unwrap();
+        let (_, input) =
+            chat(r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#)
+                .unwrap();
         assert_eq!(input, Input::Chat(vec![Message { role: Role::User, content: "ab".into() }]));
         for (message, param) in [
-            (r#"{"role":"user","content":[{"type":"image_url","image_url":{}}]}"#, "messages[0].content[0].type"),
+            (
+                r#"{"role":"user","content":[{"type":"image_url","image_url":{}}]}"#,
+                "messages[0].content[0].type",
+            ),
             (r#"{"role":"tool","content":"x"}"#, "messages[0].role"),
             (r#"{"role":"user"}"#, "messages[0].content"),
             (r#"{"content":"x"}"#, "messages[0].role"),

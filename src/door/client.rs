@@ -139,7 +139,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] when it is refused before it begins; others when the daemon goes away.
-    pub fn generate(&mut self, body: Value, on_event: &mut dyn FnMut(ClientEvent)) -> Result<(), ClientError> {
+    pub fn generate(
+        &mut self,
+        body: Value,
+        on_event: &mut dyn FnMut(ClientEvent),
+    ) -> Result<(), ClientError> {
         let Self { runtime, sender } = self;
         runtime.block_on(async {
             let bytes = Bytes::from(body.to_string());

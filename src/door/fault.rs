@@ -42,7 +42,9 @@ pub(super) fn http_type(status: u16) -> &'static str {
 #[cfg(feature = "dbus")]
 pub(super) fn dbus_name(code: Code) -> &'static str {
     match code {
-        Code::InvalidJson | Code::InvalidValue | Code::MissingField => "org.freedesktop.DBus.Error.InvalidArgs",
+        Code::InvalidJson | Code::InvalidValue | Code::MissingField => {
+            "org.freedesktop.DBus.Error.InvalidArgs"
+        }
         Code::UnsupportedField => "org.freedesktop.DBus.Error.NotSupported",
         Code::NotAuthorized => "org.freedesktop.DBus.Error.AccessDenied",
         Code::UnknownObject => "org.freedesktop.DBus.Error.UnknownObject",

@@ -198,9 +198,10 @@ impl Fields {
     pub(super) fn new(value: Value, at: &str, lenient: bool) -> Result<Self, Fault> {
         match value {
             Value::Object(map) => Ok(Self { map, at: at.to_owned(), lenient, ignored: Vec::new() }),
-            other if at.is_empty() => {
-                Err(Fault::new(Code::InvalidValue, format!("the body: got {}, allowed is an object", shown(&other))))
-            }
+            other if at.is_empty() => Err(Fault::new(
+                Code::InvalidValue,
+                format!("the body: got {}, allowed is an object", shown(&other)),
+            )),
             other => Err(wrong(at, &other, "an object")),
         }
     }
@@ -285,7 +286,10 @@ impl Fields {
             let Some(value) = self.take_kind(key, *kind)? else { continue };
             if !neutral(&value) {
                 let path = self.path(key);
-                self.refuse_or_ignore(unsupported(&path, "not supported by this version; leave it out"), path)?;
+                self.refuse_or_ignore(
+                    unsupported(&path, "not supported by this version; leave it out"),
+                    path,
+                )?;
             }
         }
         Ok(())

@@ -57,7 +57,8 @@ mod tests {
             assert_eq!(parse_id(id.as_str()), Some(id.clone()));
             assert_ne!(id, new_id());
         }
-        for bad in ["", "0", "é", "zzzzzzzzzzzzzzzzzzzzzzzzzz", "0000000000000000000000000i", &"0".repeat(27)] {
+        for bad in ["", "0", "é", "zzzzzzzzzzzzzzzzzzzzzzzzzz", "0000000000000000000000000i", &"0".repeat(27)]
+        {
             assert_eq!(parse_id(bad), None, "{bad}");
         }
     }

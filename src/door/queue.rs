@@ -84,7 +84,8 @@ impl Generation {
             match state.events.pop_front() {
                 Some(event) => (event, std::mem::take(&mut state.was_full)),
                 None if state.writer_gone => {
-                    let fault = Fault::new(Code::Internal, "the engine stopped without an end; look at the journal");
+                    let fault =
+                        Fault::new(Code::Internal, "the engine stopped without an end; look at the journal");
                     return Poll::Ready(Event::Failed(fault));
                 }
                 None => {

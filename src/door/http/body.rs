@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::engine::{Code, Fault};
 
 use super::HttpOptions;
-use super::io::Phase;
+use super::socket::Phase;
 use super::stream::Stream;
 
 /// Reads a body of at most `max_body_kib`.
@@ -30,7 +30,9 @@ pub(super) async fn read(mut body: Incoming, options: &HttpOptions) -> Result<Ve
             format!("the body has {got} bytes, allowed are {max} (api.max_body_kib); send less or raise it");
         Fault::new(Code::BodyTooLarge, message)
     };
-    if let Some(len) = body.size_hint().exact().filter(|&len| usize::try_from(len).map_or(true, |len| len > max)) {
+    if let Some(len) =
+        body.size_hint().exact().filter(|&len| usize::try_from(len).map_or(true, |len| len > max))
+    {
         return Err(too_large(len.to_string()));
     }
     let mut bytes = Vec::new();
@@ -39,7 +41,10 @@ pub(super) async fn read(mut body: Incoming, options: &HttpOptions) -> Result<Ve
             Ok(None) => return Ok(bytes),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(e))) => {
-                return Err(Fault::new(Code::InvalidValue, format!("the body broke off or is framed wrongly: {e}")));
+                return Err(Fault::new(
+                    Code::InvalidValue,
+                    format!("the body broke off or is framed wrongly: {e}"),
+                ));
             }
             Err(_) => {
                 let message = format!(

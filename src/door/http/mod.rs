@@ -5,14 +5,15 @@
 
 mod body;
 mod error;
-mod io;
 mod openai;
 mod routes;
+mod socket;
 mod stream;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::base::limits::{LINGER_BYTES_MAX, N_HEADER_MAX};
 use crate::engine::{Caller, Code, Door, Engine, Fault};
 
-use self::io::{Io, Phase};
+use self::socket::{Phase, Socket};
 
 /// Bounds of the socket (API text, section 6).
 #[derive(Clone, Debug)]
@@ -97,7 +97,8 @@ impl HttpDoor {
         let n_own = seats.get(&uid).copied().unwrap_or(0);
         let (max, max_per_uid) = (self.options.max_connections, self.options.max_connections_per_uid);
         let full = |n: usize, what: &str, max: usize| {
-            let message = format!("{n} connections {what} are open, allowed are {max}; close one, or try again");
+            let message =
+                format!("{n} connections {what} are open, allowed are {max}; close one, or try again");
             Err(Fault::new(Code::QueueFull, message).retry_after(1000))
         };
         if n_own >= max_per_uid {
@@ -184,9 +185,7 @@ enum End {
 
 async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown: watch::Receiver<bool>) {
     let door = seat.door.clone();
-    // EPOLLPRI never comes on such a socket: what is left of this interest is the hang-up, not the end of input.
-    let watched = stream.as_fd().try_clone_to_owned();
-    let Ok(hang_up) = watched.and_then(|fd| AsyncFd::with_interest(fd, Interest::PRIORITY)) else { return };
+    let Ok(watched) = second(&stream) else { return };
     let phase = Arc::new(Phase::default());
     let end = {
         let service = service_fn({
@@ -198,14 +197,14 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             .header_read_timeout(None)
             .max_headers(N_HEADER_MAX)
             .max_buf_size(door.options.max_header_kib.max(8) * 1024)
-            .serve_connection(TokioIo::new(Io::new(stream, phase.clone())), service);
-        let mut served = pin!(served);
+            .serve_connection(TokioIo::new(Socket::new(stream, phase.clone())), service);
+        let (mut served, mut hang_up) = (pin!(served), pin!(hang_up(&watched)));
         let mut draining = false;
         loop {
             let deadline = phase.deadline(&door.options);
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
-                _ = hang_up.ready(Interest::PRIORITY) => break End::Gone,
+                () = hang_up.as_mut() => break End::Gone,
                 () = phase.changed() => {}
                 () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     break if phase.in_head() { End::Late } else { End::Gone };
@@ -217,16 +216,15 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             }
         }
     };
-    let Ok(stream) = from_watched(hang_up.into_inner()) else { return };
     match end {
         End::Gone => {}
-        End::Said => linger(stream).await,
+        End::Said => linger(watched).await,
         End::Late => {
             let message = format!(
                 "the head of the request did not arrive within {} s; send it at once",
                 door.options.header_timeout_s
             );
-            refuse(stream, Fault::new(Code::RequestTimeout, message)).await;
+            refuse(watched, Fault::new(Code::RequestTimeout, message)).await;
         }
     }
 }
@@ -235,8 +233,20 @@ fn far() -> tokio::time::Instant {
     tokio::time::Instant::now() + Duration::from_secs(3600)
 }
 
-fn from_watched(fd: OwnedFd) -> std::io::Result<UnixStream> {
-    UnixStream::from_std(fd.into())
+/// A second descriptor of the same socket: hyper owns the first.
+fn second(stream: &UnixStream) -> io::Result<UnixStream> {
+    UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+/// Waits until the caller has hung up. The end of its input alone is none, but comes with every hang-up, so the costlier
+/// watch begins there: the descriptor's readiness to write is forgotten each time, and what is left is its closing.
+async fn hang_up(stream: &UnixStream) {
+    // This interest is the end of input: out-of-band data, which it stands for, does not exist on this socket.
+    let mut ready = stream.ready(Interest::PRIORITY).await;
+    while ready.is_ok_and(|ready| !ready.is_write_closed()) {
+        let _ = stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        ready = stream.ready(Interest::WRITABLE).await;
+    }
 }
 
 /// Says `fault` outside of any request and closes.

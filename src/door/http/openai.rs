@@ -43,7 +43,9 @@ const COMPLETION_NOT_YET: &[NotYet] =
     &[N_NOT_YET, NotYet { key: "logprobs", kind: Kind::Number, neutral: |_| false }];
 
 fn is_text_format(value: &Value) -> bool {
-    value.as_object().is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| *t == "text"))
+    value
+        .as_object()
+        .is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| *t == "text"))
 }
 
 /// What both shapes share.

@@ -17,7 +17,7 @@ use crate::door::{cut, parse_id};
 use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo};
 
 use super::body::{self, Body};
-use super::io::Phase;
+use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
 use super::{HttpDoor, error, openai};
 
@@ -58,12 +58,17 @@ async fn route(
         ["v1", "models"] | ["v1", "models", _] | ["healthz"] => Method::GET,
         ["sotto", "v1", "generations", _] => Method::DELETE,
         _ => {
-            let message = format!("{}: no such route; docs/http.md lists them", cut(&path, NAME_SHOWN_BYTES_MAX));
+            let message =
+                format!("{}: no such route; docs/http.md lists them", cut(&path, NAME_SHOWN_BYTES_MAX));
             return Err(Fault::new(Code::UnknownRoute, message));
         }
     };
     if request.method() != allowed {
-        let message = format!("{path}: got {}, allowed is {allowed}", cut(request.method().as_str(), 32));
+        let message = format!(
+            "{}: got {}, allowed is {allowed}",
+            cut(&path, NAME_SHOWN_BYTES_MAX),
+            cut(request.method().as_str(), 32)
+        );
         let mut response = error::response(&Fault::new(Code::MethodNotAllowed, message));
         response.headers_mut().extend(HeaderValue::from_str(allowed.as_str()).ok().map(|v| (ALLOW, v)));
         return Ok(response);
@@ -132,7 +137,8 @@ async fn generate(
 /// Cancels by id. One that has ended, or never was, is no error; another uid's is left alone.
 fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, Fault> {
     let id = parse_id(id).ok_or_else(|| {
-        Fault::new(Code::UnknownObject, "this is no id of a generation: it has 26 characters of 0-9, a-z").at("id")
+        Fault::new(Code::UnknownObject, "this is no id of a generation: it has 26 characters of 0-9, a-z")
+            .at("id")
     })?;
     door.engine.cancel(&id, caller.uid);
     let mut response = body::text("text/plain; charset=utf-8", String::new());
@@ -159,7 +165,8 @@ fn model(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
     let id = door.engine.resolve(Some(&name)).unwrap_or_else(|| name.clone());
     let models = door.engine.models();
     let info = models.iter().find(|info| info.id == id).ok_or_else(|| {
-        let message = format!("{}: no such model; GET /v1/models lists them", cut(&name, NAME_SHOWN_BYTES_MAX));
+        let message =
+            format!("{}: no such model; GET /v1/models lists them", cut(&name, NAME_SHOWN_BYTES_MAX));
         Fault::new(Code::UnknownModel, message).at("id")
     })?;
     Ok(body::json_text(format!("{}\n", model_json(door, info))))

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -108,15 +108,15 @@ impl Phase {
 }
 
 /// The socket.
-pub(super) struct Io {
+pub(super) struct Socket {
     stream: UnixStream,
-    phase: std::sync::Arc<Phase>,
+    phase: Arc<Phase>,
     /// A refusal of ours that still has to be written, in place of hyper's.
     own: Vec<u8>,
 }
 
-impl Io {
-    pub(super) fn new(stream: UnixStream, phase: std::sync::Arc<Phase>) -> Self {
+impl Socket {
+    pub(super) fn new(stream: UnixStream, phase: Arc<Phase>) -> Self {
         Self { stream, phase, own: Vec::new() }
     }
 
@@ -147,12 +147,19 @@ fn words_for(status: &[u8]) -> Vec<u8> {
                        and a path of 64 KiB; send fewer or shorter headers";
         Fault::new(Code::HeaderTooLarge, message)
     } else {
-        Fault::new(Code::InvalidValue, "the head of the request is no HTTP/1.1; look at its first line and headers")
+        Fault::new(
+            Code::InvalidValue,
+            "the head of the request is no HTTP/1.1; look at its first line and headers",
+        )
     })
 }
 
-impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {
@@ -162,7 +169,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_own(cx))?;
         let before_own = match own_words(buf) {
@@ -195,7 +202,8 @@ mod tests {
 
     #[test]
     fn only_bare_refusals_are_reworded() {
-        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let bare =
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(own_words(bare), Some((0, &b"431"[..])));
         let mut after = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}".to_vec();
         let at = after.len();

@@ -1,0 +1,219 @@
+//! `org.sotto.Sotto1.Manager`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use zbus::message::Header;
+use zbus::names::OwnedUniqueName;
+use zbus::object_server::ResponseDispatchNotifier;
+use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
+
+use crate::base::limits::REPLY_BYTES_MAX;
+use crate::door::queue::Generation;
+use crate::door::{fault, new_id, parse_id};
+use crate::engine::{Code, Done, Engine, Event, Fault};
+
+use super::callers::Callers;
+use super::options::{self, Format, Options};
+use super::{PATH, Refusal, pipe};
+
+/// Interface of a generation's `Done` signal.
+const GENERATION: &str = "org.sotto.Sotto1.Generation";
+
+/// What is told about an answer besides its text.
+type Info = BTreeMap<&'static str, OwnedVariant>;
+
+/// The object at [`PATH`].
+#[derive(Debug)]
+pub(super) struct Manager {
+    engine: Engine,
+    callers: Callers,
+    draining: Arc<AtomicBool>,
+}
+
+impl Manager {
+    pub(super) fn new(engine: Engine, draining: Arc<AtomicBool>) -> Self {
+        Self { engine, callers: Callers::default(), draining }
+    }
+}
+
+#[zbus::interface(name = "org.sotto.Sotto1.Manager", introspection_docs = false)]
+impl Manager {
+    #[zbus(out_args("text", "info"))]
+    async fn generate(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        input: String,
+        options: Options,
+    ) -> Result<(String, Info), Refusal> {
+        let asked = options::read(input, &options)?;
+        if asked.format.is_some() {
+            let message = "format: goes with StartGeneration only; leave it out";
+            return Err(Fault::new(Code::UnknownField, message).at("format").into());
+        }
+        let known = self.callers.know(connection, header.sender()).await?;
+        let request = asked.ask.request(new_id(), known.caller, asked.input);
+        let generation = Generation::start(&self.engine, request)?;
+        let (text, done) = tokio::select! {
+            answer = whole(generation) => answer?,
+            () = known.gone() => return Err(Fault::new(Code::Cancelled, "the caller left the bus").into()),
+        };
+        Ok((text, info(&done)))
+    }
+
+    #[zbus(out_args("generation", "stream"))]
+    async fn start_generation(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        input: String,
+        options: Options,
+    ) -> Result<ResponseDispatchNotifier<(OwnedObjectPath, OwnedFd)>, Refusal> {
+        let asked = options::read(input, &options)?;
+        let known = self.callers.know(connection, header.sender()).await?;
+        let id = new_id();
+        let path = OwnedObjectPath::from(
+            ObjectPath::try_from(format!("{PATH}/generation/{id}"))
+                .map_err(|e| Fault::new(Code::Internal, format!("the path of {id} is refused: {e}")))?,
+        );
+        let (writer, reader) = pipe::pair().map_err(|e| {
+            Fault::new(Code::Internal, format!("no pipe can be made: {e}; too many streams are open"))
+        })?;
+        let (reply, replied) = ResponseDispatchNotifier::new((path.clone(), OwnedFd::from(reader)));
+        let request = asked.ask.request(id, known.caller, asked.input);
+        let (engine, connection) = (self.engine.clone(), connection.clone());
+        let owner = header.sender().map(|name| OwnedUniqueName::from(name.to_owned()));
+        let format = asked.format.unwrap_or(Format::Events);
+        tokio::spawn(async move {
+            // The caller knows the generation before it hears of it.
+            replied.await;
+            let last = pipe::run(&engine, request, writer, format).await;
+            tell(&connection, owner, &path, &last).await;
+        });
+        Ok(reply)
+    }
+
+    async fn cancel(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        generation: ObjectPath<'_>,
+    ) -> Result<(), Refusal> {
+        let known = self.callers.know(connection, header.sender()).await?;
+        let below = generation.as_str().strip_prefix(PATH).and_then(|rest| rest.strip_prefix("/generation/"));
+        let id = below.and_then(parse_id).ok_or_else(|| {
+            let message = format!("this is no path of a generation: those are {PATH}/generation/ID");
+            Fault::new(Code::UnknownObject, message).at("generation")
+        })?;
+        // One that has ended is no error, and another uid's looks the same as one that never was.
+        self.engine.cancel(&id, known.caller.uid);
+        Ok(())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn tier(&self) -> &'static str {
+        self.engine.tier()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn features(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> &'static str {
+        if self.draining.load(Ordering::Relaxed) { "draining" } else { "ready" }
+    }
+
+    #[zbus(property)]
+    fn state_reason(&self) -> &'static str {
+        if self.draining.load(Ordering::Relaxed) { Code::ShuttingDown.as_str() } else { "" }
+    }
+
+    #[zbus(property)]
+    fn default_model(&self) -> String {
+        self.engine.resolve(None).unwrap_or_default()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn queue_length(&self) -> u32 {
+        u32::try_from(self.engine.status().queue_length).unwrap_or(u32::MAX)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_generations(&self) -> u32 {
+        u32::try_from(self.engine.status().active_generations).unwrap_or(u32::MAX)
+    }
+}
+
+/// The complete answer. D-Bus text has no NUL, so one in an answer becomes U+FFFD.
+async fn whole(mut generation: Generation) -> Result<(String, Done), Fault> {
+    let mut answer = String::new();
+    loop {
+        match generation.next().await {
+            Event::Text { text } => answer += &text.replace('\0', "\u{fffd}"),
+            Event::Done(done) => return Ok((answer, done)),
+            Event::Failed(fault) => return Err(fault),
+            _ => {}
+        }
+        if answer.len() > REPLY_BYTES_MAX {
+            let message =
+                format!("the answer passed {REPLY_BYTES_MAX} bytes; use StartGeneration or the socket");
+            return Err(Fault::new(Code::BodyTooLarge, message));
+        }
+    }
+}
+
+fn variant<'v>(value: impl Into<Variant<'v>>) -> Option<OwnedVariant> {
+    // Only file descriptors can fail to be owned.
+    value.into().try_into_owned().ok()
+}
+
+fn info(done: &Done) -> Info {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let usage = BTreeMap::from([
+        ("prompt_tokens", count(done.usage.prompt_tokens)),
+        ("cached_tokens", count(done.usage.cached_tokens)),
+        ("completion_tokens", count(done.usage.completion_tokens)),
+        ("reasoning_tokens", 0),
+    ]);
+    let timings = BTreeMap::from([
+        ("queue_ms", done.timings.queue_ms),
+        ("load_ms", done.timings.load_ms),
+        ("prefill_ms", done.timings.prefill_ms),
+        ("decode_ms", done.timings.decode_ms),
+        ("ttft_ms", done.timings.ttft_ms),
+    ]);
+    [
+        ("id", variant(done.id.as_str())),
+        ("model", variant(done.model.as_str())),
+        ("finish_reason", variant(done.stop_detail.reason().as_str())),
+        ("stop_detail", variant(done.stop_detail.as_str())),
+        ("seed", variant(done.seed)),
+        ("usage", variant(usage)),
+        ("timings", variant(timings)),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key, value?)))
+    .collect()
+}
+
+/// Sends `Done` to the owner alone, after its stream was closed.
+async fn tell(connection: &Connection, owner: Option<OwnedUniqueName>, path: &OwnedObjectPath, last: &Event) {
+    let (finish_reason, error, info) = match last {
+        Event::Done(done) => (done.stop_detail.reason().as_str(), "", info(done)),
+        Event::Failed(fault) => ("error", fault::dbus_name(fault.code), Info::new()),
+        _ => return,
+    };
+    let owner = owner.as_ref().map(|name| name.as_str());
+    let body = (finish_reason, error, info.into_iter().collect::<HashMap<_, _>>());
+    // An owner that has left is not there to be told.
+    let _ = connection.emit_signal(owner, path, GENERATION, "Done", &body).await;
+}

@@ -1,0 +1,218 @@
+//! Options of a call (`a{sv}`) as the fields that the native route has: same names, same ranges.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+use zbus::{OwnedVariant, Variant};
+
+use crate::base::limits::{INPUT_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::door::ask::{self, Ask};
+use crate::door::cut;
+use crate::door::fields::{Fields, invalid, parse_json};
+use crate::engine::{Code, Fault, Input, Message};
+
+/// What is written to a pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Events, one per line.
+    Events,
+    /// The answer's text and nothing else.
+    Text,
+}
+
+/// A call's input and options.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    pub(super) input: Input,
+    /// `None`: not given.
+    pub(super) format: Option<Format>,
+}
+
+/// Options of a call.
+pub(super) type Options = HashMap<String, OwnedVariant>;
+
+/// Signature that the option `key` must have.
+fn signature(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "model" | "system" | "class" | "format" | "schema" | "grammar" | "regex" | "tools"
+        | "tool_choice" | "reasoning_effort" | "messages_json" => "s",
+        "raw" | "cache" | "parallel_tool_calls" => "b",
+        "max_tokens" | "top_k" | "deadline_ms" | "logprobs" => "u",
+        "seed" => "t",
+        "temperature" | "top_p" | "min_p" | "repeat_penalty" | "frequency_penalty" | "presence_penalty" => {
+            "d"
+        }
+        "stop" | "choices" => "as",
+        "messages" => "a(ss)",
+        "logit_bias" => "a{ud}",
+        _ => return None,
+    })
+}
+
+/// A value of one of those signatures; what JSON cannot write (a number that is none) is null.
+fn to_json(value: &Variant<'_>) -> Value {
+    match value {
+        Variant::Str(text) => text.as_str().into(),
+        Variant::Bool(x) => (*x).into(),
+        Variant::U32(x) => (*x).into(),
+        Variant::U64(x) => (*x).into(),
+        Variant::F64(x) => (*x).into(),
+        Variant::Array(list) => list.inner().iter().map(to_json).collect(),
+        Variant::Structure(pair) => match pair.fields() {
+            [role, content] => json!({ "role": to_json(role), "content": to_json(content) }),
+            _ => Value::Null,
+        },
+        // Only whether there is anything matters: what is in it is not supported yet.
+        Variant::Dict(entries) => entries
+            .iter()
+            .map(|(key, value)| (to_json(key).to_string(), to_json(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        _ => Value::Null,
+    }
+}
+
+fn option(key: &str, value: &Variant<'_>) -> Result<Value, Fault> {
+    let Some(wanted) = signature(key) else {
+        let message = format!("{}: no such option; leave it out", cut(key, NAME_SHOWN_BYTES_MAX));
+        return Err(Fault::new(Code::UnknownField, message).at(key));
+    };
+    let got = value.value_signature().to_string();
+    if got != wanted {
+        return Err(invalid(
+            key,
+            format_args!("got the type {got}, allowed is {wanted}; numbers are not converted"),
+        ));
+    }
+    let json = to_json(value);
+    if json.is_null() {
+        return Err(invalid(key, "is no finite number"));
+    }
+    match (key, &json) {
+        // JSON inside of a string.
+        ("tools" | "schema" | "messages_json", Value::String(text)) => {
+            parse_json(text.as_bytes()).map_err(|e| invalid(key, e.message))
+        }
+        _ => Ok(json),
+    }
+}
+
+/// Bytes of the texts in `value`.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(text_bytes).sum(),
+        Value::Object(map) => map.values().map(text_bytes).sum(),
+        _ => 0,
+    }
+}
+
+/// Reads a call.
+///
+/// # Errors
+/// `body_too_large` above [`INPUT_BYTES_MAX`], else what is wrong with an option, naming it.
+pub(super) fn read(input: String, options: &Options) -> Result<Asked, Fault> {
+    let mut map = Map::new();
+    let mut n_bytes = input.len();
+    for (key, value) in options {
+        let value = option(key, value)?;
+        n_bytes = n_bytes.saturating_add(text_bytes(&value));
+        map.insert(key.clone(), value);
+    }
+    if n_bytes > INPUT_BYTES_MAX {
+        let message = format!(
+            "the texts of the call have {n_bytes} bytes, allowed are {INPUT_BYTES_MAX}; send longer ones through the \
+             socket"
+        );
+        return Err(Fault::new(Code::BodyTooLarge, message));
+    }
+    let mut fields = Fields::new(map.into(), "", false)?;
+    let format = match fields.text("format")?.as_deref() {
+        None => None,
+        Some("events") => Some(Format::Events),
+        Some("text") => Some(Format::Text),
+        Some(_) => return Err(invalid("format", "allowed is events or text")),
+    };
+    let input = take_input(input, &mut fields)?;
+    let ask = ask::native(&mut fields)?;
+    fields.finish()?;
+    Ok(Asked { ask, input, format })
+}
+
+/// `messages`, then `input`; or `input` alone and raw.
+fn take_input(input: String, fields: &mut Fields) -> Result<Input, Fault> {
+    let mut history: Option<Vec<Message>> = None;
+    for key in ["messages", "messages_json"] {
+        let Some(list) = fields.list(key)? else { continue };
+        if history.is_some() {
+            return Err(invalid(key, "excludes messages; give one of them"));
+        }
+        history = Some(ask::messages(list, key)?);
+    }
+    let system = fields.text("system")?;
+    match (fields.flag("raw")?.unwrap_or(false), history) {
+        (true, Some(_)) => Err(invalid("raw", "a raw input has no messages; leave one out")),
+        (true, None) if system.is_some() => {
+            Err(invalid("system", "a raw input has no messages; leave one out"))
+        }
+        (true, None) => Ok(Input::Text(input)),
+        // Tool turns end in a message of their own.
+        (false, Some(history)) if input.is_empty() && system.is_none() => Ok(Input::Chat(history)),
+        (false, history) => Ok(ask::conversation(system, history.unwrap_or_default(), input)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Role;
+
+    fn call(options: Vec<(&str, Variant<'_>)>) -> Result<Asked, Fault> {
+        let options = options
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.try_into_owned().unwrap()))
+            .collect();
+        read("hi".into(), &options)
+    }
+
+    #[test]
+    fn options_have_the_types_of_the_interface() {
+        let asked = call(vec![
+            ("messages", Variant::new(vec![("system", "be brief"), ("user", "a")])),
+            ("temperature", Variant::new(0.5)),
+            ("max_tokens", Variant::new(7_u32)),
+            ("seed", Variant::new(3_u64)),
+            ("stop", Variant::new(vec!["x"])),
+            ("min_p", Variant::new(0.0)),
+            ("tools", Variant::new("[]")),
+            ("format", Variant::new("text")),
+        ])
+        .unwrap();
+        assert_eq!((asked.ask.max_tokens, asked.ask.sampling.seed), (Some(7), Some(3)));
+        assert_eq!(asked.format, Some(Format::Text));
+        let Input::Chat(messages) = asked.input else { panic!("no conversation") };
+        assert_eq!(
+            messages.iter().map(|m| m.role).collect::<Vec<_>>(),
+            [Role::System, Role::User, Role::User]
+        );
+        for (key, value, code) in [
+            ("temperature", Variant::new(1_u32), Code::InvalidValue),
+            ("temperature", Variant::new(f64::NAN), Code::InvalidValue),
+            ("temperature", Variant::new(3.0), Code::InvalidValue),
+            ("max_tokens", Variant::new(7_i32), Code::InvalidValue),
+            ("max_tokens", Variant::new(0_u32), Code::InvalidValue),
+            ("stop", Variant::new("x"), Code::InvalidValue),
+            ("tools", Variant::new("["), Code::InvalidValue),
+            ("schema", Variant::new("{}"), Code::UnsupportedField),
+            ("regex", Variant::new("a"), Code::UnsupportedField),
+            ("logprobs", Variant::new(1_u32), Code::UnsupportedField),
+            ("format", Variant::new("xml"), Code::InvalidValue),
+            ("temprature", Variant::new(1.0), Code::UnknownField),
+            ("system", Variant::new("x".repeat(INPUT_BYTES_MAX)), Code::BodyTooLarge),
+        ] {
+            let fault = call(vec![(key, value)]).expect_err(key);
+            assert_eq!(fault.code, code, "{key}: {}", fault.message);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A generation that writes to a pipe: one event is one write of at most PIPE_BUF bytes, made on the engine's thread;
+//! a task here watches for room and for the reader's end, and says the outcome on the bus.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Sender;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+
+use crate::base::limits::EVENT_BYTES_MAX;
+use crate::door::wire;
+use crate::engine::{Code, Engine, Event, Fault, Handle, Offer, Request, Sink};
+
+use super::options::Format;
+
+/// A pipe: the end to write to, which never blocks, and the end for the caller. No child inherits either.
+pub(super) fn pair() -> io::Result<(Sender, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    Ok((Sender::from_owned_fd(writer.into())?, reader.into()))
+}
+
+struct Shared {
+    pipe: Sender,
+    /// An event was turned away.
+    full: Notify,
+}
+
+/// The last event, and whether it still has to be written.
+struct Last {
+    event: Event,
+    unwritten: Option<Vec<u8>>,
+}
+
+impl Last {
+    fn unsaid(fault: Fault, format: Format) -> Self {
+        let event = Event::Failed(fault);
+        let unwritten = line(&event, format);
+        Self { event, unwritten }
+    }
+}
+
+/// The line of `event`; text streams have none but text.
+fn line(event: &Event, format: Format) -> Option<Vec<u8>> {
+    if format == Format::Events { wire::event_line(event) } else { None }
+}
+
+/// The engine's end. It lets go of the pipe with the last event, so that the reader sees the end at once.
+struct PipeSink {
+    shared: Option<Arc<Shared>>,
+    last: Option<oneshot::Sender<Last>>,
+    format: Format,
+    /// Bytes already written of the text that is offered again.
+    n_sent: usize,
+}
+
+enum Wrote {
+    All,
+    Full,
+    Gone,
+}
+
+fn write(pipe: &Sender, bytes: &[u8]) -> Wrote {
+    match pipe.try_write(bytes) {
+        // Up to PIPE_BUF bytes a pipe takes all or nothing.
+        Ok(_) => Wrote::All,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Wrote::Full,
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => write(pipe, bytes),
+        Err(_) => Wrote::Gone,
+    }
+}
+
+impl PipeSink {
+    fn offer_text(&mut self, pipe: &Shared, text: &str) -> Offer {
+        while let Some(rest) = text.get(self.n_sent..).filter(|rest| !rest.is_empty()) {
+            let (n, bytes) = match self.format {
+                Format::Events => {
+                    let n = wire::piece_len(rest);
+                    (n, wire::token_line(&rest[..n]))
+                }
+                Format::Text => {
+                    let n = rest.floor_char_boundary(EVENT_BYTES_MAX);
+                    (n, rest.as_bytes()[..n].to_vec())
+                }
+            };
+            match write(&pipe.pipe, &bytes) {
+                Wrote::All => self.n_sent += n,
+                Wrote::Full => {
+                    pipe.full.notify_one();
+                    return Offer::Full;
+                }
+                Wrote::Gone => return Offer::Gone,
+            }
+        }
+        self.n_sent = 0;
+        Offer::Taken
+    }
+
+    /// Takes the last event, written or not: the task writes it once there is room.
+    fn end(&mut self, shared: Arc<Shared>, event: &Event) -> Offer {
+        let unwritten =
+            line(event, self.format).filter(|line| matches!(write(&shared.pipe, line), Wrote::Full));
+        drop(shared);
+        if let Some(last) = self.last.take() {
+            let _ = last.send(Last { event: event.clone(), unwritten });
+        }
+        Offer::Taken
+    }
+}
+
+impl Sink for PipeSink {
+    fn offer(&mut self, event: &Event) -> Offer {
+        let Some(shared) = self.shared.take() else { return Offer::Gone };
+        if event.is_terminal() {
+            return self.end(shared, event);
+        }
+        let offer = match event {
+            Event::Text { text } => self.offer_text(&shared, text),
+            state => match line(state, self.format).map(|line| write(&shared.pipe, &line)) {
+                None | Some(Wrote::All) => Offer::Taken,
+                // States are news; a reader that does not keep up misses them.
+                Some(Wrote::Full) => Offer::Taken,
+                Some(Wrote::Gone) => Offer::Gone,
+            },
+        };
+        self.shared = Some(shared);
+        offer
+    }
+}
+
+/// Runs `request` into `pipe` and gives its last event. The reader's end cancels, seen even while nothing is written.
+pub(super) async fn run(engine: &Engine, request: Request, pipe: Sender, format: Format) -> Event {
+    // The first readiness has to be seen before the engine's thread can write.
+    let _ = pipe.writable().await;
+    let stall = Duration::from_secs(engine.options().stall_timeout_s);
+    let shared = Arc::new(Shared { pipe, full: Notify::new() });
+    let (last, outcome) = oneshot::channel();
+    let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, n_sent: 0 };
+    let ended = match engine.submit(request, Box::new(sink)) {
+        Ok(handle) => follow(&shared, handle, outcome, format).await,
+        Err(fault) => Last::unsaid(fault, format),
+    };
+    if let Some(line) = ended.unwritten {
+        let _ = timeout(stall, async {
+            while matches!(write(&shared.pipe, &line), Wrote::Full) {
+                if shared.pipe.writable().await.is_err() {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+    ended.event
+}
+
+async fn follow(
+    shared: &Shared,
+    handle: Handle,
+    mut outcome: oneshot::Receiver<Last>,
+    format: Format,
+) -> Last {
+    loop {
+        tokio::select! {
+            biased;
+            last = &mut outcome => {
+                let message = "the engine stopped without an end; look at the journal";
+                return last.unwrap_or_else(|_| Last::unsaid(Fault::new(Code::Internal, message), format));
+            }
+            _ = shared.pipe.ready(Interest::ERROR) => {
+                drop(handle);
+                let fault = Fault::new(Code::Cancelled, "the reader closed the stream");
+                return Last { event: Event::Failed(fault), unwritten: None };
+            }
+            () = shared.full.notified() => {
+                // An error counts as room: the next write finds it.
+                let _ = shared.pipe.writable().await;
+                handle.drained();
+            }
+        }
+    }
+}
