@@ -381,22 +381,44 @@ fn requests_follow_each_other_on_one_connection() {
 
 #[test]
 fn who_hangs_up_is_cancelled_and_who_half_closes_is_not() {
-    let house = House::new(HttpOptions::default());
+    let house = House::new(HttpOptions { max_connections_per_uid: 1, ..HttpOptions::default() });
     // `send` half-closes before it reads, and has its whole answer.
     let whole = house.post(NATIVE, json!({"input": "hi", "max_tokens": 20})).lines();
     assert_eq!(whole.last().unwrap()["event"], "done");
-    let body = json!({"input": "hi", "max_tokens": 3000}).to_string();
-    for half_close in [false, true] {
-        let mut stream = house.connect();
-        write!(stream, "POST {NATIVE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    for (streamed, half_closed) in [(true, false), (true, true), (false, false), (false, true)] {
+        let body = json!({"messages": hi(), "max_tokens": 3000, "stream": streamed}).to_string();
+        let mut stream = free_place(&house);
+        write!(stream, "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
             .unwrap();
-        if half_close {
+        if half_closed {
             stream.shutdown(std::net::Shutdown::Write).unwrap();
         }
-        assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+        if streamed {
+            assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+        } else {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        let began = std::time::SystemTime::now();
         drop(stream);
+        drop(free_place(&house));
+        // The whole answer takes several times as long.
+        assert!(began.elapsed().unwrap() < Duration::from_secs(3), "seen late: {streamed} {half_closed}");
         house.rests();
     }
+}
+
+/// A connection that was not refused for want of a place; asked for until there is one.
+fn free_place(house: &House) -> UnixStream {
+    for _ in 0..2000 {
+        let mut stream = house.connect();
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+        let mut bytes = [0; 512];
+        if stream.read(&mut bytes).is_ok_and(|n| bytes[..n].starts_with(b"HTTP/1.1 200")) {
+            return stream;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    panic!("no place becomes free");
 }
 
 #[test]
@@ -438,8 +460,10 @@ mod dbus {
     use super::*;
     use sotto::door::dbus::{Bus, DbusOptions};
     use std::collections::HashMap;
+    use std::pin::Pin;
     use std::process::{Command, Stdio};
-    use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, Proxy, Variant};
+    use zbus::export::futures_core::Stream;
+    use zbus::{Connection, MessageStream, OwnedFd, OwnedObjectPath, OwnedVariant, Proxy, Variant};
 
     const PATH: &str = "/org/sotto/Sotto1";
     const MANAGER: &str = "org.sotto.Sotto1.Manager";
@@ -550,6 +574,38 @@ mod dbus {
         });
     }
 
+    /// Error name in the next `Done` that is sent.
+    async fn verdict(stream: &mut MessageStream) -> String {
+        loop {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx));
+            let message = tokio::time::timeout(Duration::from_secs(3), next).await.unwrap().unwrap().unwrap();
+            if message.header().member().is_some_and(|member| member == "Done") {
+                let (_, error, _): (String, String, HashMap<String, OwnedVariant>) =
+                    message.body().deserialize().unwrap();
+                return error;
+            }
+        }
+    }
+
+    #[test]
+    fn closing_the_stream_cancels_and_the_owner_is_told() {
+        on_a_pair(|client| async move {
+            let mut heard = MessageStream::from(&client);
+            let manager = manager(&client).await;
+            for (n, read, error) in [(3_u32, true, ""), (3000, false, "org.sotto.Error.Cancelled")] {
+                let options = Options::from([("max_tokens", Variant::new(n))]);
+                let (_, stream): (OwnedObjectPath, OwnedFd) =
+                    manager.call("StartGeneration", &("hi", options)).await.unwrap();
+                if read {
+                    drained(stream).await;
+                } else {
+                    drop(stream);
+                }
+                assert_eq!(verdict(&mut heard).await, error);
+            }
+        });
+    }
+
     #[test]
     fn the_manager_is_what_the_interface_file_says() {
         on_a_pair(|client| async move {
@@ -595,7 +651,7 @@ mod dbus {
     }
 
     /// A bus of its own; `None` where no bus program is installed.
-    fn private_bus() -> Option<(std::process::Child, String)> {
+    fn private_bus() -> Option<(PrivateBus, String)> {
         let mut bus = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--print-address=1"])
             .stdout(Stdio::piped())
@@ -603,12 +659,21 @@ mod dbus {
             .ok()?;
         let mut address = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(bus.stdout.take()?), &mut address).ok()?;
-        Some((bus, address.trim().to_owned()))
+        Some((PrivateBus(bus), address.trim().to_owned()))
+    }
+
+    struct PrivateBus(std::process::Child);
+
+    impl Drop for PrivateBus {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 
     #[test]
     fn a_shell_is_answered_and_who_leaves_the_bus_is_cancelled() {
-        let Some((mut bus, address)) = private_bus() else {
+        let Some((bus, address)) = private_bus() else {
             println!("skipped: dbus-daemon is not installed");
             return;
         };
@@ -651,8 +716,7 @@ mod dbus {
             } else {
                 println!("skipped: busctl is not installed");
             }
-            bus.kill().unwrap();
-            bus.wait().unwrap();
+            drop(bus);
             tokio::time::timeout(Duration::from_secs(5), door.closed())
                 .await
                 .expect("the bus's end goes unseen");
