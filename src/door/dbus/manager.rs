@@ -10,8 +10,9 @@ use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::base::limits::REPLY_BYTES_MAX;
+use crate::door::fault;
+use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
-use crate::door::{fault, new_id, parse_id};
 use crate::engine::{Code, Done, Engine, Event, Fault};
 
 use super::callers::Callers;

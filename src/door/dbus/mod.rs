@@ -18,7 +18,8 @@ use zbus::{Connection, DBusError as ErrorReply, Guid, Message, message};
 use crate::base::limits::MESSAGE_BYTES_MAX;
 use crate::engine::{Engine, Fault};
 
-use super::{cut, fault};
+use super::fault;
+use super::id::cut;
 use manager::Manager;
 
 /// Name on the bus.
