@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+#[cfg(feature = "http")]
 use crate::base::Token;
 use crate::base::limits::{N_STOP_MAX, STOP_BYTES_MAX};
 use crate::engine::{Caller, Class, Fault, GenerationId, Input, Message, Request, Role, Sampling};
@@ -135,6 +136,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, Fault> {
 }
 
 /// Token ids at `path`.
+#[cfg(feature = "http")]
 pub(super) fn tokens(list: Vec<Value>, path: &str) -> Result<Input, Fault> {
     if list.is_empty() {
         return Err(invalid(path, "got no token, allowed is one or more"));
@@ -258,7 +260,7 @@ pub(super) fn native_input(fields: &mut Fields) -> Result<Input, Fault> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "http"))]
 mod tests {
     use super::super::fields::parse_json;
     use super::*;

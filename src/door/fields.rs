@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 use crate::base::limits::{JSON_DEPTH_MAX, N_JSON_VALUE_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::engine::{Code, Fault};
 
-use super::cut;
+use super::id::cut;
 
 /// The value that `bytes` write.
 ///
@@ -268,12 +268,14 @@ impl Fields {
     }
 
     /// Takes an object, to be read in turn and given back to [`Self::close`].
+    #[cfg(any(feature = "http", test))]
     pub(super) fn object(&mut self, key: &str) -> Result<Option<Self>, Fault> {
         let path = self.path(key);
         self.take(key).map(|value| Self::new(value, &path, self.lenient)).transpose()
     }
 
     /// Ends an object taken by [`Self::object`].
+    #[cfg(any(feature = "http", test))]
     pub(super) fn close(&mut self, inner: Self) -> Result<(), Fault> {
         self.ignored.extend(inner.finish()?);
         Ok(())

@@ -5,9 +5,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::base::limits::{EVENT_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
-use crate::engine::{Done, Event, Fault, Timings, Usage};
+use crate::engine::{Event, Timings, Usage};
 
-use super::cut;
+use super::id::cut;
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -101,6 +101,7 @@ pub(super) fn event_line(event: &Event) -> Option<Vec<u8>> {
 }
 
 /// All lines of `event`, long texts split.
+#[cfg(any(feature = "http", test))]
 pub(super) fn event_lines(event: &Event, out: &mut Vec<u8>) {
     let Event::Text { text } = event else {
         out.extend(event_line(event).unwrap_or_default());
@@ -143,36 +144,11 @@ pub(super) fn timings(t: &Timings) -> Value {
     })
 }
 
-/// What OpenAI's shapes have no place for.
-#[cfg(feature = "http")]
-pub(super) fn extras(done: &Done) -> Value {
-    json!({
-        "seed": done.seed,
-        "stop_detail": done.stop_detail.as_str(),
-        "timings": timings(&done.timings),
-    })
-}
-
-/// The one error body of the socket.
-#[cfg(feature = "http")]
-pub(super) fn error_body(fault: &Fault) -> Value {
-    let mut error = json!({
-        "message": cut(&fault.message, MESSAGE_BYTES_MAX),
-        "type": super::fault::http_type(super::fault::http_status(fault.code)),
-        "code": fault.code.as_str(),
-        "param": fault.param.as_deref().map(|p| cut(p, NAME_SHOWN_BYTES_MAX)),
-    });
-    if let (Some(ms), Some(error)) = (fault.retry_after_ms, error.as_object_mut()) {
-        error.insert("retry_after_ms".into(), ms.into());
-    }
-    json!({ "error": error })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::rng::Rng;
-    use crate::engine::Code;
+    use crate::engine::{Code, Fault};
 
     #[test]
     fn lines_fit_a_pipe_and_join_to_the_text() {

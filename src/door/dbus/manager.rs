@@ -10,8 +10,9 @@ use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::base::limits::REPLY_BYTES_MAX;
+use crate::door::fault;
+use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
-use crate::door::{fault, new_id, parse_id};
 use crate::engine::{Code, Done, Engine, Event, Fault};
 
 use super::callers::Callers;
@@ -70,7 +71,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         input: String,
         options: Options,
-    ) -> Result<ResponseDispatchNotifier<(OwnedObjectPath, OwnedFd)>, Refusal> {
+    ) -> Result<(ResponseDispatchNotifier<OwnedObjectPath>, OwnedFd), Refusal> {
         let asked = options::read(input, &options)?;
         let known = self.callers.know(connection, header.sender()).await?;
         let id = new_id();
@@ -81,7 +82,7 @@ impl Manager {
         let (writer, reader) = pipe::pair().map_err(|e| {
             Fault::new(Code::Internal, format!("no pipe can be made: {e}; too many streams are open"))
         })?;
-        let (reply, replied) = ResponseDispatchNotifier::new((path.clone(), OwnedFd::from(reader)));
+        let (reply, replied) = ResponseDispatchNotifier::new(path.clone());
         let request = asked.ask.request(id, known.caller, asked.input);
         let (engine, connection) = (self.engine.clone(), connection.clone());
         let owner = header.sender().map(|name| OwnedUniqueName::from(name.to_owned()));
@@ -92,7 +93,7 @@ impl Manager {
             let last = pipe::run(&engine, request, writer, format).await;
             tell(&connection, owner, &path, &last).await;
         });
-        Ok(reply)
+        Ok((reply, reader.into()))
     }
 
     async fn cancel(

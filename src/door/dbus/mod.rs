@@ -18,7 +18,8 @@ use zbus::{Connection, DBusError as ErrorReply, Guid, Message, message};
 use crate::base::limits::MESSAGE_BYTES_MAX;
 use crate::engine::{Engine, Fault};
 
-use super::{cut, fault};
+use super::fault;
+use super::id::cut;
 use manager::Manager;
 
 /// Name on the bus.
@@ -125,6 +126,8 @@ pub async fn serve(engine: Engine, bus: Bus, options: DbusOptions) -> Result<Dbu
         Bus::Address(address) => Builder::address(address.as_str()).name(NAME),
         Bus::Peer(stream) => Builder::unix_stream(stream).server(Guid::generate()).p2p(),
     };
+    // zbus would let a second daemon take the name away.
+    let builder = builder.allow_name_replacements(false).replace_existing_names(false);
     let built = builder.serve_at(PATH, manager).build();
     let connection = timeout(Duration::from_secs(options.connect_timeout_s), built)
         .await

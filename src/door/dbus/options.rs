@@ -7,8 +7,8 @@ use zbus::{OwnedVariant, Variant};
 
 use crate::base::limits::{INPUT_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask::{self, Ask};
-use crate::door::cut;
 use crate::door::fields::{Fields, invalid, parse_json};
+use crate::door::id::cut;
 use crate::engine::{Code, Fault, Input, Message};
 
 /// What is written to a pipe.

@@ -182,3 +182,58 @@ async fn follow(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_full_pipe_takes_up_where_it_stopped_and_still_gets_the_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (pipe, reader) = pair().unwrap();
+            pipe.writable().await.unwrap();
+            let shared = Arc::new(Shared { pipe, full: Notify::new() });
+            let (last, mut outcome) = oneshot::channel();
+            let mut sink = PipeSink {
+                shared: Some(shared.clone()),
+                last: Some(last),
+                format: Format::Events,
+                n_sent: 0,
+            };
+            let text = "wörd\n".repeat(40_000);
+            let event = Event::Text { text: text.clone() };
+            let mut reader = std::fs::File::from(reader);
+            let (mut bytes, mut n_full) = (Vec::new(), 0);
+            let mut read = |bytes: &mut Vec<u8>| {
+                let mut part = vec![0; 65_536];
+                let n = reader.read(&mut part).unwrap();
+                bytes.extend(&part[..n]);
+            };
+            while sink.offer(&event) == Offer::Full {
+                n_full += 1;
+                read(&mut bytes);
+                shared.pipe.writable().await.unwrap();
+            }
+            assert!(n_full > 1);
+            let filler = Event::Text { text: "x".repeat(4000) };
+            while sink.offer(&filler) == Offer::Taken {}
+            assert_eq!(sink.offer(&Event::Failed(Fault::new(Code::Stalled, "slow"))), Offer::Taken);
+            assert!(outcome.try_recv().unwrap().unwritten.is_some());
+            assert_eq!(sink.offer(&event), Offer::Gone);
+            drop(shared);
+            while !bytes.is_empty() {
+                let before = bytes.len();
+                read(&mut bytes);
+                if bytes.len() == before {
+                    break;
+                }
+            }
+            let values = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+            let values = values.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+            let joined: String = values.map(|value| value["text"].as_str().unwrap().to_owned()).collect();
+            assert_eq!(joined.trim_end_matches('x'), text);
+        });
+    }
+}

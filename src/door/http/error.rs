@@ -2,11 +2,28 @@
 
 use hyper::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
 
 use crate::engine::{Code, Fault};
 
 use super::body::Body;
-use crate::door::{fault, new_id, wire};
+use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::door::fault;
+use crate::door::id::{cut, new_id};
+
+/// The body that says `fault`.
+pub(super) fn body(fault: &Fault) -> Value {
+    let mut error = json!({
+        "message": cut(&fault.message, MESSAGE_BYTES_MAX),
+        "type": fault::http_type(fault::http_status(fault.code)),
+        "code": fault.code.as_str(),
+        "param": fault.param.as_deref().map(|p| cut(p, NAME_SHOWN_BYTES_MAX)),
+    });
+    if let (Some(ms), Some(error)) = (fault.retry_after_ms, error.as_object_mut()) {
+        error.insert("retry_after_ms".into(), ms.into());
+    }
+    json!({ "error": error })
+}
 
 /// Seconds until trying again makes sense, where the status asks for it.
 fn retry_after_s(fault: &Fault, status: u16) -> Option<u64> {
@@ -14,7 +31,7 @@ fn retry_after_s(fault: &Fault, status: u16) -> Option<u64> {
 }
 
 fn text(fault: &Fault) -> String {
-    format!("{}\n", wire::error_body(fault))
+    format!("{}\n", body(fault))
 }
 
 /// The answer that says `fault`.

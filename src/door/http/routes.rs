@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
+use crate::door::id::{cut, parse_id};
 use crate::door::queue::Generation;
-use crate::door::{cut, parse_id};
 use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo};
 
 use super::body::{self, Body};
@@ -36,7 +36,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     phase.busy();
-    let id = crate::door::new_id();
+    let id = crate::door::id::new_id();
     let answered = route(&door, caller, &id, request).await;
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {

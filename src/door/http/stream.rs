@@ -18,6 +18,7 @@ use crate::door::wire;
 use crate::engine::{Done, Event, Fault, GenerationId};
 
 use super::body::{Body, json_text};
+use super::error;
 
 /// Whose shape an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl Printer {
                 self.chunk(json!([choice]), Value::Null, None, out);
             }
             Event::Done(done) => self.end(done, out),
-            Event::Failed(fault) => self.data(&wire::error_body(fault), out),
+            Event::Failed(fault) => self.data(&error::body(fault), out),
         }
     }
 
@@ -129,7 +130,7 @@ impl Printer {
                 chunk.insert("usage".into(), usage);
             }
             if let Some(done) = done {
-                chunk.insert("sotto".into(), wire::extras(done));
+                chunk.insert("sotto".into(), extras(done));
             }
         }
         self.data(&chunk, out);
@@ -153,6 +154,15 @@ impl Printer {
             out.extend_from_slice(self.comment.as_bytes());
         }
     }
+}
+
+/// What OpenAI's shapes have no place for.
+fn extras(done: &Done) -> Value {
+    json!({
+        "seed": done.seed,
+        "stop_detail": done.stop_detail.as_str(),
+        "timings": wire::timings(&done.timings),
+    })
 }
 
 /// The body of a streamed answer.
@@ -263,7 +273,7 @@ pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Resul
         "model": done.model,
         "choices": [choice],
         "usage": wire::usage(&done.usage),
-        "sotto": wire::extras(&done),
+        "sotto": extras(&done),
     });
     Ok(json_text(format!("{body}\n")))
 }

@@ -1,0 +1,261 @@
+//! D-Bus over a socket pair and on a bus of its own.
+
+use super::*;
+use sotto::door::dbus::{Bus, DbusOptions};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+use zbus::export::futures_core::Stream;
+use zbus::{Connection, MessageStream, OwnedFd, OwnedObjectPath, OwnedVariant, Proxy, Variant};
+
+const PATH: &str = "/org/sotto/Sotto1";
+const MANAGER: &str = "org.sotto.Sotto1.Manager";
+type Options<'a> = HashMap<&'a str, Variant<'a>>;
+
+fn on_a_pair<F: Future<Output = ()>>(test: impl FnOnce(Connection) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let door = sotto::door::dbus::serve(engine(), Bus::Peer(theirs), DbusOptions::default());
+        let client = zbus::connection::Builder::unix_stream(ours).p2p().build();
+        let (door, client) = tokio::join!(door, client);
+        let _door = door.unwrap();
+        test(client.unwrap()).await;
+    });
+}
+
+async fn manager(client: &Connection) -> Proxy<'static> {
+    Proxy::new(client, "org.sotto.Sotto1", PATH, MANAGER).await.unwrap()
+}
+
+#[test]
+fn a_call_is_answered_with_text_and_info() {
+    on_a_pair(|client| async move {
+        let options = Options::from([("max_tokens", Variant::new(3_u32)), ("seed", Variant::new(7_u64))]);
+        let (text, info): (String, HashMap<String, OwnedVariant>) =
+            manager(&client).await.call("Generate", &("Say hi", options)).await.unwrap();
+        assert!(!text.is_empty());
+        let mut keys: Vec<&str> = info.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["finish_reason", "id", "model", "seed", "stop_detail", "timings", "usage"]);
+        let signature = |key: &str| info[key].value_signature().to_string();
+        assert_eq!(
+            (signature("usage"), signature("timings"), signature("seed")),
+            ("a{su}".into(), "a{sd}".into(), "t".into())
+        );
+    });
+}
+
+#[test]
+fn errors_have_their_names_and_begin_with_the_code() {
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        for (options, name, code) in [
+            (
+                Options::from([("temprature", Variant::new(1.0))]),
+                "org.sotto.Error.UnknownOption",
+                "unknown_field: temprature",
+            ),
+            (
+                Options::from([("max_tokens", Variant::new(0_u32))]),
+                "InvalidArgs",
+                "invalid_value: max_tokens",
+            ),
+            (Options::from([("regex", Variant::new("a"))]), "NotSupported", "unsupported_field: regex"),
+            (
+                Options::from([("format", Variant::new("text"))]),
+                "org.sotto.Error.UnknownOption",
+                "unknown_field: format",
+            ),
+            (
+                Options::from([("system", Variant::new("x".repeat(1 << 20)))]),
+                "org.sotto.Error.TooLarge",
+                "body_too_large: ",
+            ),
+        ] {
+            let call = ("hi", options);
+            let refused =
+                manager.call::<_, _, (String, HashMap<String, OwnedVariant>)>("Generate", &call).await;
+            let said = format!("{:?}", refused.unwrap_err());
+            assert!(said.contains(name) && said.contains(code), "{said}");
+        }
+        let bad = OwnedObjectPath::try_from("/org/sotto/Sotto1/generation/x").unwrap();
+        let said = format!("{:?}", manager.call::<_, _, ()>("Cancel", &(bad,)).await.unwrap_err());
+        assert!(said.contains("UnknownObject") && said.contains("unknown_object: "), "{said}");
+    });
+}
+
+/// Everything that the pipe holds until its end.
+async fn drained(stream: OwnedFd) -> String {
+    let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(stream));
+    let read = move || {
+        let mut text = String::new();
+        file.read_to_string(&mut text).map(|_| text)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap().unwrap()
+}
+
+#[test]
+fn a_stream_holds_events_or_text_and_ends() {
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        let options =
+            |format| Options::from([("max_tokens", Variant::new(40_u32)), ("format", Variant::new(format))]);
+        let (path, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("hi", options("events"))).await.unwrap();
+        assert!(path.as_str().starts_with("/org/sotto/Sotto1/generation/"));
+        let text = drained(stream).await;
+        let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(text.ends_with('\n') && text.lines().all(|line| line.len() < 4096));
+        assert_eq!(events.last().unwrap()["event"], "done");
+        assert!(path.as_str().ends_with(events.last().unwrap()["id"].as_str().unwrap()));
+        let joined: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
+        let (_, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("hi", options("text"))).await.unwrap();
+        assert_eq!(drained(stream).await.len(), joined.len());
+    });
+}
+
+/// Error name in the next `Done` that is sent.
+async fn verdict(stream: &mut MessageStream) -> String {
+    loop {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx));
+        let message = tokio::time::timeout(Duration::from_secs(3), next).await.unwrap().unwrap().unwrap();
+        if message.header().member().is_some_and(|member| member == "Done") {
+            let (_, error, _): (String, String, HashMap<String, OwnedVariant>) =
+                message.body().deserialize().unwrap();
+            return error;
+        }
+    }
+}
+
+#[test]
+fn closing_the_stream_cancels_and_the_owner_is_told() {
+    on_a_pair(|client| async move {
+        let mut heard = MessageStream::from(&client);
+        let manager = manager(&client).await;
+        for (n, read, error) in [(3_u32, true, ""), (3000, false, "org.sotto.Error.Cancelled")] {
+            let options = Options::from([("max_tokens", Variant::new(n))]);
+            let (_, stream): (OwnedObjectPath, OwnedFd) =
+                manager.call("StartGeneration", &("hi", options)).await.unwrap();
+            if read {
+                drained(stream).await;
+            } else {
+                drop(stream);
+            }
+            assert_eq!(verdict(&mut heard).await, error);
+        }
+    });
+}
+
+#[test]
+fn the_manager_is_what_the_interface_file_says() {
+    on_a_pair(|client| async move {
+        let proxy = Proxy::new(&client, "org.sotto.Sotto1", PATH, "org.freedesktop.DBus.Introspectable")
+            .await
+            .unwrap();
+        let xml: String = proxy.call("Introspect", &()).await.unwrap();
+        let ours = members(&xml);
+        let file = members(include_str!("../../proto/org.sotto.Sotto1.xml"));
+        assert!(ours.iter().any(|m| m.starts_with("method Generate s a{sv} s a{sv}")), "{ours:?}");
+        for member in &ours {
+            assert!(file.contains(member), "not in proto/: {member}");
+        }
+    });
+}
+
+/// Methods and properties of the manager, each with its types, from introspection data.
+fn members(xml: &str) -> Vec<String> {
+    let start = xml.find(&format!("<interface name=\"{MANAGER}\">")).unwrap();
+    let body = &xml[start..start + xml[start..].find("</interface>").unwrap()];
+    let attribute = |tag: &str, name: &str| {
+        let at = tag.find(&format!("{name}=\"")).map(|at| at + name.len() + 2);
+        at.map(|at| tag[at..].split('"').next().unwrap().to_owned()).unwrap_or_default()
+    };
+    let mut found: Vec<String> = Vec::new();
+    for tag in body.split('<') {
+        if tag.starts_with("method ") {
+            found.push(format!("method {}", attribute(tag, "name")));
+        } else if tag.starts_with("arg ") {
+            let last = found.last_mut().unwrap();
+            last.push(' ');
+            last.push_str(&attribute(tag, "type"));
+        } else if tag.starts_with("property ") {
+            found.push(format!(
+                "property {} {} {}",
+                attribute(tag, "name"),
+                attribute(tag, "type"),
+                attribute(tag, "access")
+            ));
+        }
+    }
+    found
+}
+
+/// A bus of its own; `None` where no bus program is installed.
+fn private_bus() -> Option<(PrivateBus, String)> {
+    let mut bus = Command::new("dbus-daemon")
+        .args(["--session", "--nofork", "--print-address=1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .ok()?;
+    let mut address = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(bus.stdout.take()?), &mut address).ok()?;
+    Some((PrivateBus(bus), address.trim().to_owned()))
+}
+
+struct PrivateBus(std::process::Child);
+
+impl Drop for PrivateBus {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_shell_is_answered_and_who_leaves_the_bus_is_cancelled() {
+    let Some((bus, address)) = private_bus() else {
+        println!("skipped: dbus-daemon is not installed");
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let engine = engine();
+        let serve = || {
+            sotto::door::dbus::serve(engine.clone(), Bus::Address(address.clone()), DbusOptions::default())
+        };
+        let door = serve().await.unwrap();
+        assert!(serve().await.is_err(), "two owners of one name");
+        let call = |n: &str| {
+            let mut call = Command::new("busctl");
+            call.arg(format!("--address={address}")).args(["call", "org.sotto.Sotto1", PATH, MANAGER]);
+            call.args(["Generate", "sa{sv}", "Say hi", "1", "max_tokens", "u", n]);
+            call.stdout(Stdio::piped()).stderr(Stdio::piped());
+            call
+        };
+        if let Ok(shell) = call("3").spawn() {
+            let output = tokio::task::spawn_blocking(|| shell.wait_with_output()).await.unwrap().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && said.starts_with("sa{sv} \""), "{output:?}");
+            let mut leaver = call("3000").spawn().unwrap();
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            leaver.kill().unwrap();
+            leaver.wait().unwrap();
+            for _ in 0..500 {
+                if engine.status() == sotto::engine::Status::default() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(engine.status(), sotto::engine::Status::default());
+        } else {
+            println!("skipped: busctl is not installed");
+        }
+        drop(bus);
+        tokio::time::timeout(Duration::from_secs(5), door.closed()).await.expect("the bus's end goes unseen");
+    });
+    runtime.shutdown_background();
+}

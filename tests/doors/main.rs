@@ -1,0 +1,462 @@
+//! Both doors from outside: HTTP by hand over a temporary socket, D-Bus over a socket pair and on a bus of its own.
+//! Asserts are on shapes, codes and order, never on a model's words.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
+
+#[cfg(feature = "dbus")]
+mod dbus;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sotto::door::client::{Client, ClientError, ClientEvent};
+use sotto::door::http::{HttpOptions, serve};
+use sotto::engine::{Engine, ModelFile, Options};
+use tokio::sync::watch;
+
+fn engine() -> Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260k/stories260K-q8_0.gguf");
+    let models = vec![ModelFile { id: "stories".into(), path }];
+    let options = Options { models, default_model: Some("stories".into()), threads: 1, ..Options::default() };
+    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+}
+
+/// A door on a temporary socket; closed when dropped.
+struct House {
+    path: PathBuf,
+    engine: Engine,
+    shutdown: watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl House {
+    fn new(options: HttpOptions) -> Self {
+        static N: AtomicU32 = AtomicU32::new(0);
+        let n = N.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("sotto-doors-{}-{n}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (shutdown, closing) = watch::channel(false);
+        let engine = engine();
+        let serving = engine.clone();
+        let thread = std::thread::Builder::new()
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                    serve(serving, listener, options, closing).await;
+                });
+            })
+            .unwrap();
+        Self { path, engine, shutdown, thread: Some(thread) }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// Sends `request` on a connection of its own and reads to the end.
+    fn raw(&self, request: &[u8]) -> Reply {
+        let mut stream = self.connect();
+        let _ = stream.write_all(request);
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        Reply::parse(&bytes)
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n{headers}", body.len());
+        self.raw(format!("{head}connection: close\r\n\r\n{body}").as_bytes())
+    }
+
+    fn post(&self, path: &str, body: Value) -> Reply {
+        self.send("POST", path, "", &body.to_string())
+    }
+
+    /// Waits until the engine has nothing under way.
+    fn rests(&self) {
+        for _ in 0..2000 {
+            if self.engine.status() == sotto::engine::Status::default() {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        panic!("the engine does not come to rest");
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let _ = self.shutdown.send(true);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: String,
+    body: String,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let at = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("no end of the head");
+        let headers = String::from_utf8(bytes[..at].to_vec()).unwrap().to_lowercase();
+        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut body = bytes[at + 4..].to_vec();
+        if headers.contains("transfer-encoding: chunked") {
+            body = dechunked(&body);
+        }
+        Self { status, headers, body: String::from_utf8(body).unwrap() }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+
+    fn code(&self) -> String {
+        let error = &self.json()["error"];
+        for key in ["message", "type", "code"] {
+            assert!(error[key].is_string(), "{key}: {error}");
+        }
+        assert!(error.as_object().unwrap().contains_key("param"));
+        assert!(self.headers.contains("content-type: application/json"), "{}", self.headers);
+        assert!(self.headers.contains("x-request-id: "), "{}", self.headers);
+        error["code"].as_str().unwrap().to_owned()
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn data(&self) -> Vec<String> {
+        self.body.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+    }
+}
+
+fn dechunked(mut bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let at = bytes.windows(2).position(|w| w == b"\r\n").expect("a chunk without a size");
+        let len = usize::from_str_radix(std::str::from_utf8(&bytes[..at]).unwrap(), 16).unwrap();
+        if len == 0 {
+            return body;
+        }
+        body.extend(&bytes[at + 2..at + 2 + len]);
+        bytes = &bytes[at + 4 + len..];
+    }
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const NATIVE: &str = "/sotto/v1/generate";
+
+fn hi() -> Value {
+    json!([{ "role": "user", "content": "hi" }])
+}
+
+#[test]
+fn refusals_have_one_body_and_their_status() {
+    let house = House::new(HttpOptions::default());
+    let text = |body: &str| body.to_owned();
+    for (method, path, body, status, code, param) in [
+        ("GET", "/nowhere", text(""), 404, "unknown_route", None),
+        ("GET", "/", text(""), 404, "unknown_route", None),
+        ("GET", CHAT, text(""), 405, "method_not_allowed", None),
+        ("POST", "/v1/models", text("{}"), 405, "method_not_allowed", None),
+        ("GET", "/v1/models/no%20such", text(""), 404, "unknown_model", Some("id")),
+        ("DELETE", "/sotto/v1/generations/x", text(""), 404, "unknown_object", Some("id")),
+        ("POST", CHAT, text(""), 400, "invalid_json", None),
+        ("POST", CHAT, text("[]"), 400, "invalid_value", None),
+        ("POST", CHAT, text("{}"), 400, "missing_field", Some("messages")),
+        ("POST", CHAT, text(r#"{"messages":[],"messages":[]}"#), 400, "invalid_json", None),
+        ("POST", CHAT, json!({"messages": []}).to_string(), 400, "invalid_value", Some("messages")),
+        ("POST", CHAT, json!({"messages": hi(), "n": 2}).to_string(), 400, "unsupported_field", Some("n")),
+        ("POST", CHAT, json!({"messages": hi(), "wat": 2}).to_string(), 400, "unknown_field", Some("wat")),
+        (
+            "POST",
+            CHAT,
+            json!({"messages": hi(), "store": true}).to_string(),
+            400,
+            "unsupported_field",
+            Some("store"),
+        ),
+        (
+            "POST",
+            CHAT,
+            json!({"messages": hi(), "sotto": {"x": 1}}).to_string(),
+            400,
+            "unknown_field",
+            Some("sotto.x"),
+        ),
+        (
+            "POST",
+            CHAT,
+            json!({"messages": hi(), "stream": 1}).to_string(),
+            400,
+            "invalid_value",
+            Some("stream"),
+        ),
+        (
+            "POST",
+            CHAT,
+            json!({"messages": hi(), "max_tokens": 1, "max_completion_tokens": 2}).to_string(),
+            400,
+            "invalid_value",
+            Some("max_completion_tokens"),
+        ),
+        ("POST", "/v1/completions", text("{}"), 400, "missing_field", Some("prompt")),
+        (
+            "POST",
+            "/v1/completions",
+            json!({"prompt": [1, "a"]}).to_string(),
+            400,
+            "unsupported_field",
+            Some("prompt"),
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            json!({"prompt": [1, -1]}).to_string(),
+            400,
+            "invalid_value",
+            Some("prompt[1]"),
+        ),
+        ("POST", NATIVE, text("{}"), 400, "missing_field", Some("input")),
+        ("POST", NATIVE, json!({"tokens": [1], "raw": true}).to_string(), 400, "invalid_value", Some("raw")),
+    ] {
+        let reply = house.send(method, path, "", &body);
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{method} {path} {body}");
+        assert_eq!(reply.json()["error"]["param"].as_str(), param, "{method} {path} {body}");
+    }
+    let wrong = house.send("PUT", CHAT, "", "");
+    assert!(wrong.headers.contains("allow: post"), "{}", wrong.headers);
+}
+
+#[test]
+fn answers_have_the_shapes_of_the_interface() {
+    let house = House::new(HttpOptions::default());
+    let chat = house.post(CHAT, json!({"messages": hi(), "max_tokens": 3, "user": "u", "tools": null}));
+    assert_eq!(chat.status, 200, "{chat:?}");
+    let body = chat.json();
+    assert_eq!(body["object"], "chat.completion");
+    assert_eq!(body["choices"][0]["message"]["role"], "assistant");
+    assert!(body["choices"][0]["message"]["content"].is_string());
+    assert!(["stop", "length"].contains(&body["choices"][0]["finish_reason"].as_str().unwrap()));
+    assert!(body["usage"]["total_tokens"].is_u64() && body["sotto"]["seed"].is_u64());
+    assert!(chat.headers.contains(&format!("x-request-id: {}", body["id"].as_str().unwrap())));
+
+    let text = house.post("/v1/completions", json!({"prompt": "a", "max_tokens": 3})).json();
+    assert_eq!(text["object"], "text_completion");
+    assert!(text["choices"][0]["text"].is_string());
+    let ids = house.post("/v1/completions", json!({"prompt": [1, 2], "max_tokens": 1}));
+    assert_eq!(ids.status, 200);
+
+    let list = house.send("GET", "/v1/models", "", "").json();
+    assert!(list["object"] == "list" && list["data"].is_array());
+    assert_eq!(house.send("GET", "/healthz", "", "").body, "ok\n");
+    let gone = house.send("DELETE", "/sotto/v1/generations/00000000000000000000000000", "", "");
+    assert_eq!((gone.status, gone.body.as_str()), (204, ""));
+}
+
+#[test]
+fn a_stream_keeps_the_order_of_its_chunks() {
+    let house = House::new(HttpOptions::default());
+    let ask =
+        json!({"messages": hi(), "max_tokens": 3, "stream": true, "stream_options": {"include_usage": true}});
+    let reply = house.post(CHAT, ask.clone());
+    assert!(reply.headers.contains("content-type: text/event-stream") && reply.headers.contains("no-store"));
+    let data = reply.data();
+    let chunks: Vec<Value> =
+        data[..data.len() - 1].iter().map(|d| serde_json::from_str(d).unwrap()).collect();
+    assert_eq!(data.last().unwrap(), "[DONE]");
+    assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    let (usage, finish) = (&chunks[chunks.len() - 1], &chunks[chunks.len() - 2]);
+    assert!(usage["choices"] == json!([]) && usage["usage"]["prompt_tokens"].is_u64());
+    assert!(finish["choices"][0]["delta"] == json!({}) && finish["choices"][0]["finish_reason"].is_string());
+    for chunk in &chunks[..chunks.len() - 2] {
+        assert!(chunk["choices"][0]["finish_reason"].is_null() && chunk["usage"].is_null());
+        assert_eq!(
+            (&chunk["id"], &chunk["created"], &chunk["model"]),
+            (&finish["id"], &finish["created"], &finish["model"])
+        );
+    }
+    assert!(reply.body.contains(": prefill "), "{}", reply.body);
+
+    let ndjson = house.send("POST", CHAT, "accept: application/x-ndjson\r\n", &ask.to_string());
+    assert!(ndjson.headers.contains("content-type: application/x-ndjson"));
+    assert_eq!(ndjson.lines().len(), chunks.len());
+
+    let native = house.post(NATIVE, json!({"input": "hi", "max_tokens": 3})).lines();
+    let names: Vec<&str> = native.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| ["done", "error"].contains(name)).count(), 1);
+    assert_eq!(*names.last().unwrap(), "done");
+    assert!(names.contains(&"token") && names.contains(&"prefill"));
+}
+
+#[test]
+fn a_lenient_caller_is_told_what_was_ignored() {
+    let house = House::new(HttpOptions::default());
+    let ask = json!({"messages": hi(), "max_tokens": 1, "verbosity": "low", "wat": 1});
+    let reply = house.send("POST", CHAT, "prefer: handling=lenient\r\n", &ask.to_string());
+    assert_eq!(reply.status, 200);
+    assert!(reply.headers.contains("sotto-ignored: verbosity, wat"), "{}", reply.headers);
+    let bad = json!({"messages": hi(), "max_tokens": "1"});
+    assert_eq!(
+        house.send("POST", CHAT, "prefer: handling=lenient\r\n", &bad.to_string()).code(),
+        "invalid_value"
+    );
+}
+
+#[test]
+fn bodies_and_heads_are_bounded() {
+    let house = House::new(HttpOptions { max_body_kib: 64, header_timeout_s: 1, ..HttpOptions::default() });
+    let big = json!({"input": "a".repeat(100_000)});
+    let reply = house.post(NATIVE, big.clone());
+    assert_eq!((reply.status, reply.code().as_str()), (413, "body_too_large"));
+    let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("65536") && message.contains(&big.to_string().len().to_string()), "{message}");
+
+    let chunk = format!("10000\r\n{}\r\n", "a".repeat(0x10000));
+    let head = format!("POST {NATIVE} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
+    let reply = house.raw(format!("{head}{}0\r\n\r\n", chunk.repeat(40)).as_bytes());
+    assert_eq!((reply.status, reply.code().as_str()), (413, "body_too_large"));
+
+    let reply = house.send("GET", "/healthz", &format!("x: {}\r\n", "a".repeat(40_000)), "");
+    assert_eq!((reply.status, reply.code().as_str()), (431, "header_too_large"));
+    let many: String = (0..200).map(|i| format!("x{i}: a\r\n")).collect();
+    assert_eq!(house.send("GET", "/healthz", &many, "").code(), "header_too_large");
+    assert_eq!(house.raw(b"how do you do\r\n\r\n").status, 400);
+
+    let mut late = house.connect();
+    late.write_all(b"GET /healthz HT").unwrap();
+    let mut bytes = Vec::new();
+    late.read_to_end(&mut bytes).unwrap();
+    let reply = Reply::parse(&bytes);
+    assert_eq!((reply.status, reply.code().as_str()), (408, "request_timeout"));
+}
+
+#[test]
+fn connections_are_counted() {
+    let house = House::new(HttpOptions { max_connections_per_uid: 2, ..HttpOptions::default() });
+    let held: Vec<UnixStream> = (0..2)
+        .map(|_| {
+            let mut stream = house.connect();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 512]).unwrap() > 0);
+            stream
+        })
+        .collect();
+    let reply = house.send("GET", "/healthz", "", "");
+    assert_eq!((reply.status, reply.code().as_str()), (429, "queue_full"));
+    assert!(reply.headers.contains("retry-after: "), "{}", reply.headers);
+    drop(held);
+    for _ in 0..1000 {
+        if house.send("GET", "/healthz", "", "").status == 200 {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    panic!("places are not given back");
+}
+
+#[test]
+fn requests_follow_each_other_on_one_connection() {
+    let house = House::new(HttpOptions::default());
+    let mut stream = house.connect();
+    let body = json!({"input": "hi", "max_tokens": 2}).to_string();
+    let post = format!("POST {NATIVE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(format!("{post}{post}GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 3, "{text}");
+    assert_eq!(text.matches(r#""event":"done""#).count(), 2);
+    assert!(text.ends_with("ok\n"));
+}
+
+#[test]
+fn who_hangs_up_is_cancelled_and_who_half_closes_is_not() {
+    let house = House::new(HttpOptions { max_connections_per_uid: 1, ..HttpOptions::default() });
+    // `send` half-closes before it reads, and has its whole answer.
+    let whole = house.post(NATIVE, json!({"input": "hi", "max_tokens": 20})).lines();
+    assert_eq!(whole.last().unwrap()["event"], "done");
+    for (streamed, half_closed) in [(true, false), (true, true), (false, false), (false, true)] {
+        let body = json!({"messages": hi(), "max_tokens": 3000, "stream": streamed}).to_string();
+        let mut stream = free_place(&house);
+        write!(stream, "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            .unwrap();
+        if half_closed {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        if streamed {
+            assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+        } else {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        let began = std::time::SystemTime::now();
+        drop(stream);
+        drop(free_place(&house));
+        // The whole answer takes several times as long.
+        assert!(began.elapsed().unwrap() < Duration::from_secs(3), "seen late: {streamed} {half_closed}");
+        house.rests();
+    }
+}
+
+/// A connection that was not refused for want of a place; asked for until there is one.
+fn free_place(house: &House) -> UnixStream {
+    for _ in 0..2000 {
+        let mut stream = house.connect();
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+        let mut bytes = [0; 512];
+        if stream.read(&mut bytes).is_ok_and(|n| bytes[..n].starts_with(b"HTTP/1.1 200")) {
+            return stream;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    panic!("no place becomes free");
+}
+
+#[test]
+fn the_client_hears_every_event_and_every_refusal() {
+    let house = House::new(HttpOptions::default());
+    let mut client = Client::connect(&house.path).unwrap();
+    for _ in 0..2 {
+        let mut heard = Vec::new();
+        client.generate(json!({"input": "hi", "max_tokens": 3}), &mut |event| heard.push(event)).unwrap();
+        assert!(heard.iter().any(|event| matches!(event, ClientEvent::Text(text) if !text.is_empty())));
+        assert!(matches!(heard.last(), Some(ClientEvent::Done(done)) if done["finish_reason"].is_string()));
+    }
+    let refused = client.generate(json!({"input": 1}), &mut |_| panic!("an event of a refusal")).unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
+        "{refused}"
+    );
+    assert_eq!(client.get("/v1/models").unwrap()["object"], "list");
+    let nobody = Client::connect(Path::new("/nonexistent/sotto.sock")).unwrap_err();
+    assert!(nobody.to_string().contains("start sottod"), "{nobody}");
+}
+
+#[test]
+fn closing_the_door_lets_answers_end() {
+    let house = House::new(HttpOptions::default());
+    let mut stream = house.connect();
+    let body = json!({"input": "hi", "max_tokens": 50}).to_string();
+    write!(stream, "POST {NATIVE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
+    assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+    drop(house);
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains(r#""event":"done""#), "{rest}");
+}
