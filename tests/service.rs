@@ -1,0 +1,289 @@
+//! One model through every door: the same prompts by the command line in its own process, by the command line through
+//! the daemon, over the socket in its three shapes, and over a bus, called and streamed. All must say the same, and
+//! what independent implementations say (`fixtures/SOURCES.md`).
+#![cfg(all(feature = "dbus", feature = "http"))]
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sotto::base::Token;
+use sotto::model::{Model, vocab};
+use sotto::text::Tokenizer;
+use support::{Daemon, Folder, Running, fixture, shared, sotto, stderr, stdout, stories, until};
+use zbus::{OwnedFd, OwnedObjectPath, Variant};
+
+const N_TOKENS: u32 = 64;
+const NAME: &str = "org.sotto.Sotto1";
+const PATH: &str = "/org/sotto/Sotto1";
+const MANAGER: &str = "org.sotto.Sotto1.Manager";
+
+/// What a model should say to a prompt.
+struct Row {
+    prompt: String,
+    text: String,
+    ids: Vec<Token>,
+    /// Distance of the two best logits at each step.
+    gaps: Vec<f64>,
+}
+
+/// The prompts of `variant` with what should follow.
+fn golden(variant: &str) -> Vec<Row> {
+    let path = shared("models/stories260k/golden_greedy.json")
+        .unwrap_or_else(|| fixture("stories260k/golden_greedy.json"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let all: Value = serde_json::from_slice(&bytes).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let id = |value: &Value| Token(u32::try_from(value.as_u64().unwrap()).unwrap());
+    let row = |row: &Value| Row {
+        prompt: text(&row["prompt"]),
+        text: text(&row["text"]),
+        ids: row["greedy_ids"].as_array().unwrap().iter().map(id).collect(),
+        gaps: row["top2_gap"].as_array().unwrap().iter().map(|gap| gap.as_f64().unwrap()).collect(),
+    };
+    all["variants"][variant].as_array().unwrap().iter().map(row).collect()
+}
+
+/// One leading space is the tokenizer's habit.
+fn bare(text: &str) -> &str {
+    text.strip_prefix(' ').unwrap_or(text)
+}
+
+/// Holds `answers` to the golden rows: one may part only where the two best logits were close, and at least 4 are equal
+/// in full.
+fn compare(variant: &str, model: &Path, rows: &[Row], answers: &[String]) {
+    let gap_max = if variant.starts_with('f') { 0.02 } else { 0.25 };
+    let model = Model::open(model).unwrap();
+    let tokenizer = Tokenizer::new(vocab::source(model.gguf()).unwrap().unwrap()).unwrap();
+    let mut n_equal = 0;
+    for (row, answer) in rows.iter().zip(answers) {
+        if bare(answer) == bare(&row.text) {
+            n_equal += 1;
+            continue;
+        }
+        let parts = |n: &usize| {
+            let text = tokenizer.decode(&row.ids[..=*n]);
+            !bare(answer).as_bytes().starts_with(bare(&String::from_utf8_lossy(&text)).as_bytes())
+        };
+        let step = (0..row.ids.len()).find(parts).unwrap_or(row.ids.len() - 1);
+        let gap = row.gaps[step];
+        println!("{variant}: {:?} parts at step {step}, where the gap is {gap}", row.prompt);
+        assert!(
+            gap < gap_max,
+            "{variant}: {:?} parts at step {step}, gap {gap}\n{answer}\n{}",
+            row.prompt,
+            row.text
+        );
+    }
+    assert!(n_equal >= 4, "{variant}: {n_equal} of {} rows are equal, at least 4 wanted", rows.len());
+}
+
+/// The answers to all prompts by the command line with these flags.
+fn by_sotto(flags: &[&str], rows: &[Row]) -> Vec<String> {
+    let tokens = N_TOKENS.to_string();
+    rows.iter()
+        .map(|row| {
+            let mut command = sotto(&["complete", "--temperature", "0", "--max-tokens", &tokens]);
+            let output = command.args(flags).arg(&row.prompt).output().unwrap();
+            assert!(output.status.success(), "{flags:?}: {}", stderr(&output));
+            stdout(&output)
+        })
+        .collect()
+}
+
+/// Whether `program` is there; says what is skipped where it is not.
+fn have(program: &str, what: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if found.is_err() {
+        println!("skipped: {what}; {program} is not installed");
+    }
+    found.is_ok()
+}
+
+/// The body that curl gets.
+fn curl(socket: &Path, path: &str, body: &Value) -> String {
+    let mut child = Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--no-buffer",
+            "--fail-with-body",
+            "--max-time",
+            "60",
+            "--unix-socket",
+        ])
+        .arg(socket)
+        .args([&format!("http://sotto{path}"), "--data-binary", "@-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(body.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{path}: {}{}", stderr(&output), stdout(&output));
+    stdout(&output)
+}
+
+fn plain(socket: &Path, prompt: &str) -> String {
+    let body = json!({ "prompt": prompt, "max_tokens": N_TOKENS, "temperature": 0 });
+    let answer: Value = serde_json::from_str(&curl(socket, "/v1/completions", &body)).unwrap();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], N_TOKENS, "{answer}");
+    answer["choices"][0]["text"].as_str().unwrap().to_owned()
+}
+
+fn server_sent(socket: &Path, prompt: &str) -> String {
+    let body = json!({ "prompt": prompt, "max_tokens": N_TOKENS, "temperature": 0, "stream": true });
+    let stream = curl(socket, "/v1/completions", &body);
+    let data: Vec<&str> = stream.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    let (last, chunks) = data.split_last().expect("lines of data");
+    assert_eq!(*last, "[DONE]");
+    let chunks: Vec<Value> = chunks.iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let (finish, pieces) = chunks.split_last().expect("chunks");
+    assert_eq!(finish["choices"][0]["finish_reason"], "length", "{finish}");
+    assert!(pieces.iter().all(|piece| piece["choices"][0]["finish_reason"].is_null()));
+    pieces.iter().map(|piece| piece["choices"][0]["text"].as_str().unwrap()).collect()
+}
+
+fn lines(socket: &Path, prompt: &str) -> String {
+    let body = json!({ "input": prompt, "raw": true, "max_tokens": N_TOKENS, "temperature": 0 });
+    joined(&curl(socket, "/sotto/v1/generate", &body))
+}
+
+/// The text of a stream of events, whose end is checked.
+fn joined(stream: &str) -> String {
+    let events: Vec<Value> = stream.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (done, events) = events.split_last().expect("events");
+    assert_eq!((&done["event"], &done["stop_detail"]), (&json!("done"), &json!("max_tokens")), "{done}");
+    assert_eq!(done["usage"]["completion_tokens"], N_TOKENS, "{done}");
+    let known = ["queued", "loading", "prefill", "token"];
+    assert!(events.iter().all(|e| known.contains(&e["event"].as_str().unwrap())), "{stream}");
+    events.iter().filter_map(|event| event["text"].as_str()).collect()
+}
+
+/// A bus for this test alone, and its address.
+fn bus(folder: &Folder) -> (Running, String) {
+    let socket = folder.join("bus.sock");
+    let address = format!("unix:path={}", socket.display());
+    let config = format!(
+        "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
+         <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy>\
+         </busconfig>\n"
+    );
+    let config = folder.write("bus.conf", config);
+    let child = Command::new("dbus-daemon")
+        .arg("--nofork")
+        .arg(format!("--config-file={}", config.display()))
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("dbus-daemon starts");
+    let bus = Running(child);
+    until("the bus", || std::os::unix::net::UnixStream::connect(&socket).ok());
+    (bus, address)
+}
+
+/// By `busctl`, which waits for the whole answer.
+fn called(address: &str, prompt: &str) -> String {
+    let tokens = N_TOKENS.to_string();
+    let output = Command::new("busctl")
+        .args([&format!("--address={address}"), "--json=short", "--timeout=60", "call", NAME, PATH, MANAGER])
+        .args(["Generate", "sa{sv}", prompt, "3", "raw", "b", "true", "max_tokens", "u", &tokens])
+        .args(["temperature", "d", "0"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let info = &answer["data"][1];
+    assert_eq!(info["stop_detail"]["data"], "max_tokens", "{answer}");
+    answer["data"][0].as_str().unwrap().to_owned()
+}
+
+/// By a client that reads the pipe of `StartGeneration`.
+async fn piped(connection: &zbus::Connection, prompt: &str, format: &str) -> String {
+    let options = HashMap::from([
+        ("raw", Variant::from(true)),
+        ("max_tokens", Variant::from(N_TOKENS)),
+        ("temperature", Variant::from(0.0)),
+        ("format", Variant::from(format)),
+    ]);
+    let reply = connection
+        .call_method(Some(NAME), PATH, Some(MANAGER), "StartGeneration", &(prompt, options))
+        .await
+        .unwrap();
+    let (path, pipe): (OwnedObjectPath, OwnedFd) = reply.body().deserialize().unwrap();
+    assert!(path.as_str().starts_with(&format!("{PATH}/generation/")), "{path}");
+    let mut stream = String::new();
+    std::fs::File::from(std::os::fd::OwnedFd::from(pipe)).read_to_string(&mut stream).unwrap();
+    if format == "events" { joined(&stream) } else { stream }
+}
+
+#[test]
+fn every_door_gives_the_golden_answers() {
+    let folder = Folder::new();
+    let model = stories();
+    let rows = golden("q8_0");
+    let model_flag = model.display().to_string();
+    let first = by_sotto(&["--local", "--threads", "2", "--model", &model_flag], &rows);
+    compare("q8_0", &model, &rows, &first);
+    let agree = |door: &str, answers: Vec<String>| {
+        for ((row, answer), first) in rows.iter().zip(answers).zip(&first) {
+            assert_eq!(&answer, first, "{door}: {:?}", row.prompt);
+        }
+    };
+
+    let on_bus = have("dbus-daemon", "Generate and StartGeneration").then(|| bus(&folder));
+    let daemon = Daemon::start_on(&folder, &model, "", on_bus.as_ref().map(|(_, address)| address.as_str()));
+    let socket = &daemon.socket;
+    agree("sotto --socket", by_sotto(&["--socket", &socket.display().to_string()], &rows));
+    if have("curl", "the socket's three shapes by curl") {
+        let all =
+            |door: fn(&Path, &str) -> String| rows.iter().map(|row| door(socket, &row.prompt)).collect();
+        agree("/v1/completions", all(plain));
+        agree("/v1/completions, streamed", all(server_sent));
+        agree("/sotto/v1/generate", all(lines));
+    }
+    if let Some((_, address)) = &on_bus {
+        if have("busctl", "Generate by busctl") {
+            agree("Generate", rows.iter().map(|row| called(address, &row.prompt)).collect());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let builder = zbus::connection::Builder::address(address.as_str());
+            let connection = builder.build().await.unwrap();
+            for format in ["events", "text"] {
+                let mut answers = Vec::new();
+                for row in &rows {
+                    answers.push(piped(&connection, &row.prompt, format).await);
+                }
+                agree(&format!("StartGeneration, {format}"), answers);
+            }
+        });
+    }
+}
+
+#[test]
+fn every_variant_gives_the_golden_answers() {
+    for variant in ["f32", "f16", "q8_0", "q4_0"] {
+        let name = format!("stories260K-{variant}.gguf");
+        let places: [Option<PathBuf>; 2] = [
+            shared(&format!("models/stories260k/{name}")),
+            Some(fixture(&format!("stories260k/{name}"))).filter(|path| path.is_file()),
+        ];
+        let Some(model) = places.into_iter().flatten().next() else {
+            println!(
+                "skipped: the golden answers of {variant}; the full set of fixtures is not beside the checkout"
+            );
+            continue;
+        };
+        let rows = golden(variant);
+        let answers =
+            by_sotto(&["--local", "--threads", "1", "--model", &model.display().to_string()], &rows);
+        compare(variant, &model, &rows, &answers);
+    }
+}
