@@ -306,7 +306,8 @@ impl Scheduler {
             actions.push(Action::Cut(w.ticket.slot, cut));
             false
         });
-        if self.queue.len() < before {
+        // With nothing running the next one starts now, and that tells everybody.
+        if self.queue.len() < before && self.running.is_some() {
             self.tell_positions(0, actions);
         }
     }
