@@ -99,8 +99,10 @@ async fn drained(stream: OwnedFd) -> String {
 fn a_stream_holds_events_or_text_and_ends() {
     on_a_pair(|client| async move {
         let manager = manager(&client).await;
-        let options =
-            |format| Options::from([("max_tokens", Variant::new(40_u32)), ("format", Variant::new(format))]);
+        let options = |format| {
+            let sampling = [("max_tokens", Variant::new(40_u32)), ("seed", Variant::new(1_u64))];
+            Options::from_iter(sampling.into_iter().chain([("format", Variant::new(format))]))
+        };
         let (path, stream): (OwnedObjectPath, OwnedFd) =
             manager.call("StartGeneration", &("hi", options("events"))).await.unwrap();
         assert!(path.as_str().starts_with("/org/sotto/Sotto1/generation/"));
