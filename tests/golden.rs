@@ -5,6 +5,9 @@
 //! the full set beside the checkout is used, or the small one in `tests/fixtures`. `SOTTO_CPU` forces a kernel tier,
 //! `SOTTO_EXPECT_TIER` asserts which one ran.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
+#![allow(clippy::disallowed_methods, reason = "the gate chooses tier and fixtures by the environment")]
+
 use std::path::{Path, PathBuf};
 
 use sotto::base::Token;

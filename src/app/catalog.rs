@@ -41,7 +41,8 @@ pub(super) fn default_dirs() -> Vec<PathBuf> {
 pub(super) fn in_the_box() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let above = program.ancestors().skip(1).take(ANCESTORS);
-    let beside = above.flat_map(|dir| [dir.join("share/sotto/models").join(BOX), dir.join("models").join(BOX)]);
+    let beside =
+        above.flat_map(|dir| [dir.join("share/sotto/models").join(BOX), dir.join("models").join(BOX)]);
     let installed = default_dirs().into_iter().map(|dir| dir.join(BOX));
     beside.chain(installed).find(|path| path.is_file())
 }

@@ -151,7 +151,9 @@ impl<'de> Deserialize<'de> for Mode {
         let text = String::deserialize(d)?;
         match u32::from_str_radix(&text, 8) {
             Ok(mode) if mode <= 0o777 && text.len() <= 4 => Ok(Self(mode)),
-            _ => Err(de::Error::custom(format!("{text:?} is no mode, octal digits from \"0000\" to \"0777\" are taken"))),
+            _ => Err(de::Error::custom(format!(
+                "{text:?} is no mode, octal digits from \"0000\" to \"0777\" are taken"
+            ))),
         }
     }
 }

@@ -104,11 +104,13 @@ fn start(args: &Args) -> Result<(), Stop> {
         preload.insert(0, model.id.clone());
         options.models.push(model);
     }
-    if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id)) {
+    if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id))
+    {
         log::warn!("models.default = {id:?}: no such model in models.dirs");
     }
     let engine = Engine::start(kernels, options).map_err(|f| Stop::internal(super::start_failure(&f)))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
     runtime.block_on(serve(args, &config, engine, &preload))
 }
 
@@ -253,7 +255,11 @@ fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener
     let (listener, group) = os::socket::bind(path, config.api.mode.0, &config.api.group)
         .map_err(|e| Stop::usage(format!("socket {}: {e}; name another by --socket", path.display())))?;
     if !group {
-        log::warn!("socket {}: group {} is absent or not ours, it belongs to the starter's group", path.display(), config.api.group);
+        log::warn!(
+            "socket {}: group {} is absent or not ours, it belongs to the starter's group",
+            path.display(),
+            config.api.group
+        );
     }
     Ok(listener)
 }

@@ -48,7 +48,12 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         // Nobody to tell if stderr is closed.
-        let _ = writeln!(std::io::stderr().lock(), "sottod: {}: {}", record.level().as_str().to_lowercase(), record.args());
+        let _ = writeln!(
+            std::io::stderr().lock(),
+            "sottod: {}: {}",
+            record.level().as_str().to_lowercase(),
+            record.args()
+        );
     }
 
     fn flush(&self) {}

@@ -1,7 +1,7 @@
 //! Layer 7: the programs. `sottod` is [`daemon`], `sotto` is [`cli`]; the binaries only map their exit codes.
 
-pub mod cli;
 mod catalog;
+pub mod cli;
 mod config;
 #[cfg(feature = "http")]
 pub mod daemon;

@@ -338,9 +338,10 @@ impl Engine {
         let no_thread =
             |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
         let runner = Runner::new(shared.clone());
-        thread::spawn("engine", move || runner.run(&inbox)).map_err(no_thread)?;
+        thread::start("engine", move || runner.run(&inbox)).map_err(no_thread)?;
         let admission = Admission::new(shared.clone(), commands.clone());
-        thread::spawn_deep("admit", ADMIT_STACK_BYTES, move || admission.run(&to_admit)).map_err(no_thread)?;
+        thread::start_deep("admit", ADMIT_STACK_BYTES, move || admission.run(&to_admit))
+            .map_err(no_thread)?;
         Ok(Self { shared, admit, commands })
     }
 

@@ -5,10 +5,10 @@ use super::LANES;
 /// The largest and smallest arguments of [`exp`] whose result is a normal float.
 pub(super) const EXP_RANGE: (f32, f32) = (-87.336_54, 88.0);
 /// ln 2 in two parts: the first has few bits, so that its multiples are exact.
-pub(super) const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+pub(super) const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 /// Coefficients of the polynomial for e^r on |r| <= ln(2)/2, highest first (Moshier, Cephes `expf`).
 pub(super) const EXP: [f32; 6] =
-    [1.987_569_2e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    [1.987_569_2e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// e^x to about 1e-7 of its value; arguments outside [`EXP_RANGE`] count as its ends.
 pub(super) fn exp(x: f32) -> f32 {

@@ -101,7 +101,7 @@ impl Pool {
         let mut pool = Self { kernels, shared, workers: Vec::new(), one_caller: PhantomData };
         for i in 1..n_threads {
             let shared = pool.shared.clone();
-            pool.workers.push(thread::spawn(&format!("worker-{i}"), move || work(&shared))?);
+            pool.workers.push(thread::start(&format!("worker-{i}"), move || work(&shared))?);
         }
         Ok(pool)
     }

@@ -11,7 +11,7 @@ use rustix::thread::futex;
 ///
 /// # Errors
 /// When the system has no room for another thread.
-pub fn spawn<T: Send + 'static>(
+pub fn start<T: Send + 'static>(
     name: &str,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
@@ -22,7 +22,11 @@ pub fn spawn<T: Send + 'static>(
 ///
 /// # Errors
 /// When the system has no room for another thread.
-pub fn spawn_deep(name: &str, stack_bytes: usize, f: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub fn start_deep(
+    name: &str,
+    stack_bytes: usize,
+    f: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).stack_size(stack_bytes).spawn(f)
 }
 

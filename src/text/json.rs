@@ -6,7 +6,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use crate::base::limits::{TEMPLATE_JSON_DEPTH_MAX, JSON_INDENT_MAX, RENDERED_BYTES_MAX};
+use crate::base::limits::{JSON_INDENT_MAX, RENDERED_BYTES_MAX, TEMPLATE_JSON_DEPTH_MAX};
 
 /// The filter `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {

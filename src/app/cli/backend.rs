@@ -41,21 +41,32 @@ fn is_file(model: &str) -> bool {
 impl Backend {
     /// The one that the flags ask for.
     pub(super) fn open(how: &HowArgs) -> Result<Self, Failure> {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads SOTTO_MODEL (API text, section 6)")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place that reads SOTTO_MODEL (API text, section 6)"
+        )]
         let model = how.model.clone().or_else(|| std::env::var("SOTTO_MODEL").ok().filter(|m| !m.is_empty()));
         match model {
             Some(file) if is_file(&file) => Self::local(how, Path::new(&file)),
             Some(name) if how.local => {
                 let found = catalog::scan(&catalog::default_dirs()).into_iter().find(|m| m.id == name);
-                let dirs = catalog::default_dirs().iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
-                let found = found.ok_or_else(|| Failure::usage(format!("no model {name} in {dirs}; name a .gguf file")))?;
+                let dirs = catalog::default_dirs()
+                    .iter()
+                    .map(|d| d.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                let found = found
+                    .ok_or_else(|| Failure::usage(format!("no model {name} in {dirs}; name a .gguf file")))?;
                 Self::local(how, &found.path)
             }
             None if how.local => {
                 let found = catalog::in_the_box();
-                Self::local(how, &found.ok_or_else(|| {
-                    Failure::usage("the model in the box is not installed; name one by --model FILE")
-                })?)
+                Self::local(
+                    how,
+                    &found.ok_or_else(|| {
+                        Failure::usage("the model in the box is not installed; name one by --model FILE")
+                    })?,
+                )
             }
             name => Self::daemon(how, name),
         }
@@ -63,7 +74,10 @@ impl Backend {
 
     fn local(how: &HowArgs, path: &Path) -> Result<Self, Failure> {
         if !path.is_file() {
-            return Err(Failure::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
+            return Err(Failure::usage(format!(
+                "--model {}: no such file; name a .gguf file",
+                path.display()
+            )));
         }
         let model = catalog::file(path);
         let defaults = Options::default();
@@ -81,12 +95,17 @@ impl Backend {
 
     #[cfg(feature = "http")]
     fn daemon(how: &HowArgs, model: Option<String>) -> Result<Self, Failure> {
-        if let Some(flag) = [("--context", how.context), ("--threads", how.threads)].into_iter().find(|f| f.1.is_some()) {
-            let message = format!("{} is the daemon's to decide; use it with --local or --model FILE", flag.0);
+        if let Some(flag) =
+            [("--context", how.context), ("--threads", how.threads)].into_iter().find(|f| f.1.is_some())
+        {
+            let message =
+                format!("{} is the daemon's to decide; use it with --local or --model FILE", flag.0);
             return Err(Failure::usage(message));
         }
         let mut client = Client::connect(&how.socket).map_err(|e| {
-            Failure::usage(format!("{e}; start sottod, or run the model in this process with --local or --model FILE"))
+            Failure::usage(format!(
+                "{e}; start sottod, or run the model in this process with --local or --model FILE"
+            ))
         })?;
         // The daemon knows whether its model has a template once it has read the file's header.
         let name = model.as_deref().unwrap_or("default");
@@ -164,7 +183,12 @@ fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String
 }
 
 #[cfg(feature = "http")]
-fn remote(client: &mut Client, model: Option<&str>, question: &Question, show: &mut Show) -> Result<String, Failure> {
+fn remote(
+    client: &mut Client,
+    model: Option<&str>,
+    question: &Question,
+    show: &mut Show,
+) -> Result<String, Failure> {
     let mut body = serde_json::Map::new();
     let mut put = |key: &str, value: Option<serde_json::Value>| {
         if let Some(value) = value {
@@ -201,7 +225,9 @@ fn remote(client: &mut Client, model: Option<&str>, question: &Question, show: &
             answer.push_str(&text);
         }
         ClientEvent::Done(_) => end = Some(Ok(())),
-        ClientEvent::Error { code, message } => end = Some(Err(Failure { code: exit_code(&code), message: format!("{code}: {message}") })),
+        ClientEvent::Error { code, message } => {
+            end = Some(Err(Failure { code: exit_code(&code), message: format!("{code}: {message}") }))
+        }
         ClientEvent::Unknown => {}
     });
     if let Some(failure) = broken {
@@ -210,7 +236,9 @@ fn remote(client: &mut Client, model: Option<&str>, question: &Question, show: &
     called.map_err(Failure::usage)?;
     match end {
         Some(result) => result.map(|()| answer),
-        None => Err(Failure::internal("the daemon went away before the end of the answer; its journal has the reason")),
+        None => Err(Failure::internal(
+            "the daemon went away before the end of the answer; its journal has the reason",
+        )),
     }
 }
 

@@ -14,8 +14,10 @@ use crate::engine::{Input, Message, Role};
 /// Talks until end of input.
 pub(super) fn run(how: &HowArgs, system: Option<String>) -> Result<(), Failure> {
     let mut backend = Backend::open(how)?;
-    let mut editor = DefaultEditor::new().map_err(|e| Failure::usage(format!("the terminal cannot be read: {e}")))?;
-    let mut messages: Vec<Message> = system.into_iter().map(|content| Message { role: Role::System, content }).collect();
+    let mut editor =
+        DefaultEditor::new().map_err(|e| Failure::usage(format!("the terminal cannot be read: {e}")))?;
+    let mut messages: Vec<Message> =
+        system.into_iter().map(|content| Message { role: Role::System, content }).collect();
     let mut show = Show::new(true);
     if std::io::stdin().is_terminal() {
         eprintln!("Ctrl-D ends the conversation, /new begins another.");

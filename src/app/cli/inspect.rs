@@ -49,7 +49,10 @@ fn describe(s: &Summary, n_ctx: usize) -> String {
         None => model.clone(),
     });
     line("vocabulary", format!("{} tokens, {}", s.n_vocab, kind.as_deref().unwrap_or("no tokenizer")));
-    line("chat", if s.chat { "template in the file" } else { "no template: texts are continued as they stand" }.into());
+    line(
+        "chat",
+        if s.chat { "template in the file" } else { "no template: texts are continued as they stand" }.into(),
+    );
     let n_ctx = s.hyper.as_ref().map_or(n_ctx, |h| n_ctx.min(h.n_ctx_train));
     if let Some(m) = s.memory(n_ctx) {
         let all = m.weights + m.kv + m.scratch;

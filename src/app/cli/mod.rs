@@ -189,7 +189,8 @@ pub fn run() -> u8 {
 
 fn ask(args: AskArgs) -> Result<(), Failure> {
     let question = text(args.question, "question")?;
-    let mut messages: Vec<Message> = args.system.into_iter().map(|content| Message { role: Role::System, content }).collect();
+    let mut messages: Vec<Message> =
+        args.system.into_iter().map(|content| Message { role: Role::System, content }).collect();
     messages.push(Message { role: Role::User, content: question });
     let mut backend = Backend::open(&args.how)?;
     let question = args.how.question(Input::Chat(messages));
@@ -219,10 +220,13 @@ fn text(argument: Option<String>, what: &str) -> Result<String, Failure> {
             let read = std::io::stdin().take(INPUT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
             read.map_err(|e| Failure::usage(format!("standard input: {e}")))?;
             if bytes.len() > INPUT_BYTES_MAX {
-                return Err(Failure::usage(format!("standard input has more than the {INPUT_BYTES_MAX} bytes that are taken")));
+                return Err(Failure::usage(format!(
+                    "standard input has more than the {INPUT_BYTES_MAX} bytes that are taken"
+                )));
             }
-            let mut text = String::from_utf8(bytes)
-                .map_err(|e| Failure::usage(format!("standard input: no UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
+            let mut text = String::from_utf8(bytes).map_err(|e| {
+                Failure::usage(format!("standard input: no UTF-8 at byte {}", e.utf8_error().valid_up_to()))
+            })?;
             if text.ends_with('\n') {
                 text.pop();
             }

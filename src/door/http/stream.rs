@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hyper::Response;
 use hyper::body::Bytes;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use crate::door::queue::Generation;
 use crate::door::wire;
 use crate::engine::{Done, Event, Fault, GenerationId};
+use crate::os::clock;
 
 use super::body::{Body, json_text};
 use super::error;
@@ -56,7 +57,7 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(id: GenerationId, shape: Shape, framing: Framing, usage: bool) -> Self {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let created = clock::unix_s();
         let comment = ": admission\n\n".to_owned();
         Self { shape, framing, usage, id, created, model: String::new(), begun: false, comment }
     }
