@@ -2,6 +2,11 @@
 //! the daemon, over the socket in its three shapes, and over a bus, called and streamed. All must say the same, and
 //! what independent implementations say (`fixtures/SOURCES.md`).
 #![cfg(all(feature = "dbus", feature = "http"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on stops, and says what it skips"
+)]
 
 mod support;
 
@@ -14,7 +19,7 @@ use serde_json::{Value, json};
 use sotto::base::Token;
 use sotto::model::{Model, vocab};
 use sotto::text::Tokenizer;
-use support::{Daemon, Folder, Running, fixture, shared, sotto, stderr, stdout, stories, until};
+use support::{Daemon, Folder, bus, fixture, have, shared, sotto, stderr, stdout, stories};
 use zbus::{OwnedFd, OwnedObjectPath, Variant};
 
 const N_TOKENS: u32 = 64;
@@ -95,15 +100,6 @@ fn by_sotto(flags: &[&str], rows: &[Row]) -> Vec<String> {
         .collect()
 }
 
-/// Whether `program` is there; says what is skipped where it is not.
-fn have(program: &str, what: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if found.is_err() {
-        println!("skipped: {what}; {program} is not installed");
-    }
-    found.is_ok()
-}
-
 /// The body that curl gets.
 fn curl(socket: &Path, path: &str, body: &Value) -> String {
     let mut child = Command::new("curl")
@@ -166,27 +162,6 @@ fn joined(stream: &str) -> String {
     events.iter().filter_map(|event| event["text"].as_str()).collect()
 }
 
-/// A bus for this test alone, and its address.
-fn bus(folder: &Folder) -> (Running, String) {
-    let socket = folder.join("bus.sock");
-    let address = format!("unix:path={}", socket.display());
-    let config = format!(
-        "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy>\
-         </busconfig>\n"
-    );
-    let config = folder.write("bus.conf", config);
-    let child = Command::new("dbus-daemon")
-        .arg("--nofork")
-        .arg(format!("--config-file={}", config.display()))
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("dbus-daemon starts");
-    let bus = Running(child);
-    until("the bus", || std::os::unix::net::UnixStream::connect(&socket).ok());
-    (bus, address)
-}
-
 /// By `busctl`, which waits for the whole answer.
 fn called(address: &str, prompt: &str) -> String {
     let tokens = N_TOKENS.to_string();
@@ -238,7 +213,8 @@ fn every_door_gives_the_golden_answers() {
     };
 
     let on_bus = have("dbus-daemon", "Generate and StartGeneration").then(|| bus(&folder));
-    let daemon = Daemon::start_on(&folder, &model, "", on_bus.as_ref().map(|(_, address)| address.as_str()));
+    let daemon =
+        Daemon::start_on(&folder, Some(&model), "", on_bus.as_ref().map(|(_, address)| address.as_str()));
     let socket = &daemon.socket;
     agree("sotto --socket", by_sotto(&["--socket", &socket.display().to_string()], &rows));
     if have("curl", "the socket's three shapes by curl") {

@@ -11,6 +11,7 @@ use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
 use crate::base::limits::{ADMIT_QUEUE_MAX, ADMIT_STACK_BYTES, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
+use crate::model::Part;
 use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
@@ -274,6 +275,17 @@ impl Shared {
         if let Some(e) = lock(&self.catalogue).get_mut(id) {
             e.info.header = Some(header);
         }
+    }
+
+    /// Whether a step may begin `part` of a layer for the caller of `live`.
+    pub(super) fn go_on(&self, live: &Live, part: Part) -> bool {
+        if live.cancelled() {
+            return false;
+        }
+        if part == Part::Attention {
+            self.layers.fetch_add(1, Ordering::AcqRel);
+        }
+        true
     }
 
     /// A submission left the admission queue.

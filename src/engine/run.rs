@@ -398,13 +398,7 @@ impl Runner {
             return self.fail(slot, Fault::new(Code::Internal, "no model is loaded for a running request"));
         };
         let (live, shared) = (job.live.clone(), &self.shared);
-        let mut go_on = |_| {
-            if live.cancelled() {
-                return false;
-            }
-            shared.layers.fetch_add(1, Ordering::AcqRel);
-            true
-        };
+        let mut go_on = |part| shared.go_on(&live, part);
         let want = if last { Want::Last } else { Want::None };
         let tokens = job.next_prompt(n);
         let logits = ready.decoder.step(&ready.model.model, pool, &mut ready.kv, tokens, want, &mut go_on);
@@ -424,10 +418,7 @@ impl Runner {
             return self.fail(slot, Fault::new(Code::Internal, "no model is loaded for a running request"));
         };
         let (live, shared) = (job.live.clone(), &self.shared);
-        let mut go_on = |_| {
-            shared.layers.fetch_add(1, Ordering::AcqRel);
-            !live.cancelled()
-        };
+        let mut go_on = |part| shared.go_on(&live, part);
         let token = [job.last_token()];
         let logits =
             ready.decoder.step(&ready.model.model, pool, &mut ready.kv, &token, Want::Last, &mut go_on);

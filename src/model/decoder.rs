@@ -19,7 +19,18 @@ pub enum Want {
     All,
 }
 
-/// A step was stopped between two layers. Its positions hold nothing; the cache is as before the step.
+/// A part of a layer that is about to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Attention: the layer's first part.
+    Attention,
+    /// The products of the feed-forward with gate and up.
+    FeedForward,
+    /// Its product with down.
+    Down,
+}
+
+/// A step was stopped between two parts of a layer. Its positions hold nothing; the cache is as before the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
 
@@ -55,7 +66,7 @@ impl Decoder {
     }
 
     /// Runs `tokens` at the positions after those in `kv` and returns the wanted logits,
-    /// `[1 or n_tokens, n_vocab]`. `go_on` is asked before each layer with its index; false stops the step.
+    /// `[1 or n_tokens, n_vocab]`. `go_on` is asked before each part of each layer; false stops the step.
     ///
     /// A token's logits have the same bits however the sequence was cut into steps and whatever the number of
     /// threads.
@@ -73,7 +84,7 @@ impl Decoder {
         kv: &mut Kv,
         tokens: &[Token],
         want: Want,
-        go_on: &mut dyn FnMut(usize) -> bool,
+        go_on: &mut dyn FnMut(Part) -> bool,
     ) -> Result<&[f32], Stopped> {
         let (n, pos, h) = (tokens.len(), kv.len(), model.hyper());
         assert!(n > 0 && n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
@@ -89,11 +100,11 @@ impl Decoder {
             model.angles().at(pos + t, &mut s.cos[at.clone()], &mut s.sin[at]);
         }
         for (i, layer) in model.layers().iter().enumerate() {
-            if !go_on(i) {
+            if !go_on(Part::Attention) {
                 return Err(Stopped);
             }
             attention(s, self.precision, model, pool, kv, i, layer, pos, n);
-            feed_forward(s, self.precision, model, pool, layer, n);
+            feed_forward(s, self.precision, model, pool, layer, n, go_on)?;
         }
         kv.advance(pos + n);
 
@@ -183,7 +194,18 @@ fn attention(
 }
 
 /// `x += W_down · (silu(W_gate · norm(x)) * (W_up · norm(x)))`.
-fn feed_forward(s: &mut Scratch, precision: Precision, model: &Model, pool: &Pool, layer: &Layer, n: usize) {
+fn feed_forward(
+    s: &mut Scratch,
+    precision: Precision,
+    model: &Model,
+    pool: &Pool,
+    layer: &Layer,
+    n: usize,
+    go_on: &mut dyn FnMut(Part) -> bool,
+) -> Result<(), Stopped> {
+    if !go_on(Part::FeedForward) {
+        return Err(Stopped);
+    }
     let h = model.hyper();
     let (gate, up) = (&mut s.gate[..n * h.n_ff], &mut s.up[..n * h.n_ff]);
     norm(pool, &s.x[..n * h.n_embd], &layer.ffn_norm, h.norm_eps, &mut s.norm[..n * h.n_embd]);
@@ -195,10 +217,14 @@ fn feed_forward(s: &mut Scratch, precision: Precision, model: &Model, pool: &Poo
         &mut s.q8,
         &mut [product(model, &layer.ffn_gate, gate, false), product(model, &layer.ffn_up, up, false)],
     );
+    if !go_on(Part::Down) {
+        return Err(Stopped);
+    }
     let kernels = pool.kernels();
     pool.for_each_row(gate, h.n_ff, &|t, row| kernels.swiglu(row, &up[t * h.n_ff..(t + 1) * h.n_ff]));
     let down = product(model, &layer.ffn_down, &mut s.x[..n * h.n_embd], true);
     multiply(pool, precision, gate, h.n_ff, &mut s.q8, &mut [down]);
+    Ok(())
 }
 
 /// `y = norm(x) * weight`, row by row.

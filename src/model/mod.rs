@@ -10,7 +10,7 @@ mod rope;
 mod scratch;
 pub mod vocab;
 
-pub use decoder::{Decoder, Stopped, Want};
+pub use decoder::{Decoder, Part, Stopped, Want};
 pub use error::ModelError;
 pub use kv::{Kv, KvType};
 pub use load::Model;

@@ -141,6 +141,11 @@ impl Call {
         }
     }
 
+    /// All lines that are left.
+    pub(crate) fn lines_to_end(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.line()).collect()
+    }
+
     /// Reads to the end.
     pub(crate) fn finish(mut self) -> Answer {
         self.head();

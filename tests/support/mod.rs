@@ -1,6 +1,7 @@
 //! What the tests of the programs share: temporary folders, running `sotto` and `sottod`, a small HTTP client, model
 //! files.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
+#![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
 pub(crate) mod gguf;
 pub(crate) mod http;
@@ -94,6 +95,36 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Whether `program` is there; says what is skipped where it is not.
+pub(crate) fn have(program: &str, what: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if found.is_err() {
+        println!("skipped: {what}; {program} is not installed");
+    }
+    found.is_ok()
+}
+
+/// A bus for this test alone, and its address.
+pub(crate) fn bus(folder: &Folder) -> (Running, String) {
+    let socket = folder.join("bus.sock");
+    let address = format!("unix:path={}", socket.display());
+    let config = format!(
+        "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
+         <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy>\
+         </busconfig>\n"
+    );
+    let config = folder.write("bus.conf", config);
+    let child = Command::new("dbus-daemon")
+        .arg("--nofork")
+        .arg(format!("--config-file={}", config.display()))
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("dbus-daemon starts");
+    let bus = Running(child);
+    until("the bus", || std::os::unix::net::UnixStream::connect(&socket).ok());
+    (bus, address)
+}
+
 /// A program that is ended with the test.
 pub(crate) struct Running(pub(crate) Child);
 
@@ -130,20 +161,27 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `sottod` with `model`; `config` is what its configuration says besides version, threads and folders.
     pub(crate) fn start(folder: &Folder, model: &Path, config: &str) -> Self {
-        Self::start_on(folder, model, config, None)
+        Self::start_on(folder, Some(model), config, None)
     }
 
-    /// The same on the bus at `address`.
-    pub(crate) fn start_on(folder: &Folder, model: &Path, config: &str, address: Option<&str>) -> Self {
+    /// The same on the bus at `address`, with a model or without.
+    pub(crate) fn start_on(
+        folder: &Folder,
+        model: Option<&Path>,
+        config: &str,
+        address: Option<&str>,
+    ) -> Self {
+        let folders = if config.contains("[models]") { "" } else { "[models]\ndirs = []\n" };
         let file = folder.write(
             "sotto.toml",
-            format!(
-                "version = 1\n[models]\ndirs = []\n[engine]\nthreads = 1\nnice = 0\ncontext = 16384\n{config}"
-            ),
+            format!("version = 1\n{folders}[engine]\nthreads = 1\nnice = 0\ncontext = 16384\n{config}"),
         );
         let (socket, log) = (folder.join("api.sock"), folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
-        command.arg("--config").arg(file).arg("--model").arg(model).arg("--socket").arg(&socket);
+        command.arg("--config").arg(file).arg("--socket").arg(&socket);
+        if let Some(model) = model {
+            command.arg("--model").arg(model);
+        }
         match address {
             Some(address) => command.args(["--bus", "session"]).env("DBUS_SESSION_BUS_ADDRESS", address),
             None => command.args(["--bus", "none"]),
