@@ -98,6 +98,7 @@ def main():
     ap.add_argument("--minutes", type=float, default=120)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--batch", type=int, default=8, help="windows of a step")
+    ap.add_argument("--short", type=float, default=0.6, help="share of the run with twice as many windows of half the length: attention costs less")
     ap.add_argument("--accumulate", type=int, default=1, help="steps whose gradients are added")
     ap.add_argument("--lr", type=float, default=0.02, help="of Muon")
     ap.add_argument("--lr-adam", type=float, default=0.004)
@@ -118,7 +119,7 @@ def main():
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = Muon(matrices, lr=args.lr)
     adam = torch.optim.AdamW(others, lr=args.lr_adam, betas=(0.9, 0.95), weight_decay=0.0)
-    forward = torch.compile(model) if args.compile else model
+    forward = torch.compile(model, dynamic=False) if args.compile else model
     checkpoint = os.path.join(args.work, "checkpoint.pt")
     elapsed, step, tokens, curve = 0.0, 0, 0, []
     if args.resume and os.path.exists(checkpoint):
@@ -128,7 +129,8 @@ def main():
         adam.load_state_dict(saved["adam"])
         elapsed, step, tokens, curve = (saved[k] for k in ("elapsed", "step", "tokens", "curve"))
     generator = torch.Generator().manual_seed(args.seed + step)
-    source = windows(train, config.n_ctx, generator)
+    # (windows of a step, their tokens, their source): the long ones come last.
+    halves, wholes = ((args.batch * k, config.n_ctx // k, windows(train, config.n_ctx // k, generator)) for k in (2, 1))
     total, started, saved_at, shown_at = args.minutes * 60, time.time() - elapsed, time.time(), 0.0
 
     def save():
@@ -147,13 +149,14 @@ def main():
         muon.param_groups[0]["lr"] = args.lr * rate
         adam.param_groups[0]["lr"] = args.lr_adam * rate
         loss = 0.0
+        batch, n_ctx, source = halves if progress < args.short else wholes
         for _ in range(args.accumulate):
-            rows = torch.stack([next(source) for _ in range(args.batch)])
+            rows = torch.stack([next(source) for _ in range(batch)])
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
                 part = forward(rows[:, :-1], rows[:, 1:]) / args.accumulate
             part.backward()
             loss += float(part.detach())
-            tokens += args.batch * config.n_ctx
+            tokens += batch * n_ctx
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         muon.step()
         adam.step()
