@@ -1,7 +1,7 @@
 //! Slow proofs on programs as they ship; run by hand, with their results in `docs/performance.md`:
 //!
 //! ```sh
-//! SOTTO_SHAPE=llama-3.2-1b-q4_0.gguf cargo test --release --test proofs -- --ignored --nocapture --test-threads 1
+//! SOTTO_SHAPE=llama-3.2-1b-q4_0.gguf cargo test --profile dist --test proofs -- --ignored --nocapture --test-threads 1
 //! ```
 //!
 //! `SOTTO_SHAPE` names a model file with the shapes of Llama 3.2 1B in Q4_0; its weights may be random.
@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde_json::json;
 use sotto::os::clock;
 use support::http::{Call, ask, post};
-use support::{Daemon, Folder, Running, bus, have, sotto, until};
+use support::{Daemon, Folder, Running, bus, have, sotto};
 
 fn shape() -> PathBuf {
     std::env::var_os("SOTTO_SHAPE").expect("SOTTO_SHAPE names a model file").into()
@@ -62,13 +62,15 @@ fn asking_a_1b_model_needs_the_file_the_cache_and_little_more() {
     command.arg(&file).arg(long_prompt(450)).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Running(command.spawn().expect("sotto starts"));
     let mut peak = 0_u64;
-    let status = until("an answer", || {
-        let ended = process.0.try_wait().expect("it is ours");
+    let status = loop {
+        if let Some(status) = process.0.try_wait().expect("it is ours") {
+            break status;
+        }
         let text = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
         peak = peak.max(line.trim_matches([' ', '\t', 'k', 'B']).parse().unwrap_or(0) * 1024);
-        ended
-    });
+        std::thread::sleep(Duration::from_millis(20));
+    };
     assert!(status.success());
     let (file, cache) = (file.metadata().expect("the shape is there").len(), 2048 * 16 * 8 * 64 * 2 * 2);
     let rest = peak.saturating_sub(file + cache);
