@@ -1,8 +1,8 @@
 //! sotto: a language model as a system service on small machines.
 //!
 //! Layers, each importing only from those above it in this list (`tests/tidy.rs` checks):
-//! [`base`], [`os`] and [`quant`], [`kernel`] and [`format`] and [`text`], [`model`] and [`sample`],
-//! [`engine`], [`door`], [`app`]. `docs/ARCHITECTURE.md` is the map.
+//! [`base`], [`os`] and [`quant`], [`kernel`] and [`mod@format`] and [`text`], [`model`], [`sample`]
+//! and [`side`], [`engine`], [`door`], [`app`]. `docs/ARCHITECTURE.md` is the map.
 
 pub mod app;
 pub mod base;
@@ -14,4 +14,5 @@ pub mod model;
 pub mod os;
 pub mod quant;
 pub mod sample;
+pub mod side;
 pub mod text;

@@ -255,6 +255,48 @@ fn a_daemon_with_a_damaged_file_says_so_and_lives() {
     assert!(grown < 4_096, "{} refused files cost {grown} KiB", all.len());
 }
 
+/// Templates are programs from strangers: what one does past every bound ends its own request.
+#[test]
+fn a_template_that_never_ends_costs_its_own_request() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    let double =
+        "{% set ns = namespace(s=[1,2]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}";
+    let nest =
+        "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}";
+    let itself = "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns|string|length }}";
+    let hostile = [
+        ("double", format!("{double}{{{{ ns.s|length }}}}")),
+        ("nest", format!("{nest}{{{{ ns.s == ns.s }}}}{{{{ ns.s|string|length }}}}")),
+        ("itself", itself.to_owned()),
+    ];
+    for (name, template) in &hostile {
+        let mut file = gguf::llama(TINY);
+        file.set("tokenizer.chat_template", V::Str(template.clone()));
+        std::fs::write(models.join(format!("{name}.gguf")), file.bytes()).unwrap();
+    }
+    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
+    let daemon = Daemon::start(&folder, &stories(), &config);
+    let before = answers(&daemon);
+    daemon.forget_peak();
+    let idle = daemon.memory_kib("VmHWM");
+    for (name, _) in hostile {
+        let body = json!({"model": name, "messages": [{"role": "user", "content": "hi"}]}).to_string();
+        let answer = ask(&daemon.socket, &post(CHAT, &body));
+        assert_eq!(
+            (answer.status, answer.error("code").as_str()),
+            (400, "invalid_value"),
+            "{name}: {answer:?}"
+        );
+        assert_eq!(answer.error("param"), "messages");
+        says(&answer.error("message"), &[name, "chat template"]);
+        assert_eq!(answers(&daemon), before, "{name}");
+    }
+    let grown = daemon.memory_kib("VmHWM").saturating_sub(idle);
+    assert!(grown < 4_096, "hostile templates cost {grown} KiB");
+}
+
 #[test]
 fn a_cache_that_cannot_be_had_is_refused_with_its_size() {
     let folder = Folder::new();
@@ -353,7 +395,7 @@ fn wrong_requests_are_refused_by_field_and_number() {
             json!({"messages": [{"role": "user", "content": long}]}),
             400,
             "context_too_long",
-            Some("input"),
+            Some("messages"),
             &["tokens", "512"][..],
         ),
         (

@@ -11,7 +11,7 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sotto::base::Token;
 use sotto::model::{Model, vocab};
 use sotto::text::Tokenizer;
+use support::gguf::{SLOW, llama};
 use support::{Daemon, Folder, bus, fixture, have, shared, sotto, stderr, stdout, stories};
 use zbus::{OwnedFd, OwnedObjectPath, Variant};
 
@@ -241,6 +242,41 @@ fn every_door_gives_the_golden_answers() {
             }
         });
     }
+}
+
+/// Who still waits for an answer when the daemon goes down hears that it was cancelled.
+#[test]
+fn a_daemon_that_goes_down_ends_every_answer() {
+    if !have("dbus-daemon", "the end of answers on a bus") {
+        return;
+    }
+    let folder = Folder::new();
+    let model = folder.write("slow.gguf", llama(SLOW).bytes());
+    let (_bus, address) = bus(&folder);
+    let mut daemon = Daemon::start_on(&folder, Some(&model), "", Some(&address));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connection = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
+        let options =
+            HashMap::from([("raw", Variant::from(true)), ("max_tokens", Variant::from(16_000_u32))]);
+        let reply = connection
+            .call_method(Some(NAME), PATH, Some(MANAGER), "StartGeneration", &("w300", options))
+            .await
+            .unwrap();
+        let (_, pipe): (OwnedObjectPath, OwnedFd) = reply.body().deserialize().unwrap();
+        let mut pipe = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(pipe)));
+        let mut line = String::new();
+        while !line.contains("token") {
+            line.clear();
+            pipe.read_line(&mut line).unwrap();
+        }
+        daemon.process.signal(rustix::process::Signal::TERM);
+        let mut rest = String::new();
+        pipe.read_to_string(&mut rest).unwrap();
+        let last: Value = serde_json::from_str(rest.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("cancelled")), "{last}");
+    });
+    assert!(daemon.process.ended("the end of the daemon").success());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, de};
 
 use super::catalog;
+use crate::base::limits::CONFIG_BYTES_MAX;
 use crate::engine::Options;
 
 /// Where the configuration is when no flag names another.
@@ -235,11 +236,24 @@ pub(super) enum ConfigError {
     },
 }
 
+/// The text of a regular file of at most `CONFIG_BYTES_MAX`: a device or a pipe might never end.
+fn read(path: &Path) -> std::io::Result<String> {
+    let wrong = |what: String| std::io::Error::new(std::io::ErrorKind::InvalidInput, what);
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() {
+        return Err(wrong("not a regular file".into()));
+    }
+    if meta.len() > CONFIG_BYTES_MAX {
+        return Err(wrong(format!("{} bytes long, at most {CONFIG_BYTES_MAX} are read", meta.len())));
+    }
+    std::fs::read_to_string(path)
+}
+
 impl Config {
     /// Reads `path`; with `None` the usual place, where an absent file means the defaults.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
         let from = path.unwrap_or(Path::new(PATH));
-        match std::fs::read_to_string(from) {
+        match read(from) {
             Ok(text) => Self::parse(&from.display().to_string(), &text),
             Err(e) if path.is_none() && e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(ConfigError::Read { path: from.display().to_string(), source }),
@@ -274,6 +288,7 @@ impl Config {
             deadline_s: self.scheduler.deadline_s.0,
             max_tokens: u32::try_from(self.scheduler.max_tokens.0).unwrap_or(u32::MAX),
             stall_timeout_s: self.api.stall_timeout_s.0,
+            ..Options::default()
         }
     }
 }

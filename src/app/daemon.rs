@@ -60,6 +60,9 @@ impl Stop {
 /// Runs the daemon until a signal; returns the exit code.
 #[must_use]
 pub fn run() -> u8 {
+    if let Some(code) = super::as_renderer() {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(e) => {
@@ -93,9 +96,10 @@ fn start(args: &Args) -> Result<(), Stop> {
         log::warn!("engine.nice = {}: {e}", config.engine.nice.0);
     }
     let mut options = config.options();
+    options.renderer = Some(super::RENDERER.into());
     let mut preload = config.models.preload.clone();
     if let Some(path) = &args.model {
-        if !path.is_file() {
+        if !path.exists() {
             return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
         }
         let model = catalog::file(path);
@@ -103,6 +107,13 @@ fn start(args: &Args) -> Result<(), Stop> {
         options.default_model = Some(model.id.clone());
         preload.insert(0, model.id.clone());
         options.models.push(model);
+    }
+    for dir in config.models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir())
+    {
+        log::warn!("models.dirs: {}: no such folder", dir.display());
+    }
+    for id in preload.iter().filter(|id| options.models.iter().all(|m| m.id != **id)) {
+        log::warn!("models.preload: {id:?}: no such model in models.dirs");
     }
     if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id))
     {
@@ -190,6 +201,14 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
     }
     engine.cancel_all();
     let _ = closing.send(true);
+    let until = Instant::now() + LAST_EVENTS;
+    while verdict.is_ok() && !idle(&engine) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    #[cfg(feature = "dbus")]
+    if let Some(door) = bus {
+        drop(timeout(LAST_EVENTS, door.finish()).await);
+    }
     if let Some(api) = api {
         drop(timeout(LAST_EVENTS, api).await);
     }

@@ -36,9 +36,6 @@ pub const STOP_BYTES_MAX: usize = 256;
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
-/// Stack of the thread that renders templates: a hostile one can nest values as deep as its fuel lasts, and the
-/// interpreter frees and compares them by recursion, a few hundred bytes a level.
-pub const ADMIT_STACK_BYTES: usize = 512 << 20;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
 /// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.
@@ -56,6 +53,10 @@ pub const TEMPLATE_DEPTH_MAX: usize = 100;
 pub const TEMPLATE_JSON_DEPTH_MAX: usize = 32;
 /// Widest indentation that a template may ask for in JSON.
 pub const JSON_INDENT_MAX: usize = 16;
+/// Processor seconds of one rendering, in its own process: known templates take under 5 ms, a slow board ten times that.
+pub const RENDER_CPU_S: u64 = 2;
+/// Address space of the process that renders: the program itself, the longest input, and [`TEMPLATE_FUEL`]'s memory.
+pub const RENDER_MEMORY_BYTES: u64 = 512 << 20;
 /// Longest rendered prompt, in bytes: the longest input and room for what a template puts around it.
 pub const RENDERED_BYTES_MAX: usize = 2 * INPUT_BYTES_MAX;
 /// Longest message of a template that is passed on to the caller, in characters.
@@ -82,3 +83,5 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Bus callers known at a time: each costs a match rule, of which a bus grants 512 to a connection.
 pub const N_CALLER_MAX: usize = 128;
+/// Largest configuration file: one with every key and its comment has 10 KB.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;

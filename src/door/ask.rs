@@ -25,12 +25,19 @@ pub(super) struct Ask {
 
 impl Ask {
     /// The request.
-    pub(super) fn request(self, id: GenerationId, caller: Caller, input: Input) -> Request {
+    pub(super) fn request(
+        self,
+        id: GenerationId,
+        caller: Caller,
+        input: Input,
+        input_field: &'static str,
+    ) -> Request {
         Request {
             id,
             caller,
             model: self.model,
             input,
+            input_field,
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
@@ -228,9 +235,10 @@ pub(super) fn native(fields: &mut Fields) -> Result<Ask, Fault> {
     Ok(ask)
 }
 
-/// Takes the native input: exactly one of `input`, `messages`, `tokens`; `system` and `raw` with `input` only.
+/// Takes the native input and the name of its field: exactly one of `input`, `messages`, `tokens`; `system` and `raw`
+/// with `input` only.
 #[cfg(feature = "http")]
-pub(super) fn native_input(fields: &mut Fields) -> Result<Input, Fault> {
+pub(super) fn native_input(fields: &mut Fields) -> Result<(Input, &'static str), Fault> {
     let (input, messages_list, ids) =
         (fields.text("input")?, fields.list("messages")?, fields.list("tokens")?);
     let (system, raw) = (fields.text("system")?, fields.flag("raw")?);
@@ -252,10 +260,10 @@ pub(super) fn native_input(fields: &mut Fields) -> Result<Input, Fault> {
         (Some(_), ..) if raw == Some(true) && system.is_some() => {
             Err(invalid("system", "a raw input has no messages; leave system or raw out"))
         }
-        (Some(text), ..) if raw == Some(true) => Ok(Input::Text(text)),
-        (Some(text), ..) => Ok(conversation(system, Vec::new(), text)),
-        (_, Some(list), _) => Ok(Input::Chat(messages(list, "messages")?)),
-        (.., Some(list)) => tokens(list, "tokens"),
+        (Some(text), ..) if raw == Some(true) => Ok((Input::Text(text), "input")),
+        (Some(text), ..) => Ok((conversation(system, Vec::new(), text), "input")),
+        (_, Some(list), _) => Ok((Input::Chat(messages(list, "messages")?), "messages")),
+        (.., Some(list)) => Ok((tokens(list, "tokens")?, "tokens")),
         _ => Err(missing("input", "give one of input, messages, tokens")),
     }
 }
@@ -268,7 +276,7 @@ mod tests {
 
     fn read(body: &str) -> Result<(Ask, Input), Fault> {
         let mut fields = Fields::new(parse_json(body.as_bytes())?, "", false)?;
-        let input = native_input(&mut fields)?;
+        let (input, _) = native_input(&mut fields)?;
         let ask = native(&mut fields)?;
         fields.finish()?;
         Ok((ask, input))

@@ -22,7 +22,7 @@ pub(super) fn parse_json(bytes: &[u8]) -> Result<Value, Fault> {
     Strict { depth: 0, n_left: &mut n_left }
         .deserialize(&mut reader)
         .and_then(|value| reader.end().map(|()| value))
-        .map_err(|e| Fault::new(Code::InvalidJson, format!("the body of {} bytes: {e}", bytes.len())))
+        .map_err(|e| Fault::new(Code::InvalidJson, format!("JSON of {} bytes: {e}", bytes.len())))
 }
 
 struct Strict<'a> {

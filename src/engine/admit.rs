@@ -13,14 +13,16 @@ use super::{Admitted, Code, Event, Fault, Input, ModelHeader, ModelState, Reques
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::model::{Model, ModelError, vocab};
-use crate::text::{ChatMessage, Moment, Special, Template, Tokenizer};
+use crate::side::render::{self, RenderError};
+use crate::text::{ChatMessage, Moment, Special, Template, TemplateInput, Tokenizer};
+
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
     pub id: String,
     pub model: Model,
     pub tokenizer: Tokenizer,
-    pub template: Option<Template>,
 }
 
 impl Loaded {
@@ -40,11 +42,14 @@ impl Loaded {
                 wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
             });
         }
-        let template = match model.gguf().str("tokenizer.chat_template")? {
-            Some(source) => Some(Template::new(source).map_err(wrong)?),
-            None => None,
-        };
-        Ok(Self { id: id.into(), model, tokenizer, template })
+        // A value that is no text is refused here, not when somebody asks.
+        model.gguf().str(CHAT_TEMPLATE)?;
+        Ok(Self { id: id.into(), model, tokenizer })
+    }
+
+    /// The source of its chat template.
+    fn template(&self) -> Option<&str> {
+        self.model.gguf().str(CHAT_TEMPLATE).ok().flatten()
     }
 
     /// What the doors tell of it where at most `n_ctx` positions are granted.
@@ -56,7 +61,7 @@ impl Loaded {
             parameters: self.model.parameters(),
             n_ctx: n_ctx.min(h.n_ctx_train),
             n_ctx_train: h.n_ctx_train,
-            chat: self.template.is_some(),
+            chat: self.template().is_some(),
         }
     }
 }
@@ -142,12 +147,12 @@ impl Admission {
     fn admit(&mut self, request: &Request) -> Result<(Arc<Loaded>, Vec<Token>, bool), Fault> {
         check_stops(request)?;
         let model = self.model(request.model.as_deref())?;
-        let (tokens, no_template) = tokenize(&model, &request.input)?;
+        let renderer = self.shared.options.renderer.as_deref();
+        let (tokens, no_template) = tokenize(&model, request, renderer)?;
         let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
         if tokens.is_empty() {
-            return Err(
-                Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed").at("input")
-            );
+            return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
+                .at(request.input_field));
         }
         if tokens.len() + 1 > n_ctx {
             let (n, id) = (tokens.len(), &model.id);
@@ -158,7 +163,7 @@ impl Admission {
                      shorten it, or give the model a larger context"
                 ),
             )
-            .at("input"));
+            .at(request.input_field));
         }
         Ok((model, tokens, no_template))
     }
@@ -210,13 +215,14 @@ fn check_stops(request: &Request) -> Result<(), Fault> {
 }
 
 /// The prompt's tokens, and whether a conversation had to do without a template.
-fn tokenize(model: &Loaded, input: &Input) -> Result<(Vec<Token>, bool), Fault> {
+fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
+    let field = request.input_field;
     let tok = &model.tokenizer;
     let mut tokens = Vec::new();
     let mut plain = |text: &str| {
         if text.len() > INPUT_BYTES_MAX {
             let message = format!("a text of {} bytes, at most {INPUT_BYTES_MAX} are taken", text.len());
-            return Err(Fault::new(Code::BodyTooLarge, message).at("input"));
+            return Err(Fault::new(Code::BodyTooLarge, message).at(field));
         }
         if tok.add_bos() {
             tokens.extend(tok.bos());
@@ -224,7 +230,7 @@ fn tokenize(model: &Loaded, input: &Input) -> Result<(Vec<Token>, bool), Fault> 
         tok.encode(text, Special::AsText, &mut tokens);
         Ok(())
     };
-    match (input, &model.template) {
+    match (&request.input, model.template()) {
         (Input::Text(text), _) => plain(text)?,
         (Input::Chat(messages), None) => {
             plain(&messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n\n"))?;
@@ -234,25 +240,36 @@ fn tokenize(model: &Loaded, input: &Input) -> Result<(Vec<Token>, bool), Fault> 
             let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
             if bytes > INPUT_BYTES_MAX {
                 let message = format!("messages of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
-                return Err(Fault::new(Code::BodyTooLarge, message).at("messages"));
+                return Err(Fault::new(Code::BodyTooLarge, message).at(field));
             }
             let messages: Vec<_> =
                 messages.iter().map(|m| ChatMessage { role: m.role.as_str(), content: &m.content }).collect();
             let moment = Moment::from_unix(crate::os::clock::unix_s());
-            tokens = tok.encode_chat(template, &messages, true, moment).map_err(|e| {
-                let message =
-                    format!("the chat template of model {} refuses the conversation: {e}", model.id);
-                Fault::new(Code::InvalidValue, message).at("messages")
+            let render = |input: &TemplateInput<'_>| match renderer {
+                Some(program) => render::render(program, template, input),
+                None => Ok(Template::new(template)?.render(input)?),
+            };
+            tokens = tok.encode_chat(render, &messages, true, moment).map_err(|e| {
+                let (code, id) = (render_code(&e), &model.id);
+                Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}"))
+                    .at(field)
             })?;
         }
         (Input::Tokens(ids), _) => {
             let n = model.model.hyper().n_vocab;
             if let Some(i) = ids.iter().position(|t| t.index() >= n) {
                 let message = format!("token {} is not in the vocabulary of {n}", ids[i].0);
-                return Err(Fault::new(Code::InvalidValue, message).at(format!("tokens[{i}]")));
+                return Err(Fault::new(Code::InvalidValue, message).at(format!("{field}[{i}]")));
             }
             tokens.extend_from_slice(ids);
         }
     }
     Ok((tokens, false))
+}
+
+fn render_code(e: &RenderError) -> Code {
+    match e {
+        RenderError::Process { .. } => Code::Internal,
+        _ => Code::InvalidValue,
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::admit::{Admission, Loaded, Submission, ToAdmit};
 use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
-use crate::base::limits::{ADMIT_QUEUE_MAX, ADMIT_STACK_BYTES, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
 use crate::model::Part;
 use crate::os::{clock, thread};
@@ -48,6 +48,9 @@ pub struct Options {
     pub max_tokens: u32,
     /// Longest time a full sink may stay full, seconds.
     pub stall_timeout_s: u64,
+    /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
+    /// templates that are trusted.
+    pub renderer: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
             deadline_s: 600,
             max_tokens: 0,
             stall_timeout_s: 30,
+            renderer: None,
         }
     }
 }
@@ -254,7 +258,7 @@ impl Shared {
         let known = catalogue.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = match (name, catalogue.is_empty()) {
             (_, true) => "no model is installed; start sottod with --model FILE, or put a .gguf file into a folder of models.dirs".into(),
-            (Some(name), false) => format!("no model is named {}; there are: {known}", name.escape_debug()),
+            (Some(name), false) => format!("no model is named \"{}\"; there are: {known}", name.escape_debug()),
             (None, false) => format!("no default model is set; name one of: {known}"),
         };
         Fault::new(Code::UnknownModel, message).at("model")
@@ -352,8 +356,7 @@ impl Engine {
         let runner = Runner::new(shared.clone());
         thread::start("engine", move || runner.run(&inbox)).map_err(no_thread)?;
         let admission = Admission::new(shared.clone(), commands.clone());
-        thread::start_deep("admit", ADMIT_STACK_BYTES, move || admission.run(&to_admit))
-            .map_err(no_thread)?;
+        thread::start("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
         Ok(Self { shared, admit, commands })
     }
 

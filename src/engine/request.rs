@@ -154,6 +154,8 @@ pub struct Request {
     pub model: Option<String>,
     /// What to go on from.
     pub input: Input,
+    /// The field that `input` came in, for errors.
+    pub input_field: &'static str,
     /// How to draw.
     pub sampling: Sampling,
     /// Most tokens to generate; `None`: as many as the context has room for.

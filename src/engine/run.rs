@@ -15,7 +15,7 @@ use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Kv, ModelError, Precision, Want};
+use crate::model::{Decoder, Kv, ModelError, Part, Precision, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -77,6 +77,12 @@ pub(super) struct Runner {
     loading: Option<Loading>,
     pool: Option<Pool>,
     actions: Vec<Action>,
+    /// The tokens of the chunk that is being read.
+    chunk: Vec<Token>,
+    /// A step over many tokens is under way.
+    stepping: bool,
+    /// Models to load that were named while a step ran.
+    later: Vec<Arc<Loaded>>,
     /// Microseconds that a generation took lately; what `retry_after_ms` is guessed from.
     typical_us: Micros,
 }
@@ -101,6 +107,9 @@ impl Runner {
             loading: None,
             pool: None,
             actions: Vec::new(),
+            chunk: Vec::new(),
+            stepping: false,
+            later: Vec::new(),
             typical_us: 1_000_000,
         }
     }
@@ -123,14 +132,10 @@ impl Runner {
 
     fn serve(&mut self, inbox: &Receiver<Command>) {
         loop {
-            while let Ok(command) = inbox.try_recv() {
-                self.take(command);
+            for model in std::mem::take(&mut self.later) {
+                self.take(Command::Preload(model));
             }
-            let now = clock::now_us();
-            self.look(now);
-            self.tell_positions(now);
-            self.shared.queue_length.store(self.scheduler.queue_len(), Ordering::Relaxed);
-            self.shared.active.store(usize::from(self.scheduler.running().is_some()), Ordering::Relaxed);
+            let now = self.look_around(inbox);
             match self.scheduler.plan(now) {
                 Step::Idle(_) if self.loading.is_some() => self.load_on(now),
                 Step::Idle(until) => {
@@ -149,11 +154,24 @@ impl Runner {
                     }
                 }
                 Step::Load(slot) => self.load(slot, now),
-                Step::Prefill { slot, n, last } => self.prefill(slot, n, last),
+                Step::Prefill { slot, n, last } => self.prefill(inbox, slot, n, last),
                 Step::Decode(slot) => self.decode(slot),
             }
             self.shared.progress.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// Takes what came in, looks at all requests and tells what there is to tell; returns the time.
+    fn look_around(&mut self, inbox: &Receiver<Command>) -> Micros {
+        while let Ok(command) = inbox.try_recv() {
+            self.take(command);
+        }
+        let now = clock::now_us();
+        self.look(now);
+        self.tell_positions(now);
+        self.shared.queue_length.store(self.scheduler.queue_len(), Ordering::Relaxed);
+        self.shared.active.store(usize::from(self.scheduler.running().is_some()), Ordering::Relaxed);
+        now
     }
 
     fn take(&mut self, command: Command) {
@@ -176,6 +194,8 @@ impl Runner {
                 self.jobs.insert(slot, generation);
                 self.input(Input::Submit(ticket));
             }
+            // A step has the model that is ready in its hands.
+            Command::Preload(model) if self.stepping => self.later.push(model),
             Command::Preload(model) => {
                 if self.ready.is_none() && self.loading.is_none() {
                     self.begin_load(model, clock::now_us());
@@ -392,20 +412,37 @@ impl Runner {
         Ok(Ready { model, decoder, kv })
     }
 
-    fn prefill(&mut self, slot: Slot, n: usize, last: bool) {
-        let (Some(job), Some(ready), Some(pool)) = (self.jobs.get_mut(&slot), &mut self.ready, &self.pool)
+    /// Reads `n` tokens of a prompt. That may take seconds, so others are looked at before each layer: who asks hears at
+    /// once that the queue is full, and who left leaves it.
+    fn prefill(&mut self, inbox: &Receiver<Command>, slot: Slot, n: usize, last: bool) {
+        let (Some(job), Some(mut ready), Some(pool)) =
+            (self.jobs.get(&slot), self.ready.take(), self.pool.take())
         else {
             return self.fail(slot, Fault::new(Code::Internal, "no model is loaded for a running request"));
         };
-        let (live, shared) = (job.live.clone(), &self.shared);
-        let mut go_on = |part| shared.go_on(&live, part);
+        let (live, shared) = (job.live.clone(), self.shared.clone());
+        let mut tokens = std::mem::take(&mut self.chunk);
+        tokens.clear();
+        tokens.extend_from_slice(job.next_prompt(n));
+        self.stepping = true;
+        let mut go_on = |part| {
+            if part == Part::Attention {
+                self.look_around(inbox);
+            }
+            self.jobs.contains_key(&slot) && shared.go_on(&live, part)
+        };
         let want = if last { Want::Last } else { Want::None };
-        let tokens = job.next_prompt(n);
-        let logits = ready.decoder.step(&ready.model.model, pool, &mut ready.kv, tokens, want, &mut go_on);
-        let Ok(logits) = logits else { return self.input(Input::Cancel(slot)) };
-        let drawn = if last { Some(job.sample(logits)) } else { None };
+        let logits =
+            ready.decoder.step(&ready.model.model, &pool, &mut ready.kv, &tokens, want, &mut go_on).ok();
+        self.stepping = false;
         let now = clock::now_us();
-        job.prefilled(n, now, last || now >= job.told_us + PROGRESS_EVERY);
+        let done = self.jobs.get_mut(&slot).zip(logits).map(|(job, logits)| {
+            let drawn = last.then(|| job.sample(logits));
+            job.prefilled(n, now, last || now >= job.told_us + PROGRESS_EVERY);
+            drawn
+        });
+        (self.ready, self.pool, self.chunk) = (Some(ready), Some(pool), tokens);
+        let Some(drawn) = done else { return self.input(Input::Cancel(slot)) };
         self.input(Input::Prefilled(slot, n));
         if let Some(drawn) = drawn {
             self.emit(slot, drawn, now);

@@ -1,4 +1,4 @@
-//! Layer 2: the arithmetic of a decoder, once for each instruction set. [`scalar`] is plain Rust and the definition;
+//! Layer 2: the arithmetic of a decoder, once for each instruction set. `scalar` is plain Rust and the definition;
 //! a faster tier replaces some of its functions and inherits the rest. `docs/kernels.md` tells how to add one.
 //!
 //! Within a tier a number has the same bits however the work was cut into batches, chunks and threads: each output

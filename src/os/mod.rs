@@ -2,5 +2,6 @@
 
 pub mod clock;
 pub mod map;
+pub mod process;
 pub mod socket;
 pub mod thread;

@@ -18,18 +18,6 @@ pub fn start<T: Send + 'static>(
     std::thread::Builder::new().name(name.into()).spawn(f)
 }
 
-/// The same with a stack of `stack_bytes`: address space, of which only what is used becomes memory.
-///
-/// # Errors
-/// When the system has no room for another thread.
-pub fn start_deep(
-    name: &str,
-    stack_bytes: usize,
-    f: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.into()).stack_size(stack_bytes).spawn(f)
-}
-
 /// Sleeps while `word` is `expected`. May return early.
 pub fn wait(word: &AtomicU32, expected: u32) {
     // An interrupted or refused wait is a wake-up like any other: the caller looks again.

@@ -3,6 +3,7 @@
 /// Seconds since 1970 as a date and time of day in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
+    unix: u64,
     year: u64,
     /// 0 to 11.
     month: usize,
@@ -34,6 +35,12 @@ const MONTHS: [&str; 12] = [
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 impl Moment {
+    /// Seconds since the beginning of 1970.
+    #[must_use]
+    pub fn unix(&self) -> u64 {
+        self.unix
+    }
+
     /// The moment `seconds` after the beginning of 1970, leap seconds not counted.
     #[must_use]
     pub fn from_unix(seconds: u64) -> Self {
@@ -51,6 +58,7 @@ impl Moment {
         // March begins on day 60, or 61 of a leap year; January and February end the shifted year.
         let day_of_year = if month < 2 { of_year - 305 } else { of_year + 60 + u64::from(leap) };
         Self {
+            unix: seconds,
             year,
             month: month as usize,
             day,

@@ -1,8 +1,8 @@
 //! Chat templates: the Jinja of `tokenizer.chat_template`, rendered as the transformers library does.
 //!
-//! Work, memory, calls and output are bounded. How deep values nest is not: the engine drops and compares them by
-//! recursion (65 and 360 bytes of stack a level, 1.4 KB for slices of slices), so a template written for it can
-//! overflow the stack, which ends the process. Templates come with the model file, from whoever installs models.
+//! Instructions, calls and output are bounded. What one instruction does is not: a value may double forty times or hold
+//! itself, and comparing it takes for ever. Templates that come with a model file are therefore rendered in a process
+//! of their own (`side::render`).
 
 use std::fmt;
 use std::io::{self, Write};

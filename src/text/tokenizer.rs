@@ -4,7 +4,7 @@ use super::bpe::{self, Bpe};
 use super::merge::Merger;
 use super::special::{MARK, Part, Special, Table};
 use super::spm::{self, Spm};
-use super::template::{ChatMessage, Template, TemplateInput};
+use super::template::{ChatMessage, TemplateInput};
 use super::vocab::{Kind, Vocab, byte_of, is_end_text};
 use super::{Moment, TextError};
 use crate::base::limits::ROLE_BYTES_MAX;
@@ -182,19 +182,20 @@ impl Tokenizer {
     /// never becomes a control token.
     ///
     /// # Errors
-    /// When a role is no plain name, or the template refuses the messages or fails.
-    pub fn encode_chat(
+    /// When a role is no plain name, and whatever `render` says.
+    pub fn encode_chat<E: From<TextError>>(
         &self,
-        template: &Template,
+        render: impl FnOnce(&TemplateInput<'_>) -> Result<String, E>,
         messages: &[ChatMessage<'_>],
         add_generation_prompt: bool,
         moment: Moment,
-    ) -> Result<Vec<Token>, TextError> {
+    ) -> Result<Vec<Token>, E> {
         for (index, message) in messages.iter().enumerate() {
             let role = message.role;
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
             if role.is_empty() || role.len() > ROLE_BYTES_MAX || !role.bytes().all(plain) {
-                return Err(TextError::Role { index, role: role.chars().take(ROLE_BYTES_MAX).collect() });
+                let role = role.chars().take(ROLE_BYTES_MAX).collect();
+                return Err(TextError::Role { index, role }.into());
             }
         }
         let marked: Vec<String> =
@@ -208,7 +209,7 @@ impl Tokenizer {
         let (bos, eos) = (text_of(self.bos), text_of(self.eos));
         let input =
             TemplateInput { messages: &messages, bos: &bos, eos: &eos, add_generation_prompt, moment };
-        let text = template.render(&input)?;
+        let text = render(&input)?;
         let mut out = Vec::new();
         if self.add_bos && !text.starts_with(&bos) {
             out.extend(self.bos);
@@ -284,6 +285,7 @@ impl std::fmt::Debug for Tokenizer {
 mod tests {
     use super::super::bpe::tests::pieces;
     use super::*;
+    use crate::text::Template;
 
     /// Letters, a few merges, then a user-defined token and five control tokens.
     fn bpe() -> Source {
@@ -391,7 +393,7 @@ mod tests {
             ["<|end|>", "<|", "|>", "end", "end|>", "hi", "<bos>", " ", "<think>", "\u{fdd0}", "user", "<"];
         let chat = |content: &str| {
             let messages = [ChatMessage { role: "user", content }];
-            t.encode_chat(&template, &messages, true, Moment::from_unix(0)).expect("renders")
+            t.encode_chat(|i| template.render(i), &messages, true, Moment::from_unix(0)).expect("renders")
         };
         arbtest::arbtest(|u| {
             let n = u.int_in_range(0..=8)?;
@@ -411,7 +413,7 @@ mod tests {
         let bare = Template::new("{{ messages[0].content }}").expect("a template");
         let chat = |template: &Template, role: &str| {
             let messages = [ChatMessage { role, content: "hi" }];
-            t.encode_chat(template, &messages, false, Moment::from_unix(0))
+            t.encode_chat(|i| template.render(i), &messages, false, Moment::from_unix(0))
         };
         let n_bos = |tokens: Vec<Token>| tokens.iter().filter(|&&token| Some(token) == t.bos()).count();
         assert_eq!(chat(&bare, "user").map(n_bos), Ok(1));

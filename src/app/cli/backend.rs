@@ -73,7 +73,7 @@ impl Backend {
     }
 
     fn local(how: &HowArgs, path: &Path) -> Result<Self, Failure> {
-        if !path.is_file() {
+        if !path.exists() {
             return Err(Failure::usage(format!(
                 "--model {}: no such file; name a .gguf file",
                 path.display()
@@ -87,6 +87,7 @@ impl Backend {
             threads: how.threads.unwrap_or(0) as usize,
             n_ctx: how.context.map_or(defaults.n_ctx, |n| n as usize),
             deadline_s: NO_DEADLINE_S,
+            renderer: Some(super::super::RENDERER.into()),
             ..defaults
         };
         let kernels = crate::app::kernels().map_err(Failure::usage)?;
@@ -103,9 +104,7 @@ impl Backend {
             return Err(Failure::usage(message));
         }
         let mut client = Client::connect(&how.socket).map_err(|e| {
-            Failure::usage(format!(
-                "{e}; start sottod, or run the model in this process with --local or --model FILE"
-            ))
+            Failure::usage(format!("{e}, or run the model in this process with --local or --model FILE"))
         })?;
         // The daemon knows whether its model has a template once it has read the file's header.
         let name = model.as_deref().unwrap_or("default");
@@ -156,6 +155,7 @@ fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String
         caller: Caller { uid: rustix::process::getuid().as_raw(), pid: None, door: Door::Local },
         model: None,
         input: question.input.clone(),
+        input_field: "input",
         sampling: question.sampling,
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),

@@ -71,8 +71,8 @@ struct InspectArgs {
     /// A model file; without it the model in the box
     file: Option<PathBuf>,
     /// Positions to count the memory for
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    context: usize,
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    context: u32,
 }
 
 /// Flags of everything that generates.
@@ -91,25 +91,25 @@ struct HowArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
     /// 0 takes the likeliest token, higher is more varied, up to 2 [default: 0.8]
-    #[arg(long, value_name = "X", value_parser = |s: &str| in_range(s, 0.0, 2.0, false))]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 2.0, false))]
     temperature: Option<f32>,
     /// Draw among the N likeliest tokens only; 0 is off [default: 40]
     #[arg(long, value_name = "N")]
     top_k: Option<u32>,
     /// Draw among the likeliest tokens that have this share together [default: 0.95]
-    #[arg(long, value_name = "X", value_parser = |s: &str| in_range(s, 0.0, 1.0, true))]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 1.0, true))]
     top_p: Option<f32>,
     /// The same seed gives the same answer
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..1 << 53))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(..1 << 53))]
     seed: Option<u64>,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Positions of the context, in this process [default: 4096, at most the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..16_777_217))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     context: Option<u32>,
     /// Threads, in this process [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..65))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
 }
 
@@ -164,6 +164,9 @@ impl From<Fault> for Failure {
 /// Runs the command line of this process; returns the exit code.
 #[must_use]
 pub fn run() -> u8 {
+    if let Some(code) = super::as_renderer() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -176,7 +179,7 @@ pub fn run() -> u8 {
         Command::Ask(args) => ask(args),
         Command::Chat(args) => chat::run(&args.how, args.system),
         Command::Complete(args) => complete(args),
-        Command::Inspect(args) => inspect::run(args.file, args.context),
+        Command::Inspect(args) => inspect::run(args.file, args.context as usize),
     };
     match done {
         Ok(()) => 0,

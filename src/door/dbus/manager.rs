@@ -55,7 +55,7 @@ impl Manager {
             return Err(Fault::new(Code::UnknownField, message).at("format").into());
         }
         let known = self.callers.know(connection, header.sender()).await?;
-        let request = asked.ask.request(new_id(), known.caller, asked.input);
+        let request = asked.ask.request(new_id(), known.caller, asked.input, "input");
         let generation = Generation::start(&self.engine, request)?;
         let (text, done) = tokio::select! {
             answer = whole(generation) => answer?,
@@ -83,7 +83,7 @@ impl Manager {
             Fault::new(Code::Internal, format!("no pipe can be made: {e}; too many streams are open"))
         })?;
         let (reply, replied) = ResponseDispatchNotifier::new(path.clone());
-        let request = asked.ask.request(id, known.caller, asked.input);
+        let request = asked.ask.request(id, known.caller, asked.input, "input");
         let (engine, connection) = (self.engine.clone(), connection.clone());
         let owner = header.sender().map(|name| OwnedUniqueName::from(name.to_owned()));
         let format = asked.format.unwrap_or(Format::Events);

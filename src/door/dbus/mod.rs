@@ -101,6 +101,11 @@ impl DbusDoor {
         self.connection.closed().await;
     }
 
+    /// Closes once calls under way were answered and signals sent.
+    pub async fn finish(self) {
+        self.connection.graceful_shutdown().await;
+    }
+
     /// Tells the bus that the daemon goes down (property `State`).
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

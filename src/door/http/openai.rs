@@ -10,6 +10,7 @@ use crate::engine::{Fault, Input};
 pub(super) struct Asked {
     pub(super) ask: Ask,
     pub(super) input: Input,
+    pub(super) input_field: &'static str,
     pub(super) stream: bool,
     pub(super) usage: bool,
 }
@@ -97,7 +98,7 @@ pub(super) fn chat(fields: &mut Fields) -> Result<Asked, Fault> {
     }
     let messages = fields.list("messages")?.ok_or_else(|| missing("messages", "give the conversation"))?;
     let input = Input::Chat(ask::messages(messages, "messages")?);
-    Ok(Asked { ask, input, stream, usage })
+    Ok(Asked { ask, input, input_field: "messages", stream, usage })
 }
 
 /// A completion request: a prompt continued as it stands.
@@ -113,5 +114,5 @@ pub(super) fn completion(fields: &mut Fields) -> Result<Asked, Fault> {
         Some(other) => return Err(wrong("prompt", &other, "a string or an array of token ids")),
         None => return Err(missing("prompt", "give the text to continue")),
     };
-    Ok(Asked { ask, input, stream, usage })
+    Ok(Asked { ask, input, input_field: "prompt", stream, usage })
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{
+    ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::{Value, json};
 
 use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
@@ -37,12 +39,35 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     phase.busy();
     let id = crate::door::id::new_id();
-    let answered = route(&door, caller, &id, request).await;
+    let old = request.version() == Version::HTTP_10;
+    let answered = match framing(request.headers()) {
+        Ok(()) => route(&door, caller, &id, request).await,
+        Err(fault) => Err(fault),
+    };
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    if old {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| body.ends_turn(phase)))
+}
+
+/// Whether the body's length is told in one way that is known.
+fn framing(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        let got = cut(&String::from_utf8_lossy(coding.as_bytes()), NAME_SHOWN_BYTES_MAX);
+        let message = format!("transfer-encoding: got {}, allowed is chunked", got.escape_debug());
+        return Err(Fault::new(Code::InvalidValue, message));
+    }
+    if headers.contains_key(CONTENT_LENGTH) {
+        let message = "both content-length and transfer-encoding are given; send one of them";
+        return Err(Fault::new(Code::InvalidValue, message));
+    }
+    Ok(())
 }
 
 async fn route(
@@ -104,13 +129,13 @@ async fn generate(
     let lenient = lenient(&head.headers, door.options.lenient);
     let mut fields = Fields::new(parse_json(&bytes)?, "", lenient)?;
     drop(bytes);
-    let (ask, input, stream, usage) = if shape == Shape::Native {
-        let input = ask::native_input(&mut fields)?;
-        (ask::native(&mut fields)?, input, true, false)
+    let (ask, input, input_field, stream, usage) = if shape == Shape::Native {
+        let (input, input_field) = ask::native_input(&mut fields)?;
+        (ask::native(&mut fields)?, input, input_field, true, false)
     } else {
         let read = if shape == Shape::Chat { openai::chat } else { openai::completion };
         let asked = read(&mut fields)?;
-        (asked.ask, asked.input, asked.stream, asked.usage)
+        (asked.ask, asked.input, asked.input_field, asked.stream, asked.usage)
     };
     let ignored = fields.finish()?;
     let accepted = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -120,7 +145,7 @@ async fn generate(
         Framing::Sse
     };
     let printer = Printer::new(id.clone(), shape, framing, usage);
-    let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input))?;
+    let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input, input_field))?;
     let mut response = if stream {
         streamed(generation, printer, Duration::from_secs(door.options.keepalive_s)).await?
     } else {

@@ -143,13 +143,14 @@ fn own_words(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 fn words_for(status: &[u8]) -> Vec<u8> {
     error::raw(&if matches!(status, b"431" | b"414") {
-        let message = "the head of the request is too large: allowed are 16 KiB (api.max_header_kib), 100 headers \
-                       and a path of 64 KiB; send fewer or shorter headers";
+        let message = "the head of the request is too large: allowed are 16 KiB (api.max_header_kib) and \
+                       100 headers; send fewer or shorter ones";
         Fault::new(Code::HeaderTooLarge, message)
     } else {
         Fault::new(
             Code::InvalidValue,
-            "the head of the request is no HTTP/1.1; look at its first line and headers",
+            "the head of the request is not understood; HTTP/1.1 is spoken here: look at its first line, at one \
+             Content-Length of digits, and at Transfer-Encoding",
         )
     })
 }
