@@ -1,19 +1,22 @@
 //! `sottod`: reads the configuration, starts the engine, opens the doors, says READY, and waits for signals.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+#[cfg(feature = "dbus")]
+use tokio::time::timeout;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::config::{BusName, Config, Enable, LogLevel};
+#[cfg(feature = "http")]
+use super::api;
+#[cfg(feature = "dbus")]
+use super::config::{BusName, Enable};
+use super::config::{Config, LogLevel};
 use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
-use crate::door::http::{self, HttpOptions};
 use crate::engine::Engine;
 use crate::os;
 
@@ -37,18 +40,20 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Socket to listen on, instead of the configured one
+    #[cfg(feature = "http")]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Bus to serve on
+    #[cfg(feature = "dbus")]
     #[arg(long, value_name = "BUS", value_parser = ["system", "session", "none"])]
     bus: Option<String>,
 }
 
 /// Why the daemon does not start or go on, with its exit code.
-struct Stop(u8, String);
+pub(super) struct Stop(u8, String);
 
 impl Stop {
-    fn usage(message: impl std::fmt::Display) -> Self {
+    pub(super) fn usage(message: impl std::fmt::Display) -> Self {
         Self(EXIT_USAGE, message.to_string())
     }
 
@@ -119,21 +124,18 @@ fn start(args: &Args) -> Result<(), Stop> {
     {
         log::warn!("models.default = {id:?}: no such model in models.dirs");
     }
-    let engine = Engine::start(kernels, options).map_err(|f| Stop::internal(super::start_failure(&f)))?;
+    let engine = Engine::start(kernels, options)
+        .map_err(|f| Stop::internal(format_args!("the engine does not start: {}", f.message)))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
     runtime.block_on(serve(args, &config, engine, &preload))
 }
 
 async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String]) -> Result<(), Stop> {
-    let (closing, closed) = watch::channel(false);
-    let mut api = None;
-    let mut own_socket = None;
-    if config.api.enable {
-        let (listener, path) = listen(args, config)?;
-        own_socket = path;
-        api = Some(tokio::spawn(http::serve(engine.clone(), listener, http_options(config), closed)));
-    }
+    #[cfg(feature = "http")]
+    let (closing, _) = tokio::sync::watch::channel(false);
+    #[cfg(feature = "http")]
+    let api = api::open(args.socket.as_deref(), config, &engine, closing.subscribe())?;
     #[cfg(feature = "dbus")]
     let mut bus = connect_bus(args, config, &engine).await?;
     tell(&[sd_notify::NotifyState::Ready]);
@@ -200,6 +202,7 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     engine.cancel_all();
+    #[cfg(feature = "http")]
     let _ = closing.send(true);
     let until = Instant::now() + LAST_EVENTS;
     while verdict.is_ok() && !idle(&engine) && Instant::now() < until {
@@ -209,11 +212,9 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
     if let Some(door) = bus {
         drop(timeout(LAST_EVENTS, door.finish()).await);
     }
+    #[cfg(feature = "http")]
     if let Some(api) = api {
-        drop(timeout(LAST_EVENTS, api).await);
-    }
-    if let Some(path) = own_socket {
-        drop(std::fs::remove_file(path));
+        api.finish(LAST_EVENTS).await;
     }
     verdict
 }
@@ -239,48 +240,6 @@ fn tell(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         log::warn!("systemd cannot be told: {e}");
     }
-}
-
-fn http_options(config: &Config) -> HttpOptions {
-    let api = &config.api;
-    HttpOptions {
-        max_body_kib: api.max_body_kib.size(),
-        max_header_kib: api.max_header_kib.size(),
-        max_connections: api.max_connections.size(),
-        max_connections_per_uid: api.max_connections_per_uid.size(),
-        header_timeout_s: api.header_timeout_s.0,
-        idle_timeout_s: api.idle_timeout_s.0,
-        keepalive_s: api.keepalive_s.0,
-        lenient: api.lenient,
-    }
-}
-
-/// The socket that systemd passed, or one of our own; with its path where it is ours to remove.
-fn listen(args: &Args, config: &Config) -> Result<(UnixListener, Option<PathBuf>), Stop> {
-    let passed = os::socket::passed_listener("api")
-        .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?;
-    if let Some(listener) = passed {
-        if let Some(path) = &args.socket {
-            log::warn!("--socket {} has no effect: systemd passed a socket", path.display());
-        }
-        return Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, None));
-    }
-    let path = args.socket.as_ref().unwrap_or(&config.api.socket);
-    let listener = bind(path, config)?;
-    Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.clone())))
-}
-
-fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, Stop> {
-    let (listener, group) = os::socket::bind(path, config.api.mode.0, &config.api.group)
-        .map_err(|e| Stop::usage(format!("socket {}: {e}; name another by --socket", path.display())))?;
-    if !group {
-        log::warn!(
-            "socket {}: group {} is absent or not ours, it belongs to the starter's group",
-            path.display(),
-            config.api.group
-        );
-    }
-    Ok(listener)
 }
 
 /// On the bus that was asked for; `None` where none was, or where there is none and that is allowed.

@@ -1,13 +1,17 @@
 //! Layer 7: the programs. `sottod` is [`daemon`], `sotto` is [`cli`]; the binaries only map their exit codes.
 
+#[cfg(feature = "http")]
+mod api;
 mod catalog;
 pub mod cli;
+#[cfg(any(feature = "dbus", feature = "http"))]
 mod config;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "dbus", feature = "http"))]
 pub mod daemon;
+#[cfg(any(feature = "dbus", feature = "http"))]
 mod journal;
 
-use crate::engine::{Code, Family, Fault};
+use crate::engine::{Code, Family};
 use crate::kernel::{self, Kernels, Tier, TierError};
 use crate::side::render;
 
@@ -39,9 +43,4 @@ fn kernels() -> Result<&'static Kernels, TierError> {
 /// The exit code that belongs to a fault.
 fn exit_code(code: Code) -> u8 {
     if code.family() == Family::Internal { EXIT_INTERNAL } else { EXIT_USAGE }
-}
-
-/// Makes a fault of an engine that does not start fit for a person.
-fn start_failure(fault: &Fault) -> String {
-    format!("the engine does not start: {}", fault.message)
 }

@@ -43,6 +43,7 @@ impl Show {
     }
 
     /// Others are ahead in the queue.
+    #[cfg(feature = "http")]
     pub(super) fn waiting(&mut self, position: u64) {
         if std::io::stderr().is_terminal() {
             eprintln!("sotto: waiting, {position} ahead");

@@ -1,0 +1,92 @@
+//! The socket of the daemon: passed by systemd or bound here, served until the daemon goes down.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::config::Config;
+use super::daemon::Stop;
+use crate::door::http::{self, HttpOptions};
+use crate::engine::Engine;
+use crate::os;
+
+/// The door being served.
+pub(super) struct Api {
+    task: JoinHandle<()>,
+    /// The socket's path where it is ours to remove.
+    own: Option<PathBuf>,
+}
+
+/// Opens the door unless the configuration leaves it out.
+///
+/// # Errors
+/// When the socket cannot be had.
+pub(super) fn open(
+    socket: Option<&Path>,
+    config: &Config,
+    engine: &Engine,
+    closed: watch::Receiver<bool>,
+) -> Result<Option<Api>, Stop> {
+    if !config.api.enable {
+        return Ok(None);
+    }
+    let (listener, own) = listen(socket, config)?;
+    let task = tokio::spawn(http::serve(engine.clone(), listener, options(config), closed));
+    Ok(Some(Api { task, own }))
+}
+
+impl Api {
+    /// Waits for the last events of a door that was told to close, at most `longest`.
+    pub(super) async fn finish(self, longest: Duration) {
+        drop(timeout(longest, self.task).await);
+        if let Some(path) = self.own {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+fn options(config: &Config) -> HttpOptions {
+    let api = &config.api;
+    HttpOptions {
+        max_body_kib: api.max_body_kib.size(),
+        max_header_kib: api.max_header_kib.size(),
+        max_connections: api.max_connections.size(),
+        max_connections_per_uid: api.max_connections_per_uid.size(),
+        header_timeout_s: api.header_timeout_s.0,
+        idle_timeout_s: api.idle_timeout_s.0,
+        keepalive_s: api.keepalive_s.0,
+        lenient: api.lenient,
+    }
+}
+
+/// The socket that systemd passed, or one of our own; with its path where it is ours to remove.
+fn listen(socket: Option<&Path>, config: &Config) -> Result<(UnixListener, Option<PathBuf>), Stop> {
+    let passed = os::socket::passed_listener("api")
+        .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?;
+    if let Some(listener) = passed {
+        if let Some(path) = socket {
+            log::warn!("--socket {} has no effect: systemd passed a socket", path.display());
+        }
+        return Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, None));
+    }
+    let path = socket.unwrap_or(&config.api.socket);
+    let listener = bind(path, config)?;
+    Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.to_owned())))
+}
+
+fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, Stop> {
+    let (listener, group) = os::socket::bind(path, config.api.mode.0, &config.api.group)
+        .map_err(|e| Stop::usage(format!("socket {}: {e}; name another by --socket", path.display())))?;
+    if !group {
+        log::warn!(
+            "socket {}: group {} is absent or not ours, it belongs to the starter's group",
+            path.display(),
+            config.api.group
+        );
+    }
+    Ok(listener)
+}
