@@ -270,7 +270,7 @@ fn the_model_in_the_box_gives_the_golden_answers() {
             stdout(&output)
         })
         .collect();
-    compare("q8_0", &model, &rows, &answers, 0);
+    compare("q8_0", &model, &rows, &answers, 1);
 }
 
 /// Who still waits for an answer when the daemon goes down hears that it was cancelled.
