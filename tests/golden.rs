@@ -5,7 +5,11 @@
 //! the full set beside the checkout is used, or the small one in `tests/fixtures`. `SOTTO_CPU` forces a kernel tier,
 //! `SOTTO_EXPECT_TIER` asserts which one ran.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on stops, and says what it skips"
+)]
 #![allow(clippy::disallowed_methods, reason = "the gate chooses tier and fixtures by the environment")]
 
 use std::path::{Path, PathBuf};
@@ -110,7 +114,7 @@ fn stored_rows(run: &mut Run<'_>, expected: &Expected) -> (Vec<f32>, Vec<f32>) {
     (prompt, rest[rest.len() - n_vocab..].to_vec())
 }
 
-/// Names of the subfolders or files of `folder` that `pick` wants; skips visibly where there is none.
+/// Names of the subfolders or files of `folder` that `pick` wants.
 fn names(folder: &Path, pick: impl Fn(&str) -> bool) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut names: Vec<String> =
@@ -119,11 +123,23 @@ fn names(folder: &Path, pick: impl Fn(&str) -> bool) -> Vec<String> {
     names
 }
 
+/// What is to be compared: the base, biases, a tied head, and each way to stretch positions.
+const LLAMAS: [&str; 6] = ["llama", "llama-bias", "llama-linear", "llama-rope3", "llama-tied", "llama-yarn"];
+
+/// The llamas of `folder`, the six above and others of the name; says which of the six are absent.
+fn llamas(folder: &Path) -> Vec<String> {
+    let names = names(folder, |n| n.starts_with("llama"));
+    for absent in LLAMAS.iter().filter(|name| names.iter().all(|n| n != *name)) {
+        println!("skipped: {absent}: not in {}", folder.display());
+    }
+    assert!(!names.is_empty(), "no llama* in {}", folder.display());
+    names
+}
+
 #[test]
 fn logits_of_every_llama() {
     let folder = fixtures();
-    let names = names(&folder, |n| n.starts_with("llama"));
-    assert!(!names.is_empty(), "no llama* in {}", folder.display());
+    let names = llamas(&folder);
     for threads in [1, 2] {
         let pool = pool(threads);
         for name in &names {
@@ -161,7 +177,7 @@ fn logits_of_every_llama() {
 fn logits_far_into_a_text() {
     let folder = fixtures();
     let pool = pool(2);
-    for name in names(&folder, |n| n.starts_with("llama")) {
+    for name in llamas(&folder) {
         let folder = folder.join(&name);
         let model = Model::open(&folder.join("model.gguf")).unwrap();
         let expected = Expected::open(&folder.join("long.safetensors"));

@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde_json::json;
 use sotto::os::clock;
 use support::http::{Call, ask, post};
-use support::{Daemon, Folder, Running, bus, have, sotto};
+use support::{Daemon, Folder, Inside, Running, bus, have, sotto};
 
 fn shape() -> PathBuf {
     std::env::var_os("SOTTO_SHAPE").expect("SOTTO_SHAPE names a model file").into()
@@ -59,7 +59,7 @@ fn an_idle_daemon_is_small() {
 fn asking_a_1b_model_needs_the_file_the_cache_and_little_more() {
     let file = shape();
     let mut command = sotto(&["ask", "--local", "--context", "2048", "--max-tokens", "8", "--model"]);
-    command.arg(&file).arg(long_prompt(450)).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg(&file).arg(long_prompt(515)).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Running(command.spawn().expect("sotto starts"));
     let mut peak = 0_u64;
     let status = loop {
@@ -87,14 +87,17 @@ fn who_leaves_a_long_prefill_costs_a_layer_at_most() {
     let body = |n: usize| json!({"input": long_prompt(n), "raw": true, "max_tokens": 4}).to_string();
     // The first answer loads.
     ask(&daemon.socket, &post("/sotto/v1/generate", body(3)));
-    let mut call = Call::send(&daemon.socket, &post("/sotto/v1/generate", body(450)));
+    let mut call = Call::send(&daemon.socket, &post("/sotto/v1/generate", body(515)));
     call.head();
+    let mut total = 0;
     let marks: Vec<(f64, f64)> = (0..3)
         .map(|_| {
             let event = call.event("prefill");
+            total = event["total"].as_u64().expect("a number");
             (event["done"].as_f64().expect("a number"), cpu_s(pid))
         })
         .collect();
+    assert!(total >= 2_000, "a prompt of {total} tokens");
     let chunk = (marks[2].1 - marks[1].1) * 128.0 / (marks[2].0 - marks[1].0);
     let layer = chunk / 16.0;
     // Into the middle of a chunk.
@@ -113,4 +116,26 @@ fn who_leaves_a_long_prefill_costs_a_layer_at_most() {
     assert!(spent <= layer, "{spent} s after the close, a layer takes {layer} s");
     let next = ask(&daemon.socket, &post("/sotto/v1/generate", body(1)));
     assert!(next.text().contains("\"done\""), "the next request is served: {next:?}");
+}
+
+#[test]
+#[ignore = "slow: a long prefill of a 1B model"]
+fn no_layer_begins_after_the_close_of_a_long_prefill() {
+    let folder = Folder::new();
+    let inside = Inside::start(&folder, shape(), 2, 2_048);
+    let body = json!({"input": long_prompt(515), "raw": true, "max_tokens": 4}).to_string();
+    let mut call = Call::send(&inside.socket, &post("/sotto/v1/generate", body));
+    call.head().event("prefill");
+    let event = call.event("prefill");
+    let after = inside.layers_after_the_close(call);
+    println!("{after} layers begun after the close at {} of {} tokens", event["done"], event["total"]);
+    assert!(after <= 1, "{after} layers");
+}
+
+#[test]
+#[ignore = "of a dist build"]
+fn the_daemon_is_small_on_disk() {
+    let len = std::fs::metadata(env!("CARGO_BIN_EXE_sottod")).expect("it is built").len();
+    println!("sottod: {len} bytes");
+    assert!(len <= 6_000_000, "{len} bytes, at most 6 MB");
 }

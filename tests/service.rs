@@ -273,6 +273,23 @@ fn the_model_in_the_box_gives_the_golden_answers() {
     compare("q8_0", &model, &rows, &answers, 1);
 }
 
+/// A bus that restarts takes its services along; this one comes back by itself.
+#[test]
+fn a_bus_that_comes_back_has_the_daemon_again() {
+    if !have("dbus-daemon", "the return of a bus") || !have("busctl", "the return of a bus") {
+        return;
+    }
+    let folder = Folder::new();
+    let (first, address) = bus(&folder);
+    let mut daemon = Daemon::start_on(&folder, Some(&stories()), "", Some(&address));
+    drop(first);
+    daemon.logged("the bus is lost");
+    std::fs::remove_file(folder.join("bus.sock")).unwrap();
+    let (_second, address) = bus(&folder);
+    daemon.logged("the bus is back");
+    assert!(!called(&address, "Once").is_empty());
+}
+
 /// Who still waits for an answer when the daemon goes down hears that it was cancelled.
 #[test]
 fn a_daemon_that_goes_down_ends_every_answer() {

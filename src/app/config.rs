@@ -254,6 +254,18 @@ fn read(path: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(path)
 }
 
+impl LogLevel {
+    /// What is logged at this level; syslog's notice is the logger's info.
+    pub(super) fn filter(&self) -> log::LevelFilter {
+        match self {
+            Self::Err => log::LevelFilter::Error,
+            Self::Warning => log::LevelFilter::Warn,
+            Self::Notice | Self::Info => log::LevelFilter::Info,
+            Self::Debug => log::LevelFilter::Debug,
+        }
+    }
+}
+
 impl Config {
     /// Reads `path`; with `None` the usual place, where an absent file means the defaults.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, ConfigError> {

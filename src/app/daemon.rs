@@ -11,9 +11,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 #[cfg(feature = "http")]
 use super::api;
+use super::config::Config;
 #[cfg(feature = "dbus")]
 use super::config::{BusName, Enable};
-use super::config::{Config, LogLevel};
 use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
@@ -24,6 +24,12 @@ use crate::os;
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for their last events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// Longest absence of a bus that this daemon was on.
+#[cfg(feature = "dbus")]
+const BUS_BACK: Duration = Duration::from_secs(5);
+/// Pause between two tries to get back.
+#[cfg(feature = "dbus")]
+const BUS_PAUSE: Duration = Duration::from_millis(250);
 /// How often the engine is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks between two signs of life to systemd.
@@ -88,12 +94,7 @@ pub fn run() -> u8 {
 
 fn start(args: &Args) -> Result<(), Stop> {
     let config = Config::read(args.config.as_deref()).map_err(Stop::usage)?;
-    log::set_max_level(match config.daemon.log_level {
-        LogLevel::Err => log::LevelFilter::Error,
-        LogLevel::Warning => log::LevelFilter::Warn,
-        LogLevel::Notice | LogLevel::Info => log::LevelFilter::Info,
-        LogLevel::Debug => log::LevelFilter::Debug,
-    });
+    log::set_max_level(config.daemon.log_level.filter());
     let kernels = super::kernels().map_err(Stop::usage)?;
     if config.engine.nice.0 > 0
         && let Err(e) = os::thread::set_nice(config.engine.nice.0 as i32)
@@ -147,8 +148,9 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
         engine.preload(id);
     }
 
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+    let signals =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) = signals else {
         return Err(Stop::internal("signals cannot be watched"));
     };
     let mut looks = interval(LOOK);
@@ -167,15 +169,17 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
+            _ = hang_up.recv() => reload(args),
             () = lost => {
                 log::warn!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is lost");
                 #[cfg(feature = "dbus")]
                 {
                     drop(bus.take());
-                    match timeout(GRACE, connect_bus(args, config, &engine)).await {
-                        Ok(Ok(door)) => bus = door,
-                        _ => break Err(Stop::internal("the bus did not come back; restarting")),
+                    match timeout(BUS_BACK, reconnect(args, config, &engine)).await {
+                        Ok(door) => bus = door,
+                        Err(_) => break Err(Stop::internal("the bus did not come back within 5 s; restarting")),
                     }
+                    log::info!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is back");
                 }
             }
             _ = looks.tick() => {
@@ -226,7 +230,7 @@ fn idle(engine: &Engine) -> bool {
 
 /// Tells systemd that there is progress; silence lets its watchdog act.
 fn look_after(engine: &Engine) {
-    if engine.progressed() {
+    if engine.moves() {
         let s = engine.status();
         let status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
         tell(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
@@ -235,10 +239,41 @@ fn look_after(engine: &Engine) {
     }
 }
 
+/// Reads the configuration again and says what it found: its log level holds from now on, the rest from the next start.
+fn reload(args: &Args) {
+    let mut states = vec![sd_notify::NotifyState::Reloading];
+    states.extend(sd_notify::NotifyState::monotonic_usec_now().ok());
+    tell(&states);
+    match Config::read(args.config.as_deref()) {
+        Ok(config) => {
+            log::set_max_level(config.daemon.log_level.filter());
+            log::info!(
+                message_id = "9f6ca81cb633493e84b6df6b0310bc37";
+                "configuration read again: the log level holds now, everything else from the next start"
+            );
+        }
+        Err(e) => {
+            log::error!(message_id = "9f6ca81cb633493e84b6df6b0310bc37"; "the old configuration stays: {e}");
+        }
+    }
+    tell(&[sd_notify::NotifyState::Ready]);
+}
+
 /// Without systemd there is nobody to tell.
 fn tell(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         log::warn!("systemd cannot be told: {e}");
+    }
+}
+
+/// Tries to get back on the bus until it is there.
+#[cfg(feature = "dbus")]
+async fn reconnect(args: &Args, config: &Config, engine: &Engine) -> Option<DbusDoor> {
+    loop {
+        tokio::time::sleep(BUS_PAUSE).await;
+        if let Ok(Some(door)) = connect_bus(args, config, engine).await {
+            return Some(door);
+        }
     }
 }
 

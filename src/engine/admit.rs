@@ -186,6 +186,10 @@ impl Admission {
             }
             Err(e) => {
                 self.shared.set_state(&id, ModelState::Failed);
+                log::error!(
+                    message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str();
+                    "model {id}: {e}"
+                );
                 let code = match e {
                     ModelError::Architecture { .. } => Code::UnsupportedModel,
                     _ => Code::LoadFailed,

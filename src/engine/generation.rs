@@ -106,6 +106,10 @@ impl Generation {
         self.position = None;
     }
 
+    pub(super) fn uid(&self) -> u32 {
+        self.request.caller.uid
+    }
+
     pub(super) fn start_us(&self) -> Micros {
         self.start.unwrap_or(self.submitted)
     }

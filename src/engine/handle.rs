@@ -207,6 +207,17 @@ struct Entry {
     info: ModelInfo,
 }
 
+/// The engine's progress as it was last seen to change.
+#[derive(Debug)]
+struct Seen {
+    count: u64,
+    at_us: u64,
+}
+
+/// Longest time without a layer, step or slice of a load before the engine counts as stuck: a layer of 128 tokens of a
+/// large model on a slow board takes a few seconds.
+const STUCK_US: u64 = 15_000_000;
+
 /// What all threads share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -223,7 +234,7 @@ pub(super) struct Shared {
     pub progress: AtomicU64,
     /// The engine thread has work.
     pub busy: AtomicBool,
-    seen_progress: AtomicU64,
+    seen: Mutex<Seen>,
     shutting_down: AtomicBool,
     pub dead: AtomicBool,
 }
@@ -238,12 +249,13 @@ impl Shared {
         lock(&self.live)
     }
 
-    /// The id that `name` stands for; `None`, `default` and `fast` are the default model.
+    /// The id that `name` stands for; `None`, `default`, `fast` and, while no
+    /// encoder can be loaded, `embed` are the default model.
     pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
         let catalogue = lock(&self.catalogue);
         match name {
             Some(id) if catalogue.contains_key(id) => Some(id.to_owned()),
-            None | Some("default" | "fast") => match &self.options.default_model {
+            None | Some("default" | "fast" | "embed") => match &self.options.default_model {
                 Some(id) => catalogue.contains_key(id).then(|| id.clone()),
                 // The only one there is.
                 None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
@@ -345,7 +357,7 @@ impl Engine {
             layers: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             busy: AtomicBool::new(false),
-            seen_progress: AtomicU64::new(0),
+            seen: Mutex::new(Seen { count: 0, at_us: clock::now_us() }),
             shutting_down: AtomicBool::new(false),
             dead: AtomicBool::new(false),
         });
@@ -423,7 +435,7 @@ impl Engine {
         lock(&self.shared.catalogue).values().map(|e| e.info.clone()).collect()
     }
 
-    /// The id that `name` (an id or one of the aliases `default`, `fast`) stands for; `None` if there is none.
+    /// The id that `name` (an id or one of the aliases `default`, `fast`, `embed`) stands for; `None` if there is none.
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<String> {
         self.shared.resolve(name)
@@ -457,12 +469,17 @@ impl Engine {
         &self.shared.options
     }
 
-    /// Whether the engine thread is idle or has moved since the last call (the watchdog's condition).
+    /// Whether the engine thread is idle or has moved lately (the condition of the watchdog and of `/healthz`). Who
+    /// looks, and how often, changes nothing for others: what is kept is when it was last seen to have moved.
     #[must_use]
-    pub fn progressed(&self) -> bool {
-        let now = self.shared.progress.load(Ordering::Acquire);
-        let before = self.shared.seen_progress.swap(now, Ordering::AcqRel);
-        !self.died() && (now != before || !self.shared.busy.load(Ordering::Acquire))
+    pub fn moves(&self) -> bool {
+        let count = self.shared.progress.load(Ordering::Acquire) + self.layers_begun();
+        let now = clock::now_us();
+        let mut seen = lock(&self.shared.seen);
+        if count != seen.count || !self.shared.busy.load(Ordering::Acquire) {
+            *seen = Seen { count, at_us: now };
+        }
+        !self.died() && now.saturating_sub(seen.at_us) < STUCK_US
     }
 
     /// Whether the engine thread has panicked: every request fails from now on, and the process should end.

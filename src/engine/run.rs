@@ -43,6 +43,9 @@ const LOAD_SLICE: usize = 64 << 20;
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 const PROGRESS_EVERY: Micros = 250_000;
+/// A full queue is logged at most this often for a uid, and for so many uids at a time.
+const FULL_EVERY: Micros = 60_000_000;
+const N_UID_TOLD_MAX: usize = 64;
 
 /// A loaded model with the buffers it runs in.
 struct Ready {
@@ -81,6 +84,8 @@ pub(super) struct Runner {
     chunk: Vec<Token>,
     /// A step over many tokens is under way.
     stepping: bool,
+    /// When each uid was last told of in the log for want of room.
+    told_full: BTreeMap<u32, Micros>,
     /// Models to load that were named while a step ran.
     later: Vec<Arc<Loaded>>,
     /// Microseconds that a generation took lately; what `retry_after_ms` is guessed from.
@@ -109,6 +114,7 @@ impl Runner {
             actions: Vec::new(),
             chunk: Vec::new(),
             stepping: false,
+            told_full: BTreeMap::new(),
             later: Vec::new(),
             typical_us: 1_000_000,
         }
@@ -290,10 +296,16 @@ impl Runner {
             ),
             Cut::Deadline => Fault::new(
                 Code::DeadlineExceeded,
-                "the deadline passed before the first text; allow more time",
-            ),
+                format!(
+                    "the deadline passed before the first text; allow more time by deadline_ms, at most the {} s of \
+                     scheduler.deadline_s",
+                    o.deadline_s
+                ),
+            )
+            .at("deadline_ms"),
             Cut::QueueFull { waiting, max, per_uid } => {
                 let whose = if per_uid { "of this user " } else { "" };
+                self.tell_full(slot, now);
                 let wait = (self.typical_us / 1_000).saturating_mul(waiting as u64).clamp(100, 60_000);
                 Fault::new(
                     Code::QueueFull,
@@ -303,6 +315,18 @@ impl Runner {
             }
         };
         self.end(slot, Err(fault), now);
+    }
+
+    /// Logs a refusal for want of room, once a minute for each uid.
+    fn tell_full(&mut self, slot: Slot, now: Micros) {
+        let Some(uid) = self.jobs.get(&slot).map(Generation::uid) else { return };
+        self.told_full.retain(|_, told| now < *told + FULL_EVERY);
+        if self.told_full.len() < N_UID_TOLD_MAX && self.told_full.insert(uid, now).is_none() {
+            log::warn!(
+                message_id = "20ca66d32df8431082ecd8f3c792effb", sotto_uid = uid;
+                "the queue is full for uid {uid}"
+            );
+        }
     }
 
     /// Sends the terminal event, now or when the reader has made room, and forgets the request.
@@ -355,6 +379,10 @@ impl Runner {
         // The old one goes first: two may not fit.
         if let Some(old) = self.ready.take() {
             self.shared.set_state(&old.model.id, ModelState::Available);
+            log::info!(
+                message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
+                "model {} unloaded for {}", old.model.id, model.id
+            );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
         self.loading = Some(Loading { model, done: 0, since: now });

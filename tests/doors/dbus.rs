@@ -85,6 +85,24 @@ fn errors_have_their_names_and_begin_with_the_code() {
     });
 }
 
+#[test]
+fn a_running_answer_is_cancelled_by_its_path() {
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        let version: String = manager.get_property("Version").await.unwrap();
+        assert_eq!(version, env!("CARGO_PKG_VERSION"));
+        let options = Options::from([("max_tokens", Variant::new(400_u32)), ("raw", Variant::new(true))]);
+        let (path, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("Once", options)).await.unwrap();
+        manager.call::<_, _, ()>("Cancel", &(path.clone(),)).await.unwrap();
+        let text = drained(stream).await;
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("cancelled")), "{text}");
+        // One that has ended is no error.
+        manager.call::<_, _, ()>("Cancel", &(path,)).await.unwrap();
+    });
+}
+
 /// Everything that the pipe holds until its end.
 async fn drained(stream: OwnedFd) -> String {
     let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(stream));

@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+#[cfg(feature = "http")]
+use sotto::door::http::{HttpOptions, serve};
+#[cfg(feature = "http")]
+use sotto::engine::{Engine, ModelFile, Options, Status};
 use sotto::os::clock;
 
 /// How long anything may take before a test gives up on it: a busy machine is slow, a stuck one never ends.
@@ -225,6 +229,55 @@ impl Daemon {
     /// Counts its peak of memory from now on.
     pub(crate) fn forget_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.process.pid()), "5").expect("it is ours");
+    }
+}
+
+/// A door in this process.
+#[cfg(feature = "http")]
+pub(crate) struct Inside {
+    pub(crate) socket: PathBuf,
+    engine: Engine,
+    closing: tokio::sync::watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[cfg(feature = "http")]
+impl Inside {
+    pub(crate) fn start(folder: &Folder, path: PathBuf, threads: usize, n_ctx: usize) -> Self {
+        let models = vec![ModelFile { id: "inside".into(), path }];
+        let options = Options { models, threads, n_ctx, ..Options::default() };
+        let engine =
+            Engine::start(sotto::kernel::select(None).expect("a tier"), options).expect("the engine starts");
+        let socket = folder.join("inside.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("the folder takes a socket");
+        listener.set_nonblocking(true).expect("a socket can be");
+        let (closing, closed) = tokio::sync::watch::channel(false);
+        let door = engine.clone();
+        let thread = sotto::os::thread::start("door", move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::UnixListener::from_std(listener).expect("it listens");
+                serve(door, listener, HttpOptions::default(), closed).await;
+            });
+        });
+        Self { socket, engine, closing, thread: thread.ok() }
+    }
+
+    /// Hangs up and counts the layers that begin until the engine rests.
+    pub(crate) fn layers_after_the_close(&self, call: http::Call) -> u64 {
+        let before = self.engine.layers_begun();
+        drop(call);
+        until("an engine at rest", || (self.engine.status() == Status::default()).then_some(()));
+        self.engine.layers_begun() - before
+    }
+}
+
+#[cfg(feature = "http")]
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let _ = self.closing.send(true);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 

@@ -205,7 +205,10 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
                 () = hang_up.as_mut() => break End::Gone,
-                () = phase.changed() => {}
+                () = phase.changed() => if phase.is_last() && !draining {
+                    draining = true;
+                    served.as_mut().graceful_shutdown();
+                },
                 () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     break if phase.in_head() { End::Late } else { End::Gone };
                 }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{
-    ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
-};
+use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::{Value, json};
 
@@ -39,7 +37,9 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     phase.busy();
     let id = crate::door::id::new_id();
-    let old = request.version() == Version::HTTP_10;
+    if request.version() == Version::HTTP_10 {
+        phase.last();
+    }
     let answered = match framing(request.headers()) {
         Ok(()) => route(&door, caller, &id, request).await,
         Err(fault) => Err(fault),
@@ -48,23 +48,16 @@ pub(super) async fn answer(
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    if old {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     Ok(response.map(|body| body.ends_turn(phase)))
 }
 
-/// Whether the body's length is told in one way that is known.
+/// Whether the body comes in a way that is known. A Content-Length beside chunks is gone by here: the chunks count.
 fn framing(headers: &HeaderMap) -> Result<(), Fault> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
     if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
         let got = cut(&String::from_utf8_lossy(coding.as_bytes()), NAME_SHOWN_BYTES_MAX);
         let message = format!("transfer-encoding: got {}, allowed is chunked", got.escape_debug());
-        return Err(Fault::new(Code::InvalidValue, message));
-    }
-    if headers.contains_key(CONTENT_LENGTH) {
-        let message = "both content-length and transfer-encoding are given; send one of them";
         return Err(Fault::new(Code::InvalidValue, message));
     }
     Ok(())
@@ -174,10 +167,10 @@ fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, F
 
 /// Alive or stuck: the watchdog's condition.
 fn healthz(door: &HttpDoor) -> Result<Response<Body>, Fault> {
-    if door.engine.progressed() {
+    if door.engine.moves() {
         return Ok(body::text("text/plain; charset=utf-8", "ok\n".into()));
     }
-    Err(Fault::new(Code::NotReady, "the engine has not moved since the last look; see the journal of sottod"))
+    Err(Fault::new(Code::NotReady, "the engine has not moved for 15 s; see the journal of sottod"))
 }
 
 fn models(door: &HttpDoor) -> Response<Body> {
@@ -199,7 +192,7 @@ fn model(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
 
 fn model_json(door: &HttpDoor, info: &ModelInfo) -> Value {
     let stands_for = |alias: &&str| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
-    let aliases: Vec<&str> = ["default", "fast"].into_iter().filter(stands_for).collect();
+    let aliases: Vec<&str> = ["default", "fast", "embed"].into_iter().filter(stands_for).collect();
     let mut sotto = json!({
         "state": info.state.as_str(),
         "aliases": aliases,

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,6 +33,8 @@ enum Stage {
 pub(super) struct Phase {
     state: Mutex<State>,
     changed: Notify,
+    /// The present request is the last of its connection.
+    last: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -45,7 +48,7 @@ struct State {
 impl Default for Phase {
     fn default() -> Self {
         let state = State { stage: Stage::Idle, since: Instant::now(), blocked: None };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        Self { state: Mutex::new(state), changed: Notify::new(), last: AtomicBool::new(false) }
     }
 }
 
@@ -58,6 +61,17 @@ impl Phase {
         let mut state = self.state();
         (state.stage, state.since) = (stage, Instant::now());
         self.changed.notify_one();
+    }
+
+    /// The connection is to be closed after the present request.
+    pub(super) fn last(&self) {
+        self.last.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Whether [`Self::last`] was said.
+    pub(super) fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// A head has arrived; its answer is under way until [`Self::idle`].

@@ -8,17 +8,17 @@
     reason = "a test that cannot go on stops, and says what it measured"
 )]
 
+mod files;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use sotto::door::http::{self, HttpOptions};
-use sotto::engine::{Engine, ModelFile, Options, Status};
-use support::gguf::{self, F32, SLOW, TINY, V};
+use support::gguf::{self, SLOW};
 use support::http::{Call, ask, get, post};
-use support::{Daemon, Ending, Folder, run, sotto, stderr, stdout, stories, until};
+use support::{Daemon, Ending, Folder, Inside, run, sotto, stderr, stdout, stories, until};
 
 const NATIVE: &str = "/sotto/v1/generate";
 const CHAT: &str = "/v1/chat/completions";
@@ -39,280 +39,6 @@ fn says(message: &str, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "no {word:?} in: {message}");
     }
-}
-
-/// A kind of damage with what must be said about it.
-struct Damage {
-    name: &'static str,
-    bytes: Vec<u8>,
-    words: Vec<String>,
-}
-
-/// A truncated, a lying and an oversized file of each sort.
-fn damaged() -> Vec<Damage> {
-    let whole = gguf::llama(TINY).bytes();
-    let n = whole.len();
-    let words = |w: &[&str]| w.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
-    let with = |change: &dyn Fn(&mut gguf::File)| {
-        let mut file = gguf::llama(TINY);
-        change(&mut file);
-        file.bytes()
-    };
-    let row = |name, bytes, w: &[&str]| Damage { name, bytes, words: words(w) };
-    vec![
-        row("empty", Vec::new(), &["0 bytes long"]),
-        row(
-            "another kind",
-            b"PK\x03\x04 and so on".to_vec(),
-            &["begins with bytes [50, 4b, 03, 04]", "GGUF"],
-        ),
-        row("cut in the header", whole[..10].to_vec(), &["needs 8 bytes, 2 remain", "cut short"]),
-        row("cut in the metadata", whole[..200].to_vec(), &["at most", "possible here"]),
-        row(
-            "cut in the weights",
-            whole[..n - 100].to_vec(),
-            &["output_norm.weight", "needs 128 bytes, 28 remain"],
-        ),
-        row("version", with(&|f| f.version = 9), &["GGUF version 9", "2 and 3"]),
-        row(
-            "tensors",
-            with(&|f| f.n_tensors = Some(1 << 40)),
-            &["tensor count says 1099511627776", "at most 1653 possible here"],
-        ),
-        row("keys", with(&|f| f.n_keys = Some(1 << 40)), &["metadata count says 1099511627776", "at most"]),
-        row(
-            "a string beyond the file",
-            with(&|f| f.set("general.name", V::Raw(8, u64::MAX.to_le_bytes().to_vec()))),
-            &["general.name", "needs 18446744073709551615 bytes"],
-        ),
-        row(
-            "an array beyond the file",
-            with(&|f| {
-                f.set("x", V::Raw(9, [&10_u32.to_le_bytes()[..], &(1_u64 << 60).to_le_bytes()].concat()))
-            }),
-            &["key x", "says 1152921504606846976"],
-        ),
-        row(
-            "a shape beyond the addresses",
-            with(&|f| f.tensor("output.weight").dims = vec![1 << 40, 1 << 40]),
-            &["output.weight", "1099511627776"],
-        ),
-        row(
-            "no rows",
-            with(&|f| f.tensor("output.weight").dims = vec![32, 0]),
-            &["output.weight", "[32, 0]", "a dimension is 0"],
-        ),
-        row(
-            "half a block",
-            with(&|f| f.tensor("output.weight").dims = vec![33, 512]),
-            &["output.weight", "multiple of 32"],
-        ),
-        row(
-            "an offset beyond the file",
-            with(&|f| f.tensor("output_norm.weight").offset = Some(1 << 50)),
-            &["output_norm.weight", "1125899906", "needs 128 bytes, 0 remain"],
-        ),
-        row(
-            "overlapping tensors",
-            with(&|f| f.tensor("output_norm.weight").offset = Some(0)),
-            &["begins inside tensor", "ends at byte"],
-        ),
-        row(
-            "an offset beside the alignment",
-            with(&|f| f.tensor("output_norm.weight").offset = Some(8)),
-            &["output_norm.weight", "alignment 32"],
-        ),
-        row(
-            "two of one name",
-            with(&|f| f.tensor("output_norm.weight").name = "output.weight".into()),
-            &["tensor output.weight", "occurs twice"],
-        ),
-        row(
-            "an unknown type",
-            with(&|f| f.tensor("output.weight").kind = 77),
-            &["tensor output.weight", "type number 77", "Q4_K (12)"],
-        ),
-        row(
-            "a norm in blocks",
-            with(&|f| {
-                let norm = f.tensor("output_norm.weight");
-                (norm.kind, norm.data) = (gguf::Q8_0, vec![0; 34]);
-            }),
-            &["output_norm.weight", "Q8_0", "F32, F16 or BF16"],
-        ),
-        row(
-            "no architecture",
-            with(&|f| f.keys.retain(|(key, _)| key != "general.architecture")),
-            &["general.architecture is absent"],
-        ),
-        row(
-            "an architecture of the future",
-            with(&|f| f.set("general.architecture", V::Str("mammoth".into()))),
-            &["architecture mammoth is not supported", "llama"],
-        ),
-        row(
-            "a missing tensor",
-            with(&|f| f.tensors.retain(|t| t.name != "blk.0.ffn_up.weight")),
-            &["blk.0.ffn_up.weight is absent"],
-        ),
-        row(
-            "a tensor too many",
-            with(&|f| f.tensor("output_norm.weight").name = "output_norm.waste".into()),
-            &["output_norm.weight is absent"],
-        ),
-        row(
-            "other sizes than the tensors",
-            with(&|f| f.set("llama.feed_forward_length", V::U32(64))),
-            &["blk.0.ffn_gate.weight", "32 rows of 32", "64 rows of 32"],
-        ),
-        row(
-            "four billion layers",
-            with(&|f| f.set("llama.block_count", V::U32(u32::MAX))),
-            &["llama.block_count is 4294967295", "1 to 1024"],
-        ),
-        row(
-            "no heads",
-            with(&|f| f.set("llama.attention.head_count", V::U32(0))),
-            &["llama.attention.head_count is 0", "1 to"],
-        ),
-        row(
-            "a norm that divides by nothing",
-            with(&|f| f.set("llama.attention.layer_norm_rms_epsilon", V::F32(f32::NAN))),
-            &["layer_norm_rms_epsilon", "NaN", "finite number"],
-        ),
-        row(
-            "a vocabulary of another size",
-            with(&|f| f.set("tokenizer.ggml.tokens", V::Strings(vec!["<unk>".into(), "<s>".into()]))),
-            &["2", "512"],
-        ),
-        row(
-            "a begin token outside the vocabulary",
-            with(&|f| f.set("tokenizer.ggml.bos_token_id", V::U32(9999))),
-            &["9999", "512"],
-        ),
-        row(
-            "a vector of more floats",
-            with(&|f| {
-                let norm = f.tensor("output_norm.weight");
-                (norm.kind, norm.dims, norm.data) = (F32, vec![64], vec![0; 256]);
-            }),
-            &["output_norm.weight", "1 rows of 64", "1 rows of 32"],
-        ),
-    ]
-}
-
-#[test]
-fn damaged_files_are_refused_by_name_and_number() {
-    let folder = Folder::new();
-    for damage in damaged() {
-        let file = folder.write("m.gguf", &damage.bytes);
-        let words: Vec<&str> = damage.words.iter().map(String::as_str).collect();
-        let model = file.display().to_string();
-        // In a process that may have 1 GB of addresses: what a file claims is never allocated.
-        let output = Command::new("sh")
-            .args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sotto")])
-            .args(["complete", "--model", &model, "--threads", "1", "--max-tokens", "1", "x"])
-            .env_remove("SOTTO_MODEL")
-            .output()
-            .unwrap();
-        let message = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{}: {message}{}", damage.name, stdout(&output));
-        assert!(output.stdout.is_empty() && message.starts_with("sotto: "), "{}: {message}", damage.name);
-        assert!(message.contains("m.gguf"), "{}: {message}", damage.name);
-        says(&message, &words);
-    }
-}
-
-#[test]
-fn a_daemon_with_a_damaged_file_says_so_and_lives() {
-    let folder = Folder::new();
-    let models = folder.join("models");
-    std::fs::create_dir(&models).unwrap();
-    let all = damaged();
-    for (i, damage) in all.iter().enumerate() {
-        std::fs::write(models.join(format!("m{i}.gguf")), &damage.bytes).unwrap();
-    }
-    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
-    let daemon = Daemon::start(&folder, &stories(), &config);
-    let before = answers(&daemon);
-    let idle = daemon.memory_kib("VmRSS");
-    for (i, damage) in all.iter().enumerate() {
-        let body = json!({"model": format!("m{i}"), "input": "x", "raw": true}).to_string();
-        let answer = ask(&daemon.socket, &post(NATIVE, &body));
-        let code =
-            if damage.name == "an architecture of the future" { "unsupported_model" } else { "load_failed" };
-        assert_eq!(
-            (answer.status, answer.error("code").as_str()),
-            (503, code),
-            "{}: {answer:?}",
-            damage.name
-        );
-        // A message on the wire is bounded; it keeps its beginning.
-        says(&answer.error("message"), &[&format!("m{i}.gguf")]);
-    }
-    assert_eq!(answers(&daemon), before);
-    let grown = daemon.memory_kib("VmRSS").saturating_sub(idle);
-    assert!(grown < 4_096, "{} refused files cost {grown} KiB", all.len());
-}
-
-/// Templates are programs from strangers: what one does past every bound ends its own request.
-#[test]
-fn a_template_that_never_ends_costs_its_own_request() {
-    let folder = Folder::new();
-    let models = folder.join("models");
-    std::fs::create_dir(&models).unwrap();
-    let double =
-        "{% set ns = namespace(s=[1,2]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}";
-    let nest =
-        "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}";
-    let itself = "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns|string|length }}";
-    let hostile = [
-        ("double", format!("{double}{{{{ ns.s|length }}}}")),
-        ("nest", format!("{nest}{{{{ ns.s == ns.s }}}}{{{{ ns.s|string|length }}}}")),
-        ("itself", itself.to_owned()),
-    ];
-    for (name, template) in &hostile {
-        let mut file = gguf::llama(TINY);
-        file.set("tokenizer.chat_template", V::Str(template.clone()));
-        std::fs::write(models.join(format!("{name}.gguf")), file.bytes()).unwrap();
-    }
-    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
-    let daemon = Daemon::start(&folder, &stories(), &config);
-    let before = answers(&daemon);
-    daemon.forget_peak();
-    let idle = daemon.memory_kib("VmHWM");
-    for (name, _) in hostile {
-        let body = json!({"model": name, "messages": [{"role": "user", "content": "hi"}]}).to_string();
-        let answer = ask(&daemon.socket, &post(CHAT, &body));
-        assert_eq!(
-            (answer.status, answer.error("code").as_str()),
-            (400, "invalid_value"),
-            "{name}: {answer:?}"
-        );
-        assert_eq!(answer.error("param"), "messages");
-        says(&answer.error("message"), &[name, "chat template"]);
-        assert_eq!(answers(&daemon), before, "{name}");
-    }
-    let grown = daemon.memory_kib("VmHWM").saturating_sub(idle);
-    assert!(grown < 4_096, "hostile templates cost {grown} KiB");
-}
-
-#[test]
-fn a_cache_that_cannot_be_had_is_refused_with_its_size() {
-    let folder = Folder::new();
-    let mut file = gguf::llama(TINY);
-    file.set("llama.context_length", V::U32(1 << 24));
-    let model = folder.write("long.gguf", file.bytes()).display().to_string();
-    let output = Command::new("sh")
-        .args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sotto")])
-        .args(["complete", "--model", &model, "--threads", "1", "--context", "16777216", "x"])
-        .env_remove("SOTTO_MODEL")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    // One layer, one head of 16 numbers, keys and values, 2 bytes each.
-    let need = (1_u64 << 24) * 16 * 2 * 2;
-    says(&stderr(&output), &[&format!("{need} bytes"), "16777216 positions", "smaller context"]);
 }
 
 #[test]
@@ -522,37 +248,89 @@ fn who_leaves_in_prefill_is_cancelled_within_a_layer() {
     answers_slow(&daemon);
 }
 
-/// A door in this process, where the layers that begin can be counted.
+/// Where the layers that begin can be counted.
+fn inside(folder: &Folder) -> Inside {
+    Inside::start(folder, folder.write("slow.gguf", gguf::llama(SLOW).bytes()), 1, 16_384)
+}
+
 #[test]
 fn hardly_a_layer_begins_after_the_close() {
     let folder = Folder::new();
-    let path = folder.write("slow.gguf", gguf::llama(SLOW).bytes());
-    let models = vec![ModelFile { id: "slow".into(), path }];
-    let options = Options { models, threads: 1, n_ctx: 16_384, ..Options::default() };
-    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap();
-    let socket = folder.join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let (closing, closed) = tokio::sync::watch::channel(false);
-    let door = engine.clone();
-    let thread = sotto::os::thread::start("door", move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-            http::serve(door, listener, HttpOptions::default(), closed).await;
-        });
-    });
-    let mut call = Call::send(&socket, &prompt(9_000, 5));
+    let inside = inside(&folder);
+    let mut call = Call::send(&inside.socket, &prompt(9_000, 5));
     let read = call.head().event("prefill")["done"].as_u64().unwrap();
-    let before = engine.layers_begun();
-    drop(call);
-    until("an engine at rest", || (engine.status() == Status::default()).then_some(()));
-    let after = engine.layers_begun() - before;
+    let after = inside.layers_after_the_close(call);
     println!("read {read} of 9000 tokens; {after} layers of {} begun after the close", SLOW.n_layer);
     // One that began while the close was under way, and one for a busy machine.
     assert!(after <= 2, "{after} layers begun after the close");
-    closing.send(true).unwrap();
-    thread.unwrap().join().unwrap();
+}
+
+#[test]
+fn hardly_a_token_follows_the_close() {
+    let folder = Folder::new();
+    let inside = inside(&folder);
+    let mut call = Call::send(&inside.socket, &prompt(33, 9_000));
+    call.head();
+    (0..5).for_each(|_| drop(call.event("token")));
+    let after = inside.layers_after_the_close(call);
+    println!("{after} layers begun after the close in decode; a token takes {}", SLOW.n_layer);
+    // A token takes a millisecond here, and the machine may be busy for some of them.
+    assert!(after <= 8 * SLOW.n_layer as u64, "{after} layers begun after the close");
+}
+
+/// Whoever looks, however often: a daemon at work is well.
+#[test]
+fn health_is_not_used_up_by_looking() {
+    let folder = Folder::new();
+    let daemon = slow(&folder);
+    let mut call = Call::send(&daemon.socket, &prompt(9_000, 5));
+    call.head().event("prefill");
+    for _ in 0..200 {
+        let answer = ask(&daemon.socket, &get("/healthz"));
+        assert_eq!((answer.status, answer.text()), (200, "ok\n"), "{answer:?}");
+    }
+}
+
+/// `systemctl reload` sends SIGHUP; it ends nothing.
+#[test]
+fn a_reload_drops_no_stream() {
+    let folder = Folder::new();
+    let mut daemon = slow(&folder);
+    let mut call = Call::send(&daemon.socket, &prompt(2_000, 5));
+    call.head().event("prefill");
+    daemon.process.signal(rustix::process::Signal::HUP);
+    daemon.logged("configuration read again");
+    folder.write("sotto.toml", "version = 9\n");
+    daemon.process.signal(rustix::process::Signal::HUP);
+    says(&daemon.logged("the old configuration stays"), &["sotto.toml:1", "9", "1 to 1"]);
+    let done = call.event("done");
+    assert_eq!(done["usage"]["completion_tokens"], 5, "{done}");
+}
+
+#[test]
+fn bodies_come_in_known_ways() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &stories(), "");
+    let before = answers(&daemon);
+    for coding in ["gzip", "gzip, chunked", "identity"] {
+        let head =
+            format!("POST {NATIVE} HTTP/1.1\r\nhost: s\r\ntransfer-encoding: {coding}\r\n\r\n0\r\n\r\n");
+        let answer = ask(&daemon.socket, head.as_bytes());
+        assert_eq!(
+            (answer.status, answer.error("code").as_str()),
+            (400, "invalid_value"),
+            "{coding}: {answer:?}"
+        );
+    }
+    let asked = std::time::SystemTime::now();
+    let old = ask(&daemon.socket, b"GET /healthz HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
+    assert_eq!(
+        (old.status, old.text()),
+        (200, "ok\n"),
+        "answered, and closed long before its idle time is over"
+    );
+    assert!(asked.elapsed().unwrap() < std::time::Duration::from_secs(30));
+    assert_eq!(answers(&daemon), before);
 }
 
 #[test]
