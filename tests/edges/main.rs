@@ -179,7 +179,7 @@ fn a_body_of_100_mb_costs_nothing() {
     says(&answer.error("message"), &[&body.len().to_string(), "4194304", "api.max_body_kib"]);
     // The same without a length: refused where the bound is passed.
     let mut chunked =
-        b"POST /sotto/v1/generate HTTP/1.1\r\nhost: s\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+        b"POST /sotto/v1/generate HTTP/1.1\r\nhost: s\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n".to_vec();
     for part in body.as_bytes().chunks(1 << 20) {
         chunked.extend(format!("{:x}\r\n", part.len()).bytes());
         chunked.extend(part);
@@ -313,8 +313,9 @@ fn bodies_come_in_known_ways() {
     let daemon = Daemon::start(&folder, &stories(), "");
     let before = answers(&daemon);
     for coding in ["gzip", "gzip, chunked", "identity"] {
-        let head =
-            format!("POST {NATIVE} HTTP/1.1\r\nhost: s\r\ntransfer-encoding: {coding}\r\n\r\n0\r\n\r\n");
+        let head = format!(
+            "POST {NATIVE} HTTP/1.1\r\nhost: s\r\ntransfer-encoding: {coding}\r\nconnection: close\r\n\r\n0\r\n\r\n"
+        );
         let answer = ask(&daemon.socket, head.as_bytes());
         assert_eq!(
             (answer.status, answer.error("code").as_str()),
