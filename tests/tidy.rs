@@ -90,7 +90,7 @@ const EDGE_CALLS: &[(&str, &[&str], &str)] = &[
 const PURE: &str = "src/engine/scheduler";
 
 /// Files over the size limit, by the start of their path.
-const LARGE_ALLOWED: &[(&str, &str)] = &[("models/", "the model in the box")];
+const LARGE_ALLOWED: &[(&str, &str)] = &[("models/story-2.8m-q8_0.gguf", "the model in the box")];
 
 const LINES_MAX: usize = 700;
 const FILE_BYTES_MAX: u64 = 2_000_000;
@@ -343,7 +343,7 @@ fn open_ends(tree: &Tree) -> Vec<Finding> {
 /// Files that are input of tests or output of tools: their bytes are not ours to tidy.
 fn is_data(path: &str) -> bool {
     path.contains("/fixtures/")
-        || path.starts_with("models/")
+        || path.starts_with("models/") && path.ends_with(".gguf")
         || path.ends_with(".lock")
         || path.ends_with(".tsv")
 }

@@ -233,7 +233,7 @@ fn large_files_have_a_reason() {
     let file = |path: &str, len| Tree(vec![File { path: path.into(), len, text: None }]);
     assert_eq!(size(&file("docs/film.bin", FILE_BYTES_MAX + 1)).len(), 1);
     assert!(size(&file("docs/film.bin", FILE_BYTES_MAX)).is_empty());
-    assert!(size(&file("models/sotto.gguf", FILE_BYTES_MAX + 1)).is_empty());
+    assert!(size(&file("models/story-2.8m-q8_0.gguf", FILE_BYTES_MAX + 1)).is_empty());
 }
 
 #[test]
