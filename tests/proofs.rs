@@ -19,9 +19,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
+use sotto::door::http::HttpOptions;
 use sotto::os::clock;
 use support::http::{Call, ask, post};
-use support::{Daemon, Folder, Inside, Running, bus, have, sotto};
+use support::{Daemon, Folder, Inside, Running, bus, engine, have, sotto};
 
 fn shape() -> PathBuf {
     std::env::var_os("SOTTO_SHAPE").expect("SOTTO_SHAPE names a model file").into()
@@ -43,7 +44,7 @@ fn cpu_s(pid: u32) -> f64 {
 }
 
 #[test]
-#[ignore = "slow: waits 5 s; a release build is what counts"]
+#[ignore = "slow: waits 5 s; a dist build is what counts"]
 fn an_idle_daemon_is_small() {
     let folder = Folder::new();
     let on_bus = have("dbus-daemon", "idle on a bus").then(|| bus(&folder));
@@ -121,8 +122,7 @@ fn who_leaves_a_long_prefill_costs_a_layer_at_most() {
 #[test]
 #[ignore = "slow: a long prefill of a 1B model"]
 fn no_layer_begins_after_the_close_of_a_long_prefill() {
-    let folder = Folder::new();
-    let inside = Inside::start(&folder, shape(), 2, 2_048);
+    let inside = Inside::start(engine(shape(), 2, 2_048), HttpOptions::default());
     let body = json!({"input": long_prompt(515), "raw": true, "max_tokens": 4}).to_string();
     let mut call = Call::send(&inside.socket, &post("/sotto/v1/generate", body));
     call.head().event("prefill");

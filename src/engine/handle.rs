@@ -249,8 +249,8 @@ impl Shared {
         lock(&self.live)
     }
 
-    /// The id that `name` stands for; `None`, `default`, `fast` and, while no
-    /// encoder can be loaded, `embed` are the default model.
+    /// The id that `name` stands for; `None`, `default`, `fast` and, while there are no
+    /// encoders, `embed` are the default model.
     pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
         let catalogue = lock(&self.catalogue);
         match name {

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::limits::{RENDER_CPU_S, RENDER_MEMORY_BYTES, RENDERED_BYTES_MAX};
+use crate::base::limits::{RENDER_CPU_S, RENDER_MEMORY_BYTES, RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::os::process;
 use crate::text::{ChatMessage, Moment, Template, TemplateInput, TextError};
 
@@ -67,6 +67,10 @@ struct Job<'a> {
 /// # Errors
 /// When the template refuses or fails, and when the child does not answer.
 pub fn render(program: &Path, source: &str, input: &TemplateInput<'_>) -> Result<String, RenderError> {
+    // Before anything of it is copied: it may be as long as the model file.
+    if source.len() > TEMPLATE_BYTES_MAX {
+        return Err(TextError::TemplateLength { len: source.len() }.into());
+    }
     let job = Job {
         source: source.into(),
         messages: input.messages.iter().map(|m| (m.role.into(), m.content.into())).collect(),

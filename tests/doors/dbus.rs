@@ -1,6 +1,7 @@
 //! D-Bus over a socket pair and on a bus of its own.
 
 use super::*;
+use crate::support::{Folder, bus, have};
 use sotto::door::dbus::{Bus, DbusOptions};
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -212,33 +213,13 @@ fn members(xml: &str) -> Vec<String> {
     found
 }
 
-/// A bus of its own; `None` where no bus program is installed.
-fn private_bus() -> Option<(PrivateBus, String)> {
-    let mut bus = Command::new("dbus-daemon")
-        .args(["--session", "--nofork", "--print-address=1"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .ok()?;
-    let mut address = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(bus.stdout.take()?), &mut address).ok()?;
-    Some((PrivateBus(bus), address.trim().to_owned()))
-}
-
-struct PrivateBus(std::process::Child);
-
-impl Drop for PrivateBus {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_shell_is_answered_and_who_leaves_the_bus_is_cancelled() {
-    let Some((bus, address)) = private_bus() else {
-        println!("skipped: dbus-daemon is not installed");
+    if !have("dbus-daemon", "calls on a bus") {
         return;
-    };
+    }
+    let folder = Folder::new();
+    let (bus, address) = bus(&folder);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let engine = engine();
@@ -259,8 +240,10 @@ fn a_shell_is_answered_and_who_leaves_the_bus_is_cancelled() {
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(output.status.success() && said.starts_with("sa{sv} \""), "{output:?}");
             let mut leaver = call("3000").spawn().unwrap();
-            for _ in 0..20 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+            let mut n_looks = 0;
+            while engine.status().active_generations == 0 && n_looks < 2_000 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                n_looks += 1;
             }
             leaver.kill().unwrap();
             leaver.wait().unwrap();

@@ -5,59 +5,34 @@
 
 #[cfg(feature = "dbus")]
 mod dbus;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sotto::door::client::{Client, ClientError, ClientEvent};
-use sotto::door::http::{HttpOptions, serve};
-use sotto::engine::{Engine, ModelFile, Options};
-use tokio::sync::watch;
+use sotto::door::http::HttpOptions;
+use sotto::engine::Engine;
+use support::Inside;
 
 fn engine() -> Engine {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260k/stories260K-q8_0.gguf");
-    let models = vec![ModelFile { id: "stories".into(), path }];
-    let options = Options { models, default_model: Some("stories".into()), threads: 1, ..Options::default() };
-    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+    support::engine(support::stories(), 1, 4096)
 }
 
-/// A door on a temporary socket; closed when dropped.
-struct House {
-    path: PathBuf,
-    engine: Engine,
-    shutdown: watch::Sender<bool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
+/// A door in this process with the small trained model behind it.
+struct House(Inside);
 
 impl House {
     fn new(options: HttpOptions) -> Self {
-        static N: AtomicU32 = AtomicU32::new(0);
-        let n = N.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("sotto-doors-{}-{n}.sock", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (shutdown, closing) = watch::channel(false);
-        let engine = engine();
-        let serving = engine.clone();
-        let thread = std::thread::Builder::new()
-            .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(async {
-                    let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                    serve(serving, listener, options, closing).await;
-                });
-            })
-            .unwrap();
-        Self { path, engine, shutdown, thread: Some(thread) }
+        Self(Inside::start(engine(), options))
     }
 
     fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(&self.path).unwrap();
+        let stream = UnixStream::connect(&self.0.socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream
     }
@@ -80,25 +55,6 @@ impl House {
 
     fn post(&self, path: &str, body: Value) -> Reply {
         self.send("POST", path, "", &body.to_string())
-    }
-
-    /// Waits until the engine has nothing under way.
-    fn rests(&self) {
-        for _ in 0..2000 {
-            if self.engine.status() == sotto::engine::Status::default() {
-                return;
-            }
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        panic!("the engine does not come to rest");
-    }
-}
-
-impl Drop for House {
-    fn drop(&mut self) {
-        let _ = self.shutdown.send(true);
-        let _ = self.thread.take().map(std::thread::JoinHandle::join);
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -409,7 +365,7 @@ fn who_hangs_up_is_cancelled_and_who_half_closes_is_not() {
         drop(free_place(&house));
         // The whole answer takes several times as long.
         assert!(began.elapsed().unwrap() < Duration::from_secs(3), "seen late: {streamed} {half_closed}");
-        house.rests();
+        house.0.rests();
     }
 }
 
@@ -430,7 +386,7 @@ fn free_place(house: &House) -> UnixStream {
 #[test]
 fn the_client_hears_every_event_and_every_refusal() {
     let house = House::new(HttpOptions::default());
-    let mut client = Client::connect(&house.path).unwrap();
+    let mut client = Client::connect(&house.0.socket).unwrap();
     for _ in 0..2 {
         let mut heard = Vec::new();
         client.generate(json!({"input": "hi", "max_tokens": 3}), &mut |event| heard.push(event)).unwrap();

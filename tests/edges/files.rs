@@ -232,6 +232,7 @@ fn a_template_that_never_ends_costs_its_own_request() {
         ("double", format!("{double}{{{{ ns.s|length }}}}")),
         ("nest", format!("{nest}{{{{ ns.s == ns.s }}}}{{{{ ns.s|string|length }}}}")),
         ("itself", itself.to_owned()),
+        ("long", "x".repeat(3 << 20)),
     ];
     for (name, template) in &hostile {
         let mut file = gguf::llama(TINY);

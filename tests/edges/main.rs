@@ -16,9 +16,10 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use sotto::door::http::HttpOptions;
 use support::gguf::{self, SLOW};
 use support::http::{Call, ask, get, post};
-use support::{Daemon, Ending, Folder, Inside, run, sotto, stderr, stdout, stories, until};
+use support::{Daemon, Ending, Folder, Inside, engine, run, sotto, stderr, stdout, stories, until};
 
 const NATIVE: &str = "/sotto/v1/generate";
 const CHAT: &str = "/v1/chat/completions";
@@ -264,7 +265,8 @@ fn who_leaves_in_prefill_is_cancelled_within_a_layer() {
 
 /// Where the layers that begin can be counted.
 fn inside(folder: &Folder) -> Inside {
-    Inside::start(folder, folder.write("slow.gguf", gguf::llama(SLOW).bytes()), 1, 16_384)
+    let model = folder.write("slow.gguf", gguf::llama(SLOW).bytes());
+    Inside::start(engine(model, 1, 16_384), HttpOptions::default())
 }
 
 #[test]

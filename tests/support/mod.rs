@@ -232,22 +232,21 @@ impl Daemon {
     }
 }
 
-/// A door in this process.
+/// A door of HTTP in this process, on a socket in a folder of its own; closed when dropped.
 #[cfg(feature = "http")]
 pub(crate) struct Inside {
     pub(crate) socket: PathBuf,
-    engine: Engine,
+    pub(crate) engine: Engine,
     closing: tokio::sync::watch::Sender<bool>,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// Removed after the door was closed.
+    _folder: Folder,
 }
 
 #[cfg(feature = "http")]
 impl Inside {
-    pub(crate) fn start(folder: &Folder, path: PathBuf, threads: usize, n_ctx: usize) -> Self {
-        let models = vec![ModelFile { id: "inside".into(), path }];
-        let options = Options { models, threads, n_ctx, ..Options::default() };
-        let engine =
-            Engine::start(sotto::kernel::select(None).expect("a tier"), options).expect("the engine starts");
+    pub(crate) fn start(engine: Engine, options: HttpOptions) -> Self {
+        let folder = Folder::new();
         let socket = folder.join("inside.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).expect("the folder takes a socket");
         listener.set_nonblocking(true).expect("a socket can be");
@@ -258,17 +257,22 @@ impl Inside {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener).expect("it listens");
-                serve(door, listener, HttpOptions::default(), closed).await;
+                serve(door, listener, options, closed).await;
             });
         });
-        Self { socket, engine, closing, thread: thread.ok() }
+        Self { socket, engine, closing, thread: Some(thread.expect("a thread")), _folder: folder }
+    }
+
+    /// Waits until the engine has nothing under way.
+    pub(crate) fn rests(&self) {
+        until("an engine at rest", || (self.engine.status() == Status::default()).then_some(()));
     }
 
     /// Hangs up and counts the layers that begin until the engine rests.
     pub(crate) fn layers_after_the_close(&self, call: http::Call) -> u64 {
         let before = self.engine.layers_begun();
         drop(call);
-        until("an engine at rest", || (self.engine.status() == Status::default()).then_some(()));
+        self.rests();
         self.engine.layers_begun() - before
     }
 }
@@ -279,6 +283,14 @@ impl Drop for Inside {
         let _ = self.closing.send(true);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
+}
+
+/// An engine in this process with one model.
+#[cfg(feature = "http")]
+pub(crate) fn engine(path: PathBuf, threads: usize, n_ctx: usize) -> Engine {
+    let models = vec![ModelFile { id: "inside".into(), path }];
+    let options = Options { models, threads, n_ctx, ..Options::default() };
+    Engine::start(sotto::kernel::select(None).expect("a tier"), options).expect("the engine starts")
 }
 
 /// How a generation ended, by the journal.

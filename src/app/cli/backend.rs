@@ -87,7 +87,7 @@ impl Backend {
             threads: how.threads.unwrap_or(0) as usize,
             n_ctx: how.context.map_or(defaults.n_ctx, |n| n as usize),
             deadline_s: NO_DEADLINE_S,
-            renderer: Some(super::super::RENDERER.into()),
+            renderer: Some(crate::app::RENDERER.into()),
             ..defaults
         };
         let kernels = crate::app::kernels().map_err(Failure::usage)?;
