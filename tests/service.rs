@@ -68,7 +68,7 @@ fn bare(text: &str) -> &str {
 fn compare(variant: &str, model: &Path, rows: &[Row], answers: &[String], n_equal_min: usize) {
     let gap_max = if variant.starts_with('f') { 0.02 } else { 0.25 };
     let model = Model::open(model).unwrap();
-    let tokenizer = Tokenizer::new(vocab::source(model.gguf()).unwrap().unwrap()).unwrap();
+    let tokenizer = Tokenizer::new(vocab::source(model.checkpoint()).unwrap().unwrap()).unwrap();
     let mut n_equal = 0;
     for (row, answer) in rows.iter().zip(answers) {
         if bare(answer) == bare(&row.text) {

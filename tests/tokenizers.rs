@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sotto::base::Token;
-use sotto::format::gguf::Gguf;
+use sotto::format::{Checkpoint, gguf};
 use sotto::text::{
     ChatMessage, Moment, Source, Special, Template, TemplateInput, TextError, Tokenizer, VocabKind,
 };
@@ -37,7 +37,7 @@ fn unpacked(packed: &Path, name: &str) -> Vec<u8> {
 }
 
 /// What the file says about its vocabulary.
-fn source(gguf: &Gguf) -> Source {
+fn source(gguf: &Checkpoint) -> Source {
     let key = |k: &str| format!("tokenizer.ggml.{k}");
     let token = |k: &str| gguf.uint(&key(k)).unwrap().map(|id| Token(u32::try_from(id).unwrap()));
     Source {
@@ -77,7 +77,7 @@ fn tokens_are_those_of_llama_cpp() {
     let (mut n, mut wrong) = (0, Vec::new());
     for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3"] {
         let file = |end: &str| dir.join(format!("ggml-vocab-{name}.{end}"));
-        let gguf = Gguf::parse(name, Arc::new(unpacked(&file("gguf.xz"), name))).unwrap();
+        let gguf = gguf::parse(name, Arc::new(unpacked(&file("gguf.xz"), name))).unwrap();
         let tokenizer = Tokenizer::new(source(&gguf)).unwrap();
         let mut check = |text: &str, special: Special, wanted: Vec<u32>| {
             let found = ids(&tokenizer, text, special);

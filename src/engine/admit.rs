@@ -29,11 +29,11 @@ impl Loaded {
     /// Opens a model file with its tokenizer and template.
     pub(super) fn open(id: &str, path: &Path) -> Result<Self, ModelError> {
         let model = Model::open(path)?;
-        let file = || model.gguf().file().to_owned();
+        let file = || model.checkpoint().file().to_owned();
         let wrong = |source| ModelError::Vocabulary { file: file(), source };
-        let source = vocab::source(model.gguf())?;
+        let source = vocab::source(model.checkpoint())?;
         let key = "tokenizer.ggml.model";
-        let tokenizer = Tokenizer::new(model.gguf().require(key, source)?).map_err(wrong)?;
+        let tokenizer = Tokenizer::new(model.checkpoint().require(key, source)?).map_err(wrong)?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
                 file: file(),
@@ -43,13 +43,13 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        model.gguf().str(CHAT_TEMPLATE)?;
+        model.checkpoint().str(CHAT_TEMPLATE)?;
         Ok(Self { id: id.into(), model, tokenizer })
     }
 
     /// The source of its chat template.
     fn template(&self) -> Option<&str> {
-        self.model.gguf().str(CHAT_TEMPLATE).ok().flatten()
+        self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten()
     }
 
     /// What the doors tell of it where at most `n_ctx` positions are granted.

@@ -5,242 +5,69 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::checkpoint::{Checkpoint, Origin, TensorInfo};
 use super::{Array, FormatError, Kind, Value};
 use crate::base::limits::{N_COLS_MAX, N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
 use crate::base::{SharedBytes, Strings};
 use crate::quant::Quant;
 
-/// Where and how a tensor is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Block format.
-    pub quant: Quant,
-    /// Weights in a row (GGUF's first dimension).
-    pub n_cols: usize,
-    /// Product of the other dimensions.
-    pub n_rows: usize,
-    /// Number of dimensions.
-    pub n_dims: usize,
-    /// Bytes of the file.
-    pub range: Range<usize>,
-}
-
-/// A parsed GGUF file.
-pub struct Gguf {
-    file: String,
-    bytes: SharedBytes,
-    version: u32,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
-}
-
-impl std::fmt::Debug for Gguf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gguf({}, {} keys, {} tensors)", self.file, self.metadata.len(), self.tensors.len())
+/// Reads header, metadata and tensor infos; `file` is the name for messages.
+///
+/// # Errors
+/// On anything that is not a whole, consistent file with weights of the types in [`Quant`].
+pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> {
+    let data = (*bytes).as_ref();
+    let mut r = Reader { file, data, at: 0 };
+    let magic = data.get(..4).unwrap_or(data);
+    if magic != b"GGUF" {
+        return Err(FormatError::Magic { file: file.into(), found: magic.to_vec() });
     }
-}
-
-impl Gguf {
-    /// Reads header, metadata and tensor infos; `file` is the name for messages.
-    ///
-    /// # Errors
-    /// On anything that is not a whole, consistent file with weights of the types in [`Quant`].
-    pub fn parse(file: &str, bytes: SharedBytes) -> Result<Self, FormatError> {
-        let data = (*bytes).as_ref();
-        let mut r = Reader { file, data, at: 0 };
-        let magic = data.get(..4).unwrap_or(data);
-        if magic != b"GGUF" {
-            return Err(FormatError::Magic { file: file.into(), found: magic.to_vec() });
-        }
-        r.at = 4;
-        let version = r.u32("the version")?;
-        if version != 2 && version != 3 {
-            let hint = if version.swap_bytes() == 2 || version.swap_bytes() == 3 {
-                "; this one is big-endian, convert it for this machine"
-            } else if version == 1 {
-                "; convert it again with a current converter"
-            } else {
-                ""
-            };
-            return Err(FormatError::Version { file: file.into(), found: version, hint });
-        }
-        // A tensor info takes at least 8 + 1 + 4 + 8 + 4 + 8 bytes, a key and value at least 8 + 1 + 4 + 1.
-        let n_tensors = r.count("the tensor count", 33, N_TENSOR_MAX)?;
-        let n_keys = r.count("the metadata count", 14, N_METADATA_MAX)?;
-
-        let mut metadata = HashMap::with_capacity(n_keys);
-        for i in 0..n_keys {
-            let key = r.name(&format!("the name of key {i}"))?;
-            let value = r.value(&key, &bytes)?;
-            if metadata.insert(key.clone(), value).is_some() {
-                return Err(FormatError::Duplicate { file: file.into(), what: format!("key {key}") });
-            }
-        }
-        let alignment = match metadata.get("general.alignment") {
-            None => 32,
-            Some(Value::Int(n)) if (8..=65_536).contains(n) && n.count_ones() == 1 => {
-                u64::try_from(*n).unwrap_or(32)
-            }
-            Some(v) => {
-                return Err(FormatError::Value {
-                    file: file.into(),
-                    key: "general.alignment".into(),
-                    found: v.describe(),
-                    wanted: "a power of two from 8 to 65536",
-                });
-            }
+    r.at = 4;
+    let version = r.u32("the version")?;
+    if version != 2 && version != 3 {
+        let hint = if version.swap_bytes() == 2 || version.swap_bytes() == 3 {
+            "; this one is big-endian, convert it for this machine"
+        } else if version == 1 {
+            "; convert it again with a current converter"
+        } else {
+            ""
         };
-        let mut infos = Vec::with_capacity(n_tensors);
-        for i in 0..n_tensors {
-            infos.push(r.tensor_info(i, alignment)?);
-        }
-        let start = (r.at as u64).next_multiple_of(alignment);
-        let tensors = place(file, infos, start, data.len() as u64)?;
-        Ok(Self { file: file.into(), bytes, version, metadata, tensors })
+        return Err(FormatError::Version { file: file.into(), found: version, hint });
     }
+    // A tensor info takes at least 8 + 1 + 4 + 8 + 4 + 8 bytes, a key and value at least 8 + 1 + 4 + 1.
+    let n_tensors = r.count("the tensor count", 33, N_TENSOR_MAX)?;
+    let n_keys = r.count("the metadata count", 14, N_METADATA_MAX)?;
 
-    /// Name of the file, for messages.
-    #[must_use]
-    pub fn file(&self) -> &str {
-        &self.file
-    }
-
-    /// Format version.
-    #[must_use]
-    pub fn version(&self) -> u32 {
-        self.version
-    }
-
-    /// The file's bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &SharedBytes {
-        &self.bytes
-    }
-
-    /// Keys and values, in no order.
-    pub fn metadata(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.metadata.iter().map(|(k, v)| (k.as_str(), v))
-    }
-
-    /// Tensors by name, in no order.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.tensors.iter().map(|(k, v)| (k.as_str(), v))
-    }
-
-    /// The tensor of this name.
-    #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name)
-    }
-
-    /// A non-negative integer below 2^63.
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn uint(&self, key: &str) -> Result<Option<u64>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Int(n)) if (0..=i128::from(i64::MAX)).contains(n) => Ok(u64::try_from(*n).ok()),
-            Some(v) => Err(self.wrong(key, v, "an integer of 0 or more")),
+    let mut metadata = HashMap::with_capacity(n_keys);
+    for i in 0..n_keys {
+        let key = r.name(&format!("the name of key {i}"))?;
+        let value = r.value(&key, &bytes)?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(FormatError::Duplicate { file: file.into(), what: format!("key {key}") });
         }
     }
-
-    /// A finite float (an integer counts).
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn float(&self, key: &str) -> Result<Option<f32>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Float(x)) if x.is_finite() => Ok(Some(narrow(*x))),
-            Some(Value::Int(n)) => Ok(Some(*n as f32)),
-            Some(v) => Err(self.wrong(key, v, "a finite number")),
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(Value::Int(n)) if (8..=65_536).contains(n) && n.count_ones() == 1 => {
+            u64::try_from(*n).unwrap_or(32)
         }
-    }
-
-    /// A truth value.
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
-            Some(v) => Err(self.wrong(key, v, "true or false")),
+        Some(v) => {
+            return Err(FormatError::Value {
+                file: file.into(),
+                key: "general.alignment".into(),
+                found: v.describe(),
+                wanted: "a power of two from 8 to 65536",
+            });
         }
+    };
+    let mut infos = Vec::with_capacity(n_tensors);
+    for i in 0..n_tensors {
+        infos.push(r.tensor_info(i, alignment)?);
     }
-
-    /// A string.
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn str(&self, key: &str) -> Result<Option<&str>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(v @ Value::Str(range)) => {
-                let bytes = (*self.bytes).as_ref().get(range.clone()).unwrap_or_default();
-                std::str::from_utf8(bytes).map(Some).map_err(|_| self.wrong(key, v, "UTF-8 text"))
-            }
-            Some(v) => Err(self.wrong(key, v, "a string")),
-        }
-    }
-
-    /// An array of strings.
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn strings(&self, key: &str) -> Result<Option<&Strings>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Array(Array::Strings(s))) => Ok(Some(s)),
-            Some(v) => Err(self.wrong(key, v, "an array of strings")),
-        }
-    }
-
-    /// An array of floats of 4 bytes.
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Array(Array::Scalars(Kind::Float(4), range))) => {
-                let bytes = (*self.bytes).as_ref().get(range.clone()).unwrap_or_default();
-                Ok(Some(bytes.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect()))
-            }
-            Some(v) => Err(self.wrong(key, v, "an array of 32-bit floats")),
-        }
-    }
-
-    /// An array of integers of 4 bytes, each from 0 to 255 (token types).
-    ///
-    /// # Errors
-    /// When another value stands there.
-    pub fn small_ints(&self, key: &str) -> Result<Option<Vec<u8>>, FormatError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(v @ Value::Array(Array::Scalars(Kind::Signed(4) | Kind::Unsigned(4), range))) => {
-                let bytes = (*self.bytes).as_ref().get(range.clone()).unwrap_or_default();
-                let small = |c: &[u8; 4]| u8::try_from(u32::from_le_bytes(*c)).ok();
-                let all: Option<Vec<u8>> = bytes.as_chunks().0.iter().map(small).collect();
-                all.map(Some).ok_or_else(|| self.wrong(key, v, "an array of integers from 0 to 255"))
-            }
-            Some(v) => Err(self.wrong(key, v, "an array of 32-bit integers")),
-        }
-    }
-
-    /// An error about the value of `key`.
-    fn wrong(&self, key: &str, value: &Value, wanted: &'static str) -> FormatError {
-        FormatError::Value { file: self.file.clone(), key: key.into(), found: value.describe(), wanted }
-    }
-
-    /// `value`, or the error that `key` is absent.
-    ///
-    /// # Errors
-    /// When it is `None`.
-    pub fn require<T>(&self, key: &str, value: Option<T>) -> Result<T, FormatError> {
-        value.ok_or_else(|| FormatError::Absent { file: self.file.clone(), key: key.into() })
-    }
+    let start = (r.at as u64).next_multiple_of(alignment);
+    let tensors = place(file, infos, start, data.len() as u64)?;
+    let origin = Origin::Gguf { version };
+    Ok(Checkpoint::new(file, origin, bytes.clone(), vec![bytes], metadata, tensors))
 }
 
 /// A tensor info as read, before its place in the file is known.
@@ -249,7 +76,7 @@ struct RawTensor {
     quant: Quant,
     n_cols: usize,
     n_rows: usize,
-    n_dims: usize,
+    shape: [usize; N_DIM_MAX],
     offset: u64,
     len: u64,
 }
@@ -299,7 +126,8 @@ fn place(
             quant: t.quant,
             n_cols: t.n_cols,
             n_rows: t.n_rows,
-            n_dims: t.n_dims,
+            shape: t.shape,
+            part: 0,
             range: from..to,
         };
         if tensors.insert(t.name.clone(), info).is_some() {
@@ -527,14 +355,12 @@ impl<'a> Reader<'a> {
                 why: format!("offset is no multiple of the alignment {alignment}"),
             });
         }
-        Ok(RawTensor { name, quant, n_cols, n_rows, n_dims, offset, len })
+        let mut dims = [1; N_DIM_MAX];
+        for (to, from) in dims.iter_mut().zip(&shape) {
+            *to = to_usize(*from).unwrap_or(1);
+        }
+        Ok(RawTensor { name, quant, n_cols, n_rows, shape: dims, offset, len })
     }
-}
-
-/// The nearest 32-bit float: hyperparameters are used at that width.
-#[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
-fn narrow(x: f64) -> f32 {
-    x as f32
 }
 
 /// The scalar in `raw`, which has the kind's length.

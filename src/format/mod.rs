@@ -2,9 +2,11 @@
 //! arithmetic, no allocation beyond the file's own size, errors that name the key or tensor and the numbers.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
+mod checkpoint;
 mod error;
 pub mod gguf;
 mod value;
 
+pub use checkpoint::{Checkpoint, Origin, TensorInfo};
 pub use error::FormatError;
 pub use value::{Array, Kind, Value};

@@ -10,7 +10,7 @@ use super::arch::{self, Arch};
 use super::rope::{Angles, Scaling};
 use crate::base::SharedBytes;
 use crate::base::limits::{HEAD_DIM_MAX, N_COLS_MAX, N_CTX_MAX, N_GROUP_MAX, N_LAYER_MAX, N_VOCAB_MAX};
-use crate::format::gguf::{Gguf, TensorInfo};
+use crate::format::{Checkpoint, TensorInfo, gguf};
 use crate::kernel::Rows;
 use crate::os::map::Map;
 use crate::quant::{self, Quant};
@@ -76,7 +76,7 @@ pub(super) struct Layer {
 /// A model file, mapped, that the decoder can run.
 pub struct Model {
     map: Shared<Map>,
-    gguf: Gguf,
+    checkpoint: Checkpoint,
     arch: &'static Arch,
     hyper: Hyper,
     angles: Angles,
@@ -89,7 +89,7 @@ pub struct Model {
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Model({}, {:?})", self.gguf.file(), self.hyper)
+        write!(f, "Model({}, {:?})", self.checkpoint.file(), self.hyper)
     }
 }
 
@@ -97,10 +97,10 @@ impl std::fmt::Debug for Model {
 ///
 /// # Errors
 /// When it cannot be mapped or is no consistent GGUF.
-pub fn open(path: &Path) -> Result<(Shared<Map>, Gguf), ModelError> {
+pub fn open(path: &Path) -> Result<(Shared<Map>, Checkpoint), ModelError> {
     let map = Shared::new(Map::open(path)?);
     let bytes: SharedBytes = map.clone();
-    let gguf = Gguf::parse(&path.display().to_string(), bytes)?;
+    let gguf = gguf::parse(&path.display().to_string(), bytes)?;
     Ok((map, gguf))
 }
 
@@ -151,7 +151,7 @@ impl Model {
         }
         let (base, scaling) = rope(&gguf, arch, &hyper)?;
         let angles = Angles::new(hyper.n_rot, base, &scaling, factors.as_deref());
-        Ok(Self { map, gguf, arch, hyper, angles, token_embd, output_norm, output, layers })
+        Ok(Self { map, checkpoint: gguf, arch, hyper, angles, token_embd, output_norm, output, layers })
     }
 
     /// Its sizes.
@@ -169,22 +169,22 @@ impl Model {
     /// Number of weights.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.gguf.tensors().map(|(_, t)| (t.n_cols as u64).saturating_mul(t.n_rows as u64)).sum()
+        self.checkpoint.tensors().map(|(_, t)| (t.n_cols as u64).saturating_mul(t.n_rows as u64)).sum()
     }
 
     /// The type that most bytes of weights have.
     #[must_use]
     pub fn quantization(&self) -> &'static str {
         let bytes = |q: Quant| {
-            self.gguf.tensors().filter(|(_, t)| t.quant == q).map(|(_, t)| t.range.len()).sum::<usize>()
+            self.checkpoint.tensors().filter(|(_, t)| t.quant == q).map(|(_, t)| t.range.len()).sum::<usize>()
         };
         Quant::ALL.into_iter().max_by_key(|q| bytes(*q)).map_or("", Quant::name)
     }
 
     /// The file it came from.
     #[must_use]
-    pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// Length of the file.
@@ -303,7 +303,7 @@ impl Taker<'_, '_> {
 }
 
 /// The architecture that the file names.
-pub(super) fn architecture(gguf: &Gguf) -> Result<&'static Arch, ModelError> {
+pub(super) fn architecture(gguf: &Checkpoint) -> Result<&'static Arch, ModelError> {
     let key = "general.architecture";
     let found = gguf.require(key, gguf.str(key)?)?;
     arch::by_gguf(found).ok_or_else(|| ModelError::Architecture {
@@ -314,7 +314,7 @@ pub(super) fn architecture(gguf: &Gguf) -> Result<&'static Arch, ModelError> {
 }
 
 /// Sizes from the metadata, each within what the decoder takes.
-fn hyper(gguf: &Gguf, arch: &Arch) -> Result<Hyper, ModelError> {
+fn hyper(gguf: &Checkpoint, arch: &Arch) -> Result<Hyper, ModelError> {
     let key = |k: &str| format!("{}.{k}", arch.gguf);
     let bad = |k: &str, found: String, wanted: String| ModelError::Hyper {
         file: gguf.file().into(),
@@ -394,7 +394,7 @@ fn hyper(gguf: &Gguf, arch: &Arch) -> Result<Hyper, ModelError> {
 }
 
 /// Base and scaling of the rotary positions.
-fn rope(gguf: &Gguf, arch: &Arch, hyper: &Hyper) -> Result<(f32, Scaling), ModelError> {
+fn rope(gguf: &Checkpoint, arch: &Arch, hyper: &Hyper) -> Result<(f32, Scaling), ModelError> {
     let key = |k: &str| format!("{}.rope.{k}", arch.gguf);
     let bad = |k: &str, found: String, wanted: &str| ModelError::Hyper {
         file: gguf.file().into(),

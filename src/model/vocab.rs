@@ -3,14 +3,14 @@
 use super::ModelError;
 use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
-use crate::format::gguf::Gguf;
+use crate::format::Checkpoint;
 use crate::text::{Source, VocabKind};
 
 /// Reads what the tokenizer needs; piece texts and merges stay in the file. `None` if the file carries none.
 ///
 /// # Errors
 /// When a key has another type than it should, or lengths do not agree.
-pub fn source(gguf: &Gguf) -> Result<Option<Source>, ModelError> {
+pub fn source(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
     let key = |k: &str| format!("tokenizer.ggml.{k}");
     let hyper = |k: &str, found: String, wanted: String| ModelError::Hyper {
         file: gguf.file().into(),

@@ -1,0 +1,232 @@
+//! What every model file format becomes: metadata by GGUF's keys and tensors by GGUF's names, in place. The layers
+//! above know no other spelling.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::{Array, FormatError, Kind, Value};
+use crate::base::limits::N_DIM_MAX;
+use crate::base::{SharedBytes, Strings};
+use crate::quant::Quant;
+
+/// Where and how a tensor is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Block format.
+    pub quant: Quant,
+    /// Weights in a row (GGUF's first dimension).
+    pub n_cols: usize,
+    /// Product of the other dimensions.
+    pub n_rows: usize,
+    /// All dimensions, the width of a row first, 1 where there is none.
+    pub shape: [usize; N_DIM_MAX],
+    /// Which of the checkpoint's parts holds it.
+    pub part: usize,
+    /// Bytes of that part.
+    pub range: Range<usize>,
+}
+
+/// The format that a checkpoint was read from. It decides what GGUF's converter folds into weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// GGUF of this version.
+    Gguf {
+        /// 1 to 3.
+        version: u32,
+    },
+    /// A directory in the layout of Hugging Face: `config.json` and safetensors.
+    HuggingFace,
+}
+
+/// Metadata and tensors of a model.
+pub struct Checkpoint {
+    file: String,
+    origin: Origin,
+    /// What the places in `metadata` refer to.
+    meta: SharedBytes,
+    parts: Vec<SharedBytes>,
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checkpoint({}, {} keys, {} tensors)", self.file, self.metadata.len(), self.tensors.len())
+    }
+}
+
+impl Checkpoint {
+    /// A checkpoint whose metadata values have their places in `meta`, tensors theirs in `parts`.
+    pub(super) fn new(
+        file: &str,
+        origin: Origin,
+        meta: SharedBytes,
+        parts: Vec<SharedBytes>,
+        metadata: HashMap<String, Value>,
+        tensors: HashMap<String, TensorInfo>,
+    ) -> Self {
+        Self { file: file.into(), origin, meta, parts, metadata, tensors }
+    }
+
+    /// Name of the file, for messages.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The files that hold tensors.
+    #[must_use]
+    pub fn parts(&self) -> &[SharedBytes] {
+        &self.parts
+    }
+
+    /// Bytes of all parts.
+    #[must_use]
+    pub fn n_bytes(&self) -> u64 {
+        self.parts.iter().map(|p| (**p).as_ref().len() as u64).sum()
+    }
+
+    /// The bytes of a tensor of this checkpoint.
+    #[must_use]
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        let part = self.parts.get(tensor.part).map_or(&[][..], |p| (**p).as_ref());
+        part.get(tensor.range.clone()).unwrap_or_default()
+    }
+
+    /// Keys and values, in no order.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.metadata.iter().map(|(k, v)| (k.as_str(), v))
+    }
+
+    /// Tensors by name, in no order.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(k, v)| (k.as_str(), v))
+    }
+
+    /// The tensor of this name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// A non-negative integer below 2^63.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn uint(&self, key: &str) -> Result<Option<u64>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Int(n)) if (0..=i128::from(i64::MAX)).contains(n) => Ok(u64::try_from(*n).ok()),
+            Some(v) => Err(self.wrong(key, v, "an integer of 0 or more")),
+        }
+    }
+
+    /// A finite float (an integer counts).
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn float(&self, key: &str) -> Result<Option<f32>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Float(x)) if x.is_finite() => Ok(Some(narrow(*x))),
+            Some(Value::Int(n)) => Ok(Some(*n as f32)),
+            Some(v) => Err(self.wrong(key, v, "a finite number")),
+        }
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(v) => Err(self.wrong(key, v, "true or false")),
+        }
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn str(&self, key: &str) -> Result<Option<&str>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(v @ Value::Str(range)) => {
+                let bytes = (*self.meta).as_ref().get(range.clone()).unwrap_or_default();
+                std::str::from_utf8(bytes).map(Some).map_err(|_| self.wrong(key, v, "UTF-8 text"))
+            }
+            Some(v) => Err(self.wrong(key, v, "a string")),
+        }
+    }
+
+    /// An array of strings.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn strings(&self, key: &str) -> Result<Option<&Strings>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::Strings(s))) => Ok(Some(s)),
+            Some(v) => Err(self.wrong(key, v, "an array of strings")),
+        }
+    }
+
+    /// An array of floats of 4 bytes.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::Scalars(Kind::Float(4), range))) => {
+                let bytes = (*self.meta).as_ref().get(range.clone()).unwrap_or_default();
+                Ok(Some(bytes.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect()))
+            }
+            Some(v) => Err(self.wrong(key, v, "an array of 32-bit floats")),
+        }
+    }
+
+    /// An array of integers of 4 bytes, each from 0 to 255 (token types).
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn small_ints(&self, key: &str) -> Result<Option<Vec<u8>>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(v @ Value::Array(Array::Scalars(Kind::Signed(4) | Kind::Unsigned(4), range))) => {
+                let bytes = (*self.meta).as_ref().get(range.clone()).unwrap_or_default();
+                let small = |c: &[u8; 4]| u8::try_from(u32::from_le_bytes(*c)).ok();
+                let all: Option<Vec<u8>> = bytes.as_chunks().0.iter().map(small).collect();
+                all.map(Some).ok_or_else(|| self.wrong(key, v, "an array of integers from 0 to 255"))
+            }
+            Some(v) => Err(self.wrong(key, v, "an array of 32-bit integers")),
+        }
+    }
+
+    /// An error about the value of `key`.
+    fn wrong(&self, key: &str, value: &Value, wanted: &'static str) -> FormatError {
+        FormatError::Value { file: self.file.clone(), key: key.into(), found: value.describe(), wanted }
+    }
+
+    /// `value`, or the error that `key` is absent.
+    ///
+    /// # Errors
+    /// When it is `None`.
+    pub fn require<T>(&self, key: &str, value: Option<T>) -> Result<T, FormatError> {
+        value.ok_or_else(|| FormatError::Absent { file: self.file.clone(), key: key.into() })
+    }
+}
+
+/// The nearest 32-bit float: hyperparameters are used at that width.
+#[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
+fn narrow(x: f64) -> f32 {
+    x as f32
+}
