@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::value::scalar;
 use super::{Array, FormatError, Kind, Value};
 use crate::base::limits::N_DIM_MAX;
 use crate::base::{SharedBytes, Strings};
@@ -191,6 +192,57 @@ impl Checkpoint {
                 Ok(Some(bytes.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect()))
             }
             Some(v) => Err(self.wrong(key, v, "an array of 32-bit floats")),
+        }
+    }
+
+    /// An array of integers of any width.
+    ///
+    /// # Errors
+    /// When another value stands there, or a number of 2^63 or more.
+    pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>, FormatError> {
+        let wanted = "an array of integers";
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(v @ Value::Array(Array::Scalars(kind @ (Kind::Signed(_) | Kind::Unsigned(_)), range))) => {
+                let bytes = (*self.meta).as_ref().get(range.clone()).unwrap_or_default();
+                let each = bytes.chunks_exact(kind.bytes()).map(|raw| match scalar(*kind, raw) {
+                    Value::Int(n) => i64::try_from(n).ok(),
+                    _ => None,
+                });
+                each.collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong(key, v, wanted))
+            }
+            Some(v) => Err(self.wrong(key, v, wanted)),
+        }
+    }
+
+    /// An array of truth values.
+    ///
+    /// # Errors
+    /// When another value stands there.
+    pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::Scalars(Kind::Bool, range))) => {
+                let bytes = (*self.meta).as_ref().get(range.clone()).unwrap_or_default();
+                Ok(Some(bytes.iter().map(|b| *b != 0).collect()))
+            }
+            Some(v) => Err(self.wrong(key, v, "an array of true and false")),
+        }
+    }
+
+    /// A non-negative integer for each of `n` layers: an array of that length, or one number for all of them.
+    ///
+    /// # Errors
+    /// When another value stands there, or an array of another length.
+    pub fn uint_per_layer(&self, key: &str, n: usize) -> Result<Option<Vec<u64>>, FormatError> {
+        match self.metadata.get(key) {
+            Some(v @ Value::Array(_)) => {
+                let wrong = || self.wrong(key, v, "an array with an integer of 0 or more for each layer");
+                let all = self.ints(key)?.filter(|all| all.len() == n).ok_or_else(wrong)?;
+                let all: Result<_, _> = all.into_iter().map(u64::try_from).collect();
+                all.map(Some).map_err(|_| wrong())
+            }
+            _ => Ok(self.uint(key)?.map(|x| vec![x; n])),
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::checkpoint::{Checkpoint, Origin, TensorInfo};
+use super::value::scalar;
 use super::{Array, FormatError, Kind, Value};
 use crate::base::limits::{N_COLS_MAX, N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
 use crate::base::{SharedBytes, Strings};
@@ -360,27 +361,5 @@ impl<'a> Reader<'a> {
             *to = to_usize(*from).unwrap_or(1);
         }
         Ok(RawTensor { name, quant, n_cols, n_rows, shape: dims, offset, len })
-    }
-}
-
-/// The scalar in `raw`, which has the kind's length.
-fn scalar(kind: Kind, raw: &[u8]) -> Value {
-    let mut wide = [0_u8; 8];
-    for (to, from) in wide.iter_mut().zip(raw) {
-        *to = *from;
-    }
-    let bits = u64::from_le_bytes(wide);
-    match kind {
-        Kind::Unsigned(_) => Value::Int(i128::from(bits)),
-        Kind::Signed(n) => {
-            // Shift the sign bit to the top and back.
-            let shift = 64_u32.saturating_sub(u32::from(n).saturating_mul(8));
-            Value::Int(i128::from(bits.wrapping_shl(shift).cast_signed().wrapping_shr(shift)))
-        }
-        Kind::Float(4) => {
-            Value::Float(f64::from(f32::from_bits(u32::from_le_bytes([wide[0], wide[1], wide[2], wide[3]]))))
-        }
-        Kind::Float(_) => Value::Float(f64::from_bits(bits)),
-        Kind::Bool => Value::Bool(bits != 0),
     }
 }
