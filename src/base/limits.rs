@@ -1,13 +1,31 @@
 //! Every bound of the program with its reason. A queue, map, string or nesting without a bound is a defect.
 
-/// Most tensors in a model file: the largest open models have a few thousand.
-pub const N_TENSOR_MAX: usize = 65_536;
+/// Most tensors in a model: in GGUF the largest have a few thousand, as safetensors with one for each expert 74,000.
+pub const N_TENSOR_MAX: usize = 262_144;
+/// Most files of a model: the largest open ones come in under 200, and each costs a map.
+pub const N_PART_MAX: usize = 1_024;
 /// Most metadata keys in a model file: converters write under a hundred.
 pub const N_METADATA_MAX: usize = 65_536;
 /// Longest name of a key or tensor in a model file: ggml itself stops at 64 for tensors, keys stay below 200.
 pub const NAME_BYTES_MAX: usize = 65_535;
 /// Most dimensions of a tensor (GGUF).
 pub const N_DIM_MAX: usize = 4;
+/// Most dimensions of a tensor that is skipped: image encoders have 5.
+pub const N_DIM_SKIPPED_MAX: usize = 8;
+/// Longest header of a safetensors file: the format's own bound.
+pub const SAFETENSORS_HEADER_MAX: usize = 100_000_000;
+/// Longest list of tensors and their files: the largest open models have 8 MB.
+pub const SAFETENSORS_INDEX_MAX: usize = 64 << 20;
+/// Longest `config.json`, `generation_config.json` or `tokenizer_config.json`: the longest known has 600 KB.
+pub const MODEL_CONFIG_BYTES_MAX: usize = 8 << 20;
+/// Most values in a `config.json`: known ones have under 2,000. Bounds the memory of a file of brackets.
+pub const N_MODEL_CONFIG_VALUE_MAX: usize = 65_536;
+/// Longest `tokenizer.json` or `tokenizer.model`: Gemma's has 33 MB.
+pub const TOKENIZER_BYTES_MAX: usize = 128 << 20;
+/// Most tokens that end an answer: Llama 3.1 has 3.
+pub const N_EOS_MAX: usize = 64;
+/// Most experts of a block: the widest open model has 512.
+pub const N_EXPERT_MAX: usize = 4_096;
 /// Most layers of a decoder: the deepest open model has 126.
 pub const N_LAYER_MAX: usize = 1_024;
 /// Widest row of a matrix that the kernels take: above 66,000 an int32 block sum of Q8_0 could overflow when it

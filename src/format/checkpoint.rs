@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::value::scalar;
 use super::{Array, FormatError, Kind, Value};
-use crate::base::limits::N_DIM_MAX;
+use crate::base::limits::{N_COLS_MAX, N_DIM_MAX};
 use crate::base::{SharedBytes, Strings};
+use crate::os::map::Map;
 use crate::quant::Quant;
 
 /// Where and how a tensor is stored.
@@ -39,15 +41,76 @@ pub enum Origin {
     HuggingFace,
 }
 
+impl TensorInfo {
+    /// What follows from type and shape (fastest dimension first) of a tensor that begins at the start of a part, and
+    /// how many bytes it takes.
+    ///
+    /// # Errors
+    /// When the shape makes no matrix that the kernels take.
+    pub(super) fn of(
+        file: &str,
+        tensor: &str,
+        quant: Quant,
+        shape: &[u64],
+    ) -> Result<(Self, u64), FormatError> {
+        let bad = |why: String| FormatError::Shape {
+            file: file.into(),
+            tensor: tensor.into(),
+            shape: shape.into(),
+            why,
+        };
+        if shape.is_empty() || shape.len() > N_DIM_MAX {
+            return Err(bad(format!("1 to {N_DIM_MAX} dimensions are possible")));
+        }
+        let to_usize = |d: u64| usize::try_from(d).ok();
+        let n_cols = shape.first().copied().and_then(to_usize);
+        let n_rows = shape.iter().skip(1).try_fold(1_usize, |n, &d| n.checked_mul(to_usize(d)?));
+        let (Some(n_cols), Some(n_rows)) = (n_cols, n_rows) else {
+            return Err(bad("the product is beyond this machine's addresses".into()));
+        };
+        if n_cols == 0 || n_rows == 0 {
+            return Err(bad("a dimension is 0".into()));
+        }
+        let Some(row_bytes) = quant.row_bytes(n_cols) else {
+            return Err(bad(format!(
+                "rows of {} must be a multiple of {} and at most {N_COLS_MAX} weights",
+                quant.name(),
+                quant.block_len()
+            )));
+        };
+        let Some(len) = (row_bytes as u64).checked_mul(n_rows as u64) else {
+            return Err(bad("its bytes are beyond 64 bits".into()));
+        };
+        let mut dims = [1; N_DIM_MAX];
+        for (to, from) in dims.iter_mut().zip(shape) {
+            *to = to_usize(*from).unwrap_or(1);
+        }
+        Ok((Self { quant, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
+    }
+}
+
+/// Files beside the weights that say how text becomes tokens, as they stand.
+#[derive(Default)]
+pub(super) struct TextFiles {
+    pub(super) tokenizer_json: Option<SharedBytes>,
+    pub(super) tokenizer_config: Option<SharedBytes>,
+    pub(super) tokenizer_model: Option<SharedBytes>,
+}
+
 /// Metadata and tensors of a model.
 pub struct Checkpoint {
-    file: String,
-    origin: Origin,
+    pub(super) file: String,
+    pub(super) origin: Origin,
     /// What the places in `metadata` refer to.
-    meta: SharedBytes,
-    parts: Vec<SharedBytes>,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
+    pub(super) meta: SharedBytes,
+    pub(super) parts: Vec<SharedBytes>,
+    /// For each part the map that it is, if it is one.
+    pub(super) maps: Vec<Option<Arc<Map>>>,
+    pub(super) metadata: HashMap<String, Value>,
+    pub(super) tensors: HashMap<String, TensorInfo>,
+    pub(super) text: TextFiles,
+    pub(super) eos: Vec<u32>,
+    pub(super) n_skipped: usize,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -57,18 +120,6 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// A checkpoint whose metadata values have their places in `meta`, tensors theirs in `parts`.
-    pub(super) fn new(
-        file: &str,
-        origin: Origin,
-        meta: SharedBytes,
-        parts: Vec<SharedBytes>,
-        metadata: HashMap<String, Value>,
-        tensors: HashMap<String, TensorInfo>,
-    ) -> Self {
-        Self { file: file.into(), origin, meta, parts, metadata, tensors }
-    }
-
     /// Name of the file, for messages.
     #[must_use]
     pub fn file(&self) -> &str {
@@ -81,7 +132,7 @@ impl Checkpoint {
         self.origin
     }
 
-    /// The files that hold tensors.
+    /// The files that hold tensors; the last part may be memory: tensors that a directory stores in another form.
     #[must_use]
     pub fn parts(&self) -> &[SharedBytes] {
         &self.parts
@@ -91,6 +142,54 @@ impl Checkpoint {
     #[must_use]
     pub fn n_bytes(&self) -> u64 {
         self.parts.iter().map(|p| (**p).as_ref().len() as u64).sum()
+    }
+
+    /// Reads the bytes `at .. at + len` of all parts one after the other (clamped to them) into the page cache and maps
+    /// the pages. What is memory anyway is passed over.
+    pub fn populate(&self, at: usize, len: usize) {
+        let end = at.saturating_add(len);
+        let mut start = 0_usize;
+        for (part, map) in self.parts.iter().zip(&self.maps) {
+            let part_end = start.saturating_add((**part).as_ref().len());
+            let (from, to) = (at.max(start), end.min(part_end));
+            if let Some(map) = map
+                && from < to
+            {
+                map.populate(from.saturating_sub(start), to.saturating_sub(from));
+            }
+            start = part_end;
+        }
+    }
+
+    /// `tokenizer.json` of a directory, as it stands.
+    #[must_use]
+    pub fn tokenizer_json(&self) -> Option<&SharedBytes> {
+        self.text.tokenizer_json.as_ref()
+    }
+
+    /// `tokenizer_config.json` of a directory, as it stands.
+    #[must_use]
+    pub fn tokenizer_config(&self) -> Option<&SharedBytes> {
+        self.text.tokenizer_config.as_ref()
+    }
+
+    /// `tokenizer.model` of a directory (SentencePiece), as it stands.
+    #[must_use]
+    pub fn tokenizer_model(&self) -> Option<&SharedBytes> {
+        self.text.tokenizer_model.as_ref()
+    }
+
+    /// The tokens that end an answer by `generation_config.json` or `config.json` of a directory; empty for GGUF, whose
+    /// keys name them.
+    #[must_use]
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Tensors of a directory that are no part of the text model (images, sound, further heads) and were passed over.
+    #[must_use]
+    pub fn n_skipped(&self) -> usize {
+        self.n_skipped
     }
 
     /// The bytes of a tensor of this checkpoint.
@@ -135,7 +234,7 @@ impl Checkpoint {
     pub fn float(&self, key: &str) -> Result<Option<f32>, FormatError> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Float(x)) if x.is_finite() => Ok(Some(narrow(*x))),
+            Some(Value::Float(x)) if narrow(*x).is_finite() => Ok(Some(narrow(*x))),
             Some(Value::Int(n)) => Ok(Some(*n as f32)),
             Some(v) => Err(self.wrong(key, v, "a finite number")),
         }
@@ -279,6 +378,6 @@ impl Checkpoint {
 
 /// The nearest 32-bit float: hyperparameters are used at that width.
 #[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
-fn narrow(x: f64) -> f32 {
+pub(super) fn narrow(x: f64) -> f32 {
     x as f32
 }

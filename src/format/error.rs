@@ -1,9 +1,14 @@
 //! What can be wrong with a model file.
 
+use crate::os::map::MapError;
+
 /// A model file that cannot be read. Every message names the file, the place and the numbers.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
+    /// It cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// It does not begin as the format does.
     #[error(
         "{file}: begins with bytes {found:02x?}, a GGUF file begins with \"GGUF\"; this is another kind of file"
@@ -15,7 +20,7 @@ pub enum FormatError {
         found: Vec<u8>,
     },
     /// A version that is not read.
-    #[error("{file}: GGUF version {found}; versions 2 and 3 are read{hint}")]
+    #[error("{file}: GGUF version {found}; versions 1 to 3 are read{hint}")]
     Version {
         /// The file.
         file: String,
@@ -98,7 +103,7 @@ pub enum FormatError {
     },
     /// A key that a model must have.
     #[error(
-        "{file}: key {key} is absent; the file is no complete model (a vocabulary alone, or another kind of GGUF)"
+        "{file}: key {key} is absent; the file is no complete model (a vocabulary alone, or of another kind)"
     )]
     Absent {
         /// The file.
@@ -129,5 +134,85 @@ pub enum FormatError {
         at: u64,
         /// What is wrong.
         why: String,
+    },
+    /// One of several files that make up a model does not fit the others.
+    #[error(
+        "{file}: {why}; the files of a model lie in one directory under the names they were published with"
+    )]
+    Set {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Larger than any file of its kind.
+    #[error("{file}: {found} bytes long, at most {max} are read; this is another kind of file")]
+    TooLong {
+        /// The file.
+        file: String,
+        /// Its length.
+        found: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// Text that is not the JSON it should be.
+    #[error("{file}: {why}; the file is damaged, fetch it again")]
+    Json {
+        /// The file.
+        file: String,
+        /// What is wrong, with line and column.
+        why: String,
+    },
+    /// An entry of `config.json` that is not as it must be.
+    #[error("{file}: {key} is {found}, {wanted}")]
+    Config {
+        /// The file.
+        file: String,
+        /// The entry.
+        key: String,
+        /// What stands there.
+        found: String,
+        /// What is possible.
+        wanted: String,
+    },
+    /// A class of models whose directories are not translated.
+    #[error(
+        "{file}: architectures names {found}, which is not read from a directory{hint}; a GGUF file of the model may \
+         work; read are: {known}"
+    )]
+    Class {
+        /// The file.
+        file: String,
+        /// The class.
+        found: String,
+        /// Why, where there is more to say.
+        hint: &'static str,
+        /// Those that work.
+        known: String,
+    },
+    /// A tensor type that is not read from safetensors.
+    #[error(
+        "{file}: tensor {tensor} has type {found}; F32, F16 and BF16 are read; use a GGUF file of the model for \
+         quantized weights"
+    )]
+    Dtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: String,
+    },
+    /// A tensor that the model's class does not have.
+    #[error(
+        "{file}: tensor {tensor} is not known in {class}; the checkpoint is of another kind than config.json says"
+    )]
+    TensorName {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The class.
+        class: String,
     },
 }

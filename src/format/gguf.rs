@@ -1,14 +1,15 @@
-//! GGUF, versions 2 and 3, little-endian (ggml, `docs/gguf.md`): header, metadata, tensor infos, aligned data.
+//! GGUF, versions 1 to 3, little-endian (ggml, `docs/gguf.md`): header, metadata, tensor infos, aligned data. Version
+//! 1 has counts and lengths of 32 bits where the others have 64; models in several files are put together in `split`.
 //!
 //! Reading copies names alone. Strings, arrays and weights stay in the mapped file.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::checkpoint::{Checkpoint, Origin, TensorInfo};
+use super::checkpoint::{Checkpoint, Origin, TensorInfo, TextFiles};
 use super::value::scalar;
 use super::{Array, FormatError, Kind, Value};
-use crate::base::limits::{N_COLS_MAX, N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
+use crate::base::limits::{N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
 use crate::base::{SharedBytes, Strings};
 use crate::quant::Quant;
 
@@ -18,26 +19,26 @@ use crate::quant::Quant;
 /// On anything that is not a whole, consistent file with weights of the types in [`Quant`].
 pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> {
     let data = (*bytes).as_ref();
-    let mut r = Reader { file, data, at: 0 };
+    let mut r = Reader { file, data, at: 0, wide: true };
     let magic = data.get(..4).unwrap_or(data);
     if magic != b"GGUF" {
         return Err(FormatError::Magic { file: file.into(), found: magic.to_vec() });
     }
     r.at = 4;
     let version = r.u32("the version")?;
-    if version != 2 && version != 3 {
-        let hint = if version.swap_bytes() == 2 || version.swap_bytes() == 3 {
+    if !(1..=3).contains(&version) {
+        let hint = if (1..=3).contains(&version.swap_bytes()) {
             "; this one is big-endian, convert it for this machine"
-        } else if version == 1 {
-            "; convert it again with a current converter"
         } else {
             ""
         };
         return Err(FormatError::Version { file: file.into(), found: version, hint });
     }
-    // A tensor info takes at least 8 + 1 + 4 + 8 + 4 + 8 bytes, a key and value at least 8 + 1 + 4 + 1.
-    let n_tensors = r.count("the tensor count", 33, N_TENSOR_MAX)?;
-    let n_keys = r.count("the metadata count", 14, N_METADATA_MAX)?;
+    r.wide = version > 1;
+    // A tensor info takes at least 4 + 4 + 4 + 4 + 8 bytes, a key and its value 4 + 4 + 1; the names 4 more from
+    // version 2 on.
+    let n_tensors = r.count("the tensor count", 24, N_TENSOR_MAX)?;
+    let n_keys = r.count("the metadata count", 9, N_METADATA_MAX)?;
 
     let mut metadata = HashMap::with_capacity(n_keys);
     for i in 0..n_keys {
@@ -67,17 +68,24 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
     }
     let start = (r.at as u64).next_multiple_of(alignment);
     let tensors = place(file, infos, start, data.len() as u64)?;
-    let origin = Origin::Gguf { version };
-    Ok(Checkpoint::new(file, origin, bytes.clone(), vec![bytes], metadata, tensors))
+    Ok(Checkpoint {
+        file: file.into(),
+        origin: Origin::Gguf { version },
+        meta: bytes.clone(),
+        parts: vec![bytes],
+        maps: vec![None],
+        metadata,
+        tensors,
+        text: TextFiles::default(),
+        eos: Vec::new(),
+        n_skipped: 0,
+    })
 }
 
 /// A tensor info as read, before its place in the file is known.
 struct RawTensor {
     name: String,
-    quant: Quant,
-    n_cols: usize,
-    n_rows: usize,
-    shape: [usize; N_DIM_MAX],
+    info: TensorInfo,
     offset: u64,
     len: u64,
 }
@@ -123,14 +131,7 @@ fn place(
             return Err(offset("too large for this machine's addresses".into()));
         };
         previous = Some((t.name.clone(), end));
-        let info = TensorInfo {
-            quant: t.quant,
-            n_cols: t.n_cols,
-            n_rows: t.n_rows,
-            shape: t.shape,
-            part: 0,
-            range: from..to,
-        };
+        let info = TensorInfo { range: from..to, ..t.info };
         if tensors.insert(t.name.clone(), info).is_some() {
             return Err(FormatError::Duplicate { file: file.into(), what: format!("tensor {}", t.name) });
         }
@@ -143,6 +144,8 @@ struct Reader<'a> {
     file: &'a str,
     data: &'a [u8],
     at: usize,
+    /// Whether counts and lengths have 64 bits.
+    wide: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -179,10 +182,20 @@ impl<'a> Reader<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
+    /// A count or length.
+    fn length(&mut self, what: &str) -> Result<u64, FormatError> {
+        if self.wide { self.u64(what) } else { self.u32(what).map(u64::from) }
+    }
+
+    /// Bytes of a count or length.
+    fn length_bytes(&self) -> u32 {
+        if self.wide { 8 } else { 4 }
+    }
+
     /// A count of things that take at least `bytes_each`: more than the file can hold is refused before anything
     /// is allocated.
     fn count(&mut self, what: &str, bytes_each: usize, most: usize) -> Result<usize, FormatError> {
-        let found = self.u64(what)?;
+        let found = self.length(what)?;
         let max = most.min(self.rest().checked_div(bytes_each).unwrap_or(0));
         match usize::try_from(found) {
             Ok(n) if n <= max => Ok(n),
@@ -197,7 +210,7 @@ impl<'a> Reader<'a> {
 
     /// A string's place in the file; its bytes are UTF-8 if `utf8`.
     fn string(&mut self, what: &str, utf8: bool) -> Result<Range<usize>, FormatError> {
-        let len = self.u64(what)?;
+        let len = self.length(what)?;
         let start = self.at;
         let bytes = self.take(what, len)?;
         if utf8 && std::str::from_utf8(bytes).is_err() {
@@ -271,8 +284,9 @@ impl<'a> Reader<'a> {
     }
 
     fn strings(&mut self, what: &str, bytes: &SharedBytes) -> Result<Strings, FormatError> {
-        let n = self.count(&format!("the length of {what}"), 8, usize::MAX)?;
-        // Strings follow their 8-byte lengths: string i ends 8 bytes before the start of string i + 1.
+        // Strings follow their lengths: string i ends a length before the start of string i + 1.
+        let gap = self.length_bytes();
+        let n = self.count(&format!("the length of {what}"), gap as usize, usize::MAX)?;
         let base = self.at;
         let mut starts = Vec::with_capacity(n.saturating_add(1));
         let past = |at: usize, r: &Self| {
@@ -287,12 +301,12 @@ impl<'a> Reader<'a> {
             let range = self.string(&format!("string {i} of {what}"), false)?;
             starts.push(past(range.start, self)?);
         }
-        starts.push(past(self.at.saturating_add(8), self)?);
-        Strings::new(bytes.clone(), base, starts, 8).ok_or_else(|| FormatError::Truncated {
+        starts.push(past(self.at.saturating_add(gap as usize), self)?);
+        Strings::new(bytes.clone(), base, starts, gap).ok_or_else(|| FormatError::Truncated {
             file: self.file.into(),
             what: what.into(),
             at: base as u64,
-            need: 8,
+            need: gap.into(),
             have: self.rest() as u64,
         })
     }
@@ -311,7 +325,7 @@ impl<'a> Reader<'a> {
         }
         let mut shape = Vec::with_capacity(n_dims);
         for _ in 0..n_dims {
-            shape.push(self.u64(&what)?);
+            shape.push(self.length(&what)?);
         }
         let type_number = self.u32(&what)?;
         let offset = self.u64(&what)?;
@@ -323,31 +337,7 @@ impl<'a> Reader<'a> {
                 allowed: "F32 (0), F16 (1), Q4_0 (2), Q8_0 (8), Q4_K (12), Q6_K (14) and BF16 (30) are read",
             });
         };
-        let bad = |why: String| FormatError::Shape {
-            file: self.file.into(),
-            tensor: name.clone(),
-            shape: shape.clone(),
-            why,
-        };
-        let to_usize = |d: u64| usize::try_from(d).ok();
-        let n_cols = shape.first().copied().and_then(to_usize);
-        let n_rows = shape.iter().skip(1).try_fold(1_usize, |n, &d| n.checked_mul(to_usize(d)?));
-        let (Some(n_cols), Some(n_rows)) = (n_cols, n_rows) else {
-            return Err(bad("the product is beyond this machine's addresses".into()));
-        };
-        if n_cols == 0 || n_rows == 0 {
-            return Err(bad("a dimension is 0".into()));
-        }
-        let Some(row_bytes) = quant.row_bytes(n_cols) else {
-            return Err(bad(format!(
-                "rows of {} must be a multiple of {} and at most {N_COLS_MAX} weights",
-                quant.name(),
-                quant.block_len()
-            )));
-        };
-        let Some(len) = (row_bytes as u64).checked_mul(n_rows as u64) else {
-            return Err(bad("its bytes are beyond 64 bits".into()));
-        };
+        let (info, len) = TensorInfo::of(self.file, &name, quant, &shape)?;
         if !offset.is_multiple_of(alignment) {
             return Err(FormatError::Offset {
                 file: self.file.into(),
@@ -356,10 +346,6 @@ impl<'a> Reader<'a> {
                 why: format!("offset is no multiple of the alignment {alignment}"),
             });
         }
-        let mut dims = [1; N_DIM_MAX];
-        for (to, from) in dims.iter_mut().zip(&shape) {
-            *to = to_usize(*from).unwrap_or(1);
-        }
-        Ok(RawTensor { name, quant, n_cols, n_rows, shape: dims, offset, len })
+        Ok(RawTensor { name, info, offset, len })
     }
 }

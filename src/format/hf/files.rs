@@ -1,0 +1,200 @@
+//! The files of a directory: found, bounded, mapped or read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+
+use super::{Shard, Texts};
+use crate::base::SharedBytes;
+use crate::base::limits::{
+    MODEL_CONFIG_BYTES_MAX, N_PART_MAX, N_TENSOR_MAX, SAFETENSORS_INDEX_MAX, TEMPLATE_BYTES_MAX,
+    TOKENIZER_BYTES_MAX,
+};
+use crate::format::checkpoint::TextFiles;
+use crate::format::{FormatError, json};
+use crate::os::map::{Map, MapError};
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads what there is.
+pub(super) fn read(dir: &Path) -> Result<(Texts, Vec<Shard>, TextFiles), FormatError> {
+    let config = required(dir, "config.json", MODEL_CONFIG_BYTES_MAX)?;
+    let tokenizer_config = optional(dir, "tokenizer_config.json", MODEL_CONFIG_BYTES_MAX)?;
+    let in_config = match &tokenizer_config {
+        Some(map) => template_in(&named(dir, "tokenizer_config.json"), (**map).as_ref())?,
+        None => None,
+    };
+    let chat_template = match optional(dir, "chat_template.jinja", TEMPLATE_BYTES_MAX)? {
+        Some(map) => Some(text(&named(dir, "chat_template.jinja"), (*map).as_ref())?),
+        None => in_config,
+    };
+    let generation_config = optional(dir, "generation_config.json", MODEL_CONFIG_BYTES_MAX)?;
+    let texts = Texts {
+        config: (*config).as_ref().to_vec(),
+        generation_config: generation_config.map(|map| (*map).as_ref().to_vec()),
+        chat_template,
+    };
+    let shared = |map: Option<Arc<Map>>| map.map(|m| m as SharedBytes);
+    let files = TextFiles {
+        tokenizer_json: shared(optional(dir, "tokenizer.json", TOKENIZER_BYTES_MAX)?),
+        tokenizer_config: shared(tokenizer_config),
+        tokenizer_model: shared(optional(dir, "tokenizer.model", TOKENIZER_BYTES_MAX)?),
+    };
+    Ok((texts, shards(dir)?, files))
+}
+
+/// The files of tensors: one, or those that the index names.
+fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
+    let one = optional(dir, WEIGHTS, usize::MAX)?;
+    if let Some(map) = one {
+        return Ok(vec![Shard { file: named(dir, WEIGHTS), bytes: map.clone(), map: Some(map) }]);
+    }
+    let Some(index) = optional(dir, INDEX, SAFETENSORS_INDEX_MAX)? else {
+        return Err(FormatError::Set {
+            file: dir.display().to_string(),
+            why: format!("holds neither {WEIGHTS} nor {INDEX}"),
+        });
+    };
+    let index_file = named(dir, INDEX);
+    let mut shards = Vec::new();
+    for name in index_files(&index_file, (*index).as_ref())? {
+        let map = Arc::new(Map::open(&dir.join(&name)).map_err(|e| match e {
+            MapError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                FormatError::Set {
+                    file: named(dir, &name),
+                    why: format!("is missing, although {INDEX} names it"),
+                }
+            }
+            other => other.into(),
+        })?);
+        shards.push(Shard { file: named(dir, &name), bytes: map.clone(), map: Some(map) });
+    }
+    Ok(shards)
+}
+
+/// The files that an index names, each a plain name.
+pub(super) fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError> {
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, &e))?;
+    let mut names: Vec<String> = Vec::new();
+    for name in index.weight_map.0 {
+        let set = |why: String| FormatError::Set { file: file.into(), why };
+        let mut parts = Path::new(&name).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+            || name.contains(['/', '\\', '\0'])
+        {
+            return Err(set(format!(
+                "names the file {name:?}, which is not a plain name in its own directory"
+            )));
+        }
+        if names.len() == N_PART_MAX {
+            return Err(set(format!("names more than {N_PART_MAX} files")));
+        }
+        names.push(name);
+    }
+    if names.is_empty() {
+        return Err(FormatError::Set { file: file.into(), why: "names no file".into() });
+    }
+    Ok(names)
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(rename = "metadata", default)]
+    _metadata: IgnoredAny,
+    weight_map: FileNames,
+}
+
+/// The different values of an object.
+struct FileNames(std::collections::BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for FileNames {
+    fn deserialize<D: serde::Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = FileNames;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object from tensors to files")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FileNames, A::Error> {
+                let mut out = std::collections::BTreeSet::new();
+                let mut n = 0_usize;
+                while let Some((IgnoredAny, file)) = map.next_entry::<IgnoredAny, String>()? {
+                    n = n.saturating_add(1);
+                    if n > N_TENSOR_MAX {
+                        return Err(A::Error::custom(format!("more than {N_TENSOR_MAX} tensors")));
+                    }
+                    out.insert(file);
+                }
+                Ok(FileNames(out))
+            }
+        }
+        reader.deserialize_map(Values)
+    }
+}
+
+/// The chat template in `tokenizer_config.json`: a string, or the one called `default` of a list.
+pub(super) fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatError> {
+    #[derive(Deserialize)]
+    struct Outer {
+        #[serde(default)]
+        chat_template: Option<Template>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Template {
+        One(String),
+        Several(Vec<BTreeMap<String, String>>),
+    }
+    let outer: Outer = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, &e))?;
+    let text = match outer.chat_template {
+        None => None,
+        Some(Template::One(text)) => Some(text),
+        Some(Template::Several(list)) => list
+            .into_iter()
+            .find(|t| t.get("name").is_some_and(|name| name == "default"))
+            .and_then(|mut t| t.remove("template")),
+    };
+    match text {
+        Some(t) if t.len() > TEMPLATE_BYTES_MAX => Err(too_long(file, t.len(), TEMPLATE_BYTES_MAX)),
+        other => Ok(other),
+    }
+}
+
+fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| FormatError::NotUtf8 {
+        file: file.into(),
+        what: "the text".into(),
+        at: e.valid_up_to() as u64,
+    })
+}
+
+fn named(dir: &Path, name: &str) -> String {
+    dir.join(name).display().to_string()
+}
+
+fn too_long(file: &str, found: usize, max: usize) -> FormatError {
+    FormatError::TooLong { file: file.into(), found: found as u64, max: max as u64 }
+}
+
+/// A file that must be there.
+fn required(dir: &Path, name: &str, max: usize) -> Result<Arc<Map>, FormatError> {
+    optional(dir, name, max)?
+        .ok_or_else(|| FormatError::Set { file: dir.display().to_string(), why: format!("holds no {name}") })
+}
+
+/// A file that may be there, of at most `max` bytes.
+fn optional(dir: &Path, name: &str, max: usize) -> Result<Option<Arc<Map>>, FormatError> {
+    match Map::open(&dir.join(name)) {
+        Ok(map) if map.as_ref().len() > max => Err(too_long(&named(dir, name), map.as_ref().len(), max)),
+        Ok(map) => Ok(Some(Arc::new(map))),
+        Err(MapError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,24 @@
+//! A model by its path.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Checkpoint, FormatError, hf, split};
+use crate::os::map::Map;
+
+/// Opens a model: a GGUF file (any one of several that belong together), or a directory in the layout of Hugging
+/// Face (or a file of safetensors or `config.json` in one).
+///
+/// # Errors
+/// When a file cannot be mapped, or what is there is no whole, consistent model.
+pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
+    if path.is_dir() {
+        return hf::open(path);
+    }
+    let in_directory = path.extension().is_some_and(|e| e == "safetensors")
+        || path.file_name().is_some_and(|n| n == "config.json" || n == "model.safetensors.index.json");
+    match path.parent() {
+        Some(dir) if in_directory => hf::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }),
+        _ => split::open(path, Arc::new(Map::open(path)?)),
+    }
+}

@@ -1,0 +1,3 @@
+//! Model files: what a directory becomes against GGUF's converter, models in several files, and bad files.
+
+mod translation;
