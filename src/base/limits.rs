@@ -35,8 +35,6 @@ pub const N_COLS_MAX: usize = 65_536;
 pub const HEAD_DIM_MAX: usize = 512;
 /// Most query heads that share one key-value head: Falcon has 71; their sums live on the stack.
 pub const N_GROUP_MAX: usize = 128;
-/// Most experts of a layer: Qwen3-Next has 512.
-pub const N_EXPERT_MAX: usize = 4_096;
 /// Longest causal convolution: known ones have 3 or 4.
 pub const CONV_LEN_MAX: usize = 64;
 /// Largest vocabulary: Gemma has 262,144.

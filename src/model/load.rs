@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc as Shared;
 
 use super::ModelError;
 use super::arch::{self, Act, Arch, NormAt, NormKind, QkNorm, Recurrent, Rope, RopeLayers};
@@ -14,16 +13,13 @@ use super::layer::{
     Matrix, Mixer, N_STREAM, Norm, PerLayer, PerLayerEmbd, ShortConv,
 };
 use super::rope::{self, Angles};
-use crate::base::SharedBytes;
 use crate::base::limits::{CONV_LEN_MAX, N_COLS_MAX, N_LAYER_MAX};
-use crate::format::{Checkpoint, Origin, TensorInfo, gguf};
+use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::Rows;
-use crate::os::map::Map;
 use crate::quant::{self, Quant};
 
 /// A model file, mapped, that the decoder can run.
 pub struct Model {
-    map: Shared<Map>,
     checkpoint: Checkpoint,
     arch: &'static Arch,
     hyper: Hyper,
@@ -62,24 +58,13 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// Maps and parses a GGUF file.
-///
-/// # Errors
-/// When it cannot be mapped or is no consistent GGUF.
-pub fn open(path: &Path) -> Result<(Shared<Map>, Checkpoint), ModelError> {
-    let map = Shared::new(Map::open(path)?);
-    let bytes: SharedBytes = map.clone();
-    let checkpoint = gguf::parse(&path.display().to_string(), bytes)?;
-    Ok((map, checkpoint))
-}
-
 impl Model {
-    /// Opens a model file for running.
+    /// Opens a model for running: a GGUF file, one of a set of split files, or a directory in the layout of Hugging Face.
     ///
     /// # Errors
     /// When the file is not a whole model of a known architecture.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (map, checkpoint) = open(path)?;
+        let checkpoint = format::open(path)?;
         let arch = architecture(&checkpoint)?;
         let keys = Keys { file: &checkpoint, arch };
         let (hyper, of_layers) = hyper::read(keys)?;
@@ -114,7 +99,6 @@ impl Model {
             Origin::HuggingFace => arch.rope_original,
         };
         Ok(Self {
-            map,
             checkpoint,
             arch,
             hyper,
@@ -173,7 +157,7 @@ impl Model {
 
     /// Reads a stretch of the file in, so that the first token does not wait for page faults.
     pub fn populate(&self, start: usize, len: usize) {
-        self.map.populate(start, len);
+        self.checkpoint.populate(start, len);
     }
 
     /// What a sequence of it keeps.

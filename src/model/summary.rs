@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use super::ModelError;
 use super::hyper::Hyper;
 use super::kv::{KvType, Layout};
-use super::load::{Model, open};
+use super::load::Model;
 use super::scratch::Scratch;
 use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::format;
 
 /// What a file says of itself, read without its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,12 +48,12 @@ impl Summary {
     /// # Errors
     /// When it is no GGUF with a known set of types.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (map, gguf) = open(path)?;
+        let file = format::open(path)?;
         let owned =
-            |key: &str| -> Result<Option<String>, ModelError> { Ok(gguf.str(key)?.map(str::to_owned)) };
+            |key: &str| -> Result<Option<String>, ModelError> { Ok(file.str(key)?.map(str::to_owned)) };
         let mut types: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
         let mut parameters = 0_u64;
-        for (_, t) in gguf.tensors() {
+        for (_, t) in file.tensors() {
             let n = (t.n_cols as u64).saturating_mul(t.n_rows as u64);
             let of = types.entry(t.quant.name()).or_default();
             of.0 += n;
@@ -75,12 +76,12 @@ impl Summary {
             hyper: model.as_ref().ok().map(|m| m.hyper().clone()),
             needs: model.as_ref().ok().map(|m| (m.layout().clone(), Scratch::bytes(m, PREFILL_CHUNK_MAX, 1))),
             runs: model.map(|_| ()).map_err(|e| e.to_string()),
-            file_bytes: (*map).as_ref().len() as u64,
+            file_bytes: file.n_bytes(),
             parameters,
             types,
-            n_vocab: gguf.strings("tokenizer.ggml.tokens")?.map_or(0, crate::base::Strings::len),
+            n_vocab: file.strings("tokenizer.ggml.tokens")?.map_or(0, crate::base::Strings::len),
             tokenizer,
-            chat: gguf.str("tokenizer.chat_template")?.is_some(),
+            chat: file.str("tokenizer.chat_template")?.is_some(),
         })
     }
 
