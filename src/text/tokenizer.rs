@@ -1,55 +1,17 @@
 //! A vocabulary put to work.
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::bpe::{self, Bpe};
 use super::merge::Merger;
+use super::source::{Edges, Source, VocabKind};
 use super::special::{MARK, Part, Special, Table};
-use super::spm::{self, Spm};
+use super::spm::{self, Ranks, Spm};
 use super::template::{ChatMessage, TemplateInput};
-use super::vocab::{Kind, Vocab, byte_of, is_end_text};
+use super::vocab::{Kind, Vocab, byte_of};
 use super::{Moment, TextError};
+use crate::base::Token;
 use crate::base::limits::ROLE_BYTES_MAX;
-use crate::base::{Strings, Token};
-
-/// Families of vocabularies (`tokenizer.ggml.model`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VocabKind {
-    /// Byte-level BPE (`gpt2`).
-    Bpe,
-    /// SentencePiece BPE (`llama`).
-    Spm,
-}
-
-/// What a model file says about its vocabulary (`tokenizer.ggml.*`).
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// Its family.
-    pub model: VocabKind,
-    /// Name of the pre-tokenizer.
-    pub pre: Option<String>,
-    /// Text of each token, `[n_vocab]`.
-    pub pieces: Strings,
-    /// ggml's token types, `[n_vocab]`: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Empty:
-    /// all normal.
-    pub kinds: Vec<u8>,
-    /// SentencePiece scores, `[n_vocab]` or empty.
-    pub scores: Vec<f32>,
-    /// Merges of a byte-level vocabulary, `left right`, best first.
-    pub merges: Option<Strings>,
-    /// Begins a text.
-    pub bos: Option<Token>,
-    /// Ends a text.
-    pub eos: Option<Token>,
-    /// Ends a turn.
-    pub eot: Option<Token>,
-    /// Stands for what cannot be spelt.
-    pub unk: Option<Token>,
-    /// Whether bos goes before a prompt; the family decides where absent.
-    pub add_bos: Option<bool>,
-    /// Whether eos goes behind a text; a prompt is to be continued and never gets it.
-    pub add_eos: Option<bool>,
-    /// Whether text begins with a space that nobody wrote; SentencePiece only, true where absent.
-    pub add_space_prefix: Option<bool>,
-}
 
 /// Turns text into tokens and back.
 pub struct Tokenizer {
@@ -61,18 +23,18 @@ pub struct Tokenizer {
     control: Table,
     /// Both.
     all: Table,
+    nfc: bool,
     bos: Option<Token>,
     eos: Option<Token>,
     add_bos: bool,
+    strips_space: bool,
     /// Sorted.
     ends: Vec<Token>,
-    /// Phi-3: white space behind special tokens is dropped.
-    trims: bool,
 }
 
 /// A token that only Phi-3 has: its vocabulary was trained with white space dropped behind special tokens, which
-/// the file does not say.
-const PHI3: &str = "<|placeholder1|>";
+/// GGUF files do not say.
+const PHI3: &[u8] = b"<|placeholder1|>";
 /// Its special tokens that keep white space.
 const PHI3_KEEP: [&[u8]; 3] = [b"<unk>", b"<s>", b"<|endoftext|>"];
 
@@ -82,15 +44,16 @@ enum Model {
 }
 
 impl Tokenizer {
-    /// Takes over what `source` says. Indices over the pieces and merges cost 6 bytes an entry, their text stays in
-    /// the file.
+    /// Takes over what `source` says. Indices over the pieces and merges cost 6 bytes an entry, their text stays
+    /// where it is.
     ///
     /// # Errors
-    /// When lists disagree in length, an id is outside the vocabulary, the pre-tokenizer is not known, or the
-    /// vocabulary cannot spell every text.
+    /// When lists disagree in length, an id is outside the vocabulary, two tokens have one text, or the vocabulary
+    /// cannot spell every text.
     pub fn new(source: Source) -> Result<Self, TextError> {
-        let Source { model, pieces, bos, eos, eot, unk, .. } = source;
-        let vocab = Vocab::new(pieces, source.kinds, model == VocabKind::Spm)?;
+        let Source { model, pieces, kinds, trusted, mut edges, bos, eos, eot, unk, .. } = source;
+        let spells_bytes = matches!(model, VocabKind::Bytes { .. });
+        let mut vocab = Vocab::new(pieces, kinds, trusted, !spells_bytes)?;
         for (what, token) in [("bos", bos), ("eos", eos), ("eot", eot), ("unknown", unk)] {
             if let Some(token) = token
                 && token.index() >= vocab.len()
@@ -98,34 +61,36 @@ impl Tokenizer {
                 return Err(TextError::TokenId { what, id: token.0, last: vocab.len() - 1 });
             }
         }
+        if !trusted && !spells_bytes && vocab.tokens().any(|(.., piece)| piece == PHI3) {
+            let is_special = |kind| matches!(kind, Kind::Control | Kind::Unknown | Kind::UserDefined);
+            let trims =
+                vocab.tokens().filter(|&(_, kind, piece)| is_special(kind) && !PHI3_KEEP.contains(&piece));
+            edges.extend(trims.map(|(token, ..)| (token, Edges { right: true, ..Edges::default() })));
+        }
+        vocab.set_edges(edges);
+        let spm =
+            |ranks| Model::Spm(Box::new(Spm::new(&vocab, ranks, unk, source.fuse_unk, source.space_prefix)));
         let model = match model {
-            VocabKind::Bpe => Model::Bpe(Bpe::new(&vocab, source.pre.as_deref(), source.merges)?),
-            VocabKind::Spm => {
-                Model::Spm(Box::new(Spm::new(&vocab, &source.scores, unk, source.add_space_prefix)?))
-            }
+            VocabKind::Bytes { pre, merges } => Model::Bpe(Bpe::new(&vocab, pre, merges)?),
+            VocabKind::Scores { scores } => spm(Ranks::scores(&scores, vocab.len())?),
+            VocabKind::Merges { merges } => spm(Ranks::merges(merges)),
         };
-        let adds_bos = match &model {
-            Model::Bpe(bpe) => bpe.adds_bos(),
-            Model::Spm(_) => true,
-        };
-        let is_end = |&(_, kind, piece): &(Token, Kind, &[u8])| kind == Kind::Control && is_end_text(piece);
-        let mut ends: Vec<Token> = vocab.tokens().filter(is_end).map(|(token, ..)| token).collect();
+        let mut ends = vocab.ends.clone();
         ends.extend(eos.into_iter().chain(eot));
         ends.sort_unstable();
         ends.dedup();
-        let trims =
-            matches!(model, Model::Spm(_)) && vocab.tokens().any(|(.., piece)| piece == PHI3.as_bytes());
         Ok(Self {
             user_defined: Table::new(&vocab, &[Kind::UserDefined])?,
             control: Table::new(&vocab, &[Kind::Control, Kind::Unknown])?,
             all: Table::new(&vocab, &[Kind::Control, Kind::Unknown, Kind::UserDefined])?,
             vocab,
             model,
+            nfc: source.nfc,
             bos,
             eos,
-            add_bos: source.add_bos.unwrap_or(adds_bos) && bos.is_some(),
+            add_bos: source.add_bos && bos.is_some(),
+            strips_space: source.strips_space,
             ends,
-            trims,
         })
     }
 
@@ -163,7 +128,7 @@ impl Tokenizer {
     /// its space.
     #[must_use]
     pub fn first_piece_strips_space(&self) -> bool {
-        matches!(&self.model, Model::Spm(spm) if spm.space_prefix)
+        self.strips_space
     }
 
     /// Appends the tokens of `text`, without bos.
@@ -220,14 +185,13 @@ impl Tokenizer {
 
     /// Appends the tokens of `text`, of which those in `table` are recognized; `marked` text loses its marks.
     fn encode_parts(&self, text: &str, table: &Table, marked: bool, out: &mut Vec<Token>) {
-        let (mut merger, mut first, mut trim) = (Merger::default(), true, false);
+        let (mut merger, mut first) = (Merger::default(), true);
         table.split(&self.vocab, text, marked, |part| {
-            let bare;
+            let (bare, normal);
             let text = match part {
                 Part::Special(token) => {
                     out.push(token);
-                    first = true;
-                    trim = self.trims && !PHI3_KEEP.contains(&self.vocab.piece(token));
+                    first = false;
                     return;
                 }
                 Part::Text(text) if marked && text.contains(MARK) => {
@@ -236,8 +200,12 @@ impl Tokenizer {
                 }
                 Part::Text(text) => text,
             };
-            let text =
-                if trim { text.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']) } else { text };
+            let text = if self.nfc && !text.is_ascii() {
+                normal = text.nfc().collect::<String>();
+                normal.as_str()
+            } else {
+                text
+            };
             if text.is_empty() {
                 return;
             }
@@ -261,11 +229,15 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes of a whole text, without the space that [`Self::first_piece_strips_space`] speaks of.
+    /// The bytes of a whole text, without the space that [`Self::first_piece_strips_space`] speaks of. Control tokens
+    /// are spelt out or left out.
     #[must_use]
-    pub fn decode(&self, tokens: &[Token]) -> Vec<u8> {
+    pub fn decode(&self, tokens: &[Token], spell_control: bool) -> Vec<u8> {
         let mut out = Vec::new();
         for &token in tokens {
+            if spell_control && self.is_special(token) {
+                out.extend_from_slice(self.vocab.piece(token));
+            }
             self.piece_into(token, &mut out);
         }
         if self.first_piece_strips_space() && out.first() == Some(&b' ') {
@@ -285,7 +257,8 @@ impl std::fmt::Debug for Tokenizer {
 mod tests {
     use super::super::bpe::tests::pieces;
     use super::*;
-    use crate::text::Template;
+    use crate::base::Strings;
+    use crate::text::{Pre, SpacePrefix, Template};
 
     /// Letters, a few merges, then a user-defined token and five control tokens.
     fn bpe() -> Source {
@@ -296,20 +269,22 @@ mod tests {
         let mut kinds = vec![1; n - 6];
         kinds.extend([4, 3, 3, 3, 3, 2]);
         let token = |back: usize| Some(Token(u32::try_from(n - back).expect("small")));
+        let pre = Pre::named(Some("gpt-2")).expect("a known name");
         Source {
-            model: VocabKind::Bpe,
-            pre: None,
+            model: VocabKind::Bytes { pre, merges: Strings::owned(merges) },
             pieces: table,
             kinds,
-            scores: Vec::new(),
-            merges: Some(Strings::owned(merges)),
+            trusted: false,
+            edges: Vec::new(),
+            nfc: false,
             bos: token(2),
             eos: token(3),
             eot: None,
             unk: token(1),
-            add_bos: Some(true),
-            add_eos: None,
-            add_space_prefix: None,
+            fuse_unk: false,
+            add_bos: true,
+            space_prefix: SpacePrefix::Never,
+            strips_space: false,
         }
     }
 
@@ -328,15 +303,16 @@ mod tests {
             "\u{2581}\u{2581}",
         ];
         Source {
-            model: VocabKind::Spm,
+            model: VocabKind::Scores {
+                scores: vec![0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -2.0, -1.0, 0.0, 0.0, 0.0],
+            },
             kinds: vec![2, 3, 3, 1, 1, 1, 1, 1, 6, 6, 4],
             pieces: Strings::owned(pieces),
-            scores: vec![0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -2.0, -1.0, 0.0, 0.0, 0.0],
-            merges: None,
             bos: Some(Token(1)),
             eos: Some(Token(2)),
             unk: Some(Token(0)),
-            add_bos: None,
+            space_prefix: SpacePrefix::Always,
+            strips_space: true,
             ..bpe()
         }
     }
@@ -357,14 +333,14 @@ mod tests {
         assert!(t.add_bos() && t.first_piece_strips_space() && t.is_end(Token(2)) && t.is_special(Token(1)));
         assert_eq!(ids(&encoded(&t, "hi hié", Special::AsText)), [7, 7, 8, 9]);
         assert_eq!(ids(&encoded(&t, "<s>hi", Special::Parse)), [1, 7]);
-        assert_eq!(t.decode(&encoded(&t, "hi hié", Special::AsText)), "hi hié".as_bytes());
+        assert_eq!(t.decode(&encoded(&t, "hi hié", Special::AsText), false), "hi hié".as_bytes());
         let mut piece = Vec::new();
         t.piece_into(Token(7), &mut piece);
         t.piece_into(Token(1), &mut piece);
         t.piece_into(Token(99), &mut piece);
         assert_eq!(piece, b" hi");
         assert!(!encoded(&t, "<s>", Special::AsText).contains(&Token(1)));
-        let bare = Tokenizer::new(Source { add_space_prefix: Some(false), ..spm() }).expect("a tokenizer");
+        let bare = Tokenizer::new(Source { space_prefix: SpacePrefix::Never, ..spm() }).expect("a tokenizer");
         assert_eq!(ids(&encoded(&bare, "hi", Special::AsText)), [6]);
     }
 
@@ -376,7 +352,7 @@ mod tests {
             let n = u.int_in_range(0..=12)?;
             let text: String = (0..n).map(|_| u.choose(&alphabet).copied()).collect::<Result<_, _>>()?;
             let tokens = encoded(&t, &text, Special::AsText);
-            assert_eq!(t.decode(&tokens), text.as_bytes());
+            assert_eq!(t.decode(&tokens, false), text.as_bytes());
             assert!(tokens.iter().all(|&token| !t.is_special(token)));
             Ok(())
         });
@@ -442,7 +418,7 @@ mod tests {
         let source = Source {
             pieces: long,
             kinds: vec![3],
-            scores: Vec::new(),
+            model: VocabKind::Scores { scores: Vec::new() },
             bos: None,
             eos: None,
             unk: None,
@@ -459,6 +435,9 @@ mod tests {
         let t = Tokenizer::new(Source { eos: None, ..source }).expect("a tokenizer");
         let end = Token(u32::try_from(n - 3).expect("small"));
         assert!(t.is_end(end) && !encoded(&t, "<|end|>", Special::AsText).contains(&end));
+        let all = encoded(&t, "<|bot|>hi<|end|>", Special::Parse);
+        assert_eq!(t.decode(&all, true), b"<|bot|>hi<|end|>");
+        assert_eq!(t.decode(&all, false), b"hi");
         assert!(!t.is_end(Token(0)));
     }
 }
