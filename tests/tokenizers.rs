@@ -1,5 +1,4 @@
-//! Tokens and rendered templates against results that others made: llama.cpp for vocabularies, transformers and
-//! jinja2 for chat templates. The files lie beside the repository, in `shared/fixtures/`; what is absent is counted
+//! Tokens against results that others made: llama.cpp. The files lie beside the repository, in `shared/fixtures/`; what is absent is counted
 //! and said.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that stops and says what it skipped")]
@@ -12,9 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf::Gguf;
-use sotto::text::{
-    ChatMessage, Moment, Source, Special, Template, TemplateInput, TextError, Tokenizer, VocabKind,
-};
+use sotto::text::{Source, Special, Tokenizer, VocabKind};
 
 fn fixtures(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures").join(name);
@@ -121,59 +118,4 @@ fn tokens_are_those_of_llama_cpp() {
     println!("{n} encodings, {} wrong", wrong.len());
     assert!(wrong.is_empty(), "{} of {n} are wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(n > 2000, "only {n} encodings compared");
-}
-
-#[test]
-fn templates_render_as_transformers_does() {
-    let Some(dir) = fixtures("chat-templates") else { return };
-    let conversations = json(&dir.join("conversations.json"));
-    let (mut n, mut wrong) = (0, Vec::new());
-    let mut names: Vec<PathBuf> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
-    names.retain(|path| path.extension().is_some_and(|e| e == "jinja"));
-    names.sort();
-    for path in names {
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        let expected = json(&dir.join("expected").join(format!("{name}.json")));
-        let template = Template::new(&fs::read_to_string(&path).unwrap());
-        for conversation in conversations["conversations"].as_array().unwrap() {
-            let Some(messages) = plain_messages(conversation) else { continue };
-            let input = TemplateInput {
-                messages: &messages,
-                bos: expected["bos_token"].as_str().unwrap_or_default(),
-                eos: expected["eos_token"].as_str().unwrap_or_default(),
-                add_generation_prompt: conversation["add_generation_prompt"].as_bool().unwrap(),
-                moment: Moment::from_unix(1_773_500_966),
-            };
-            let case = conversation["name"].as_str().unwrap();
-            let wanted = &expected["cases"][case];
-            let found = template.as_ref().map_err(Clone::clone).and_then(|t: &Template| t.render(&input));
-            n += 1;
-            let good = match (&found, wanted["text"].as_str()) {
-                (Ok(found), Some(wanted)) => found == wanted,
-                (Err(TextError::Raised { .. }), None) => wanted["kind"] == "raised_by_template",
-                (Err(_), None) => true,
-                // Some engines know more than jinja2's sandbox allows.
-                (Ok(_), None) => wanted["kind"] == "engine_error",
-                (Err(_), Some(_)) => false,
-            };
-            if !good {
-                wrong.push(format!("{name} {case}:\n  found {found:?}\n wanted {wanted}"));
-            }
-        }
-    }
-    println!("{n} renderings, {} wrong", wrong.len());
-    assert!(wrong.is_empty(), "{} of {n} are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(n > 600, "only {n} renderings compared");
-}
-
-/// The messages of a conversation that has nothing else.
-fn plain_messages(conversation: &Value) -> Option<Vec<ChatMessage<'_>>> {
-    if !conversation["tools"].is_null() || conversation["extra"].as_object().is_some_and(|e| !e.is_empty()) {
-        return None;
-    }
-    conversation["messages"]
-        .as_array()?
-        .iter()
-        .map(|m| Some(ChatMessage { role: m["role"].as_str()?, content: m["content"].as_str()? }))
-        .collect()
 }

@@ -13,6 +13,7 @@ mod json;
 mod merge;
 mod moment;
 mod pretok;
+mod python;
 mod special;
 mod spm;
 mod stream;
@@ -22,8 +23,9 @@ mod unicode;
 mod vocab;
 
 pub use error::TextError;
+pub use json::Json;
 pub use moment::Moment;
 pub use special::Special;
 pub use stream::Utf8Stream;
-pub use template::{ChatMessage, Template, TemplateInput};
+pub use template::{Chat, Template, TemplateInput};
 pub use tokenizer::{Source, Tokenizer, VocabKind};
