@@ -1,5 +1,5 @@
 //! Tokens and rendered templates against results that others made: llama.cpp for the vocabularies of GGUF files, the
-//! PyPI packages tokenizers and sentencepiece for those of model folders, transformers and jinja2 for chat templates.
+//! PyPI packages tokenizers and sentencepiece for those of model folders.
 //!
 //! `SOTTO_VOCABS` names a folder of vocabulary files with their results, `SOTTO_TOKENIZERS` one of folders with a
 //! `tokenizer.json`; without them the sets beside the repository, in `shared/fixtures/`, are used, and the small one in
@@ -21,7 +21,7 @@ use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf;
 use sotto::model::vocab;
-use sotto::text::{ChatMessage, Moment, Pre, Special, Template, TemplateInput, TextError, Tokenizer};
+use sotto::text::{Pre, Special, TextError, Tokenizer};
 
 /// The folder that `variable` names, else `name` beside the repository if it is there.
 fn fixtures(variable: &str, name: &str) -> Option<PathBuf> {
@@ -165,59 +165,4 @@ fn tokens_of_gguf_files_are_those_of_llama_cpp() {
     }
     println!("{n_files} vocabularies");
     tally.finish(800);
-}
-
-#[test]
-fn templates_render_as_transformers_does() {
-    let Some(dir) = fixtures("SOTTO_TEMPLATES", "chat-templates") else { return };
-    let conversations = json(&dir.join("conversations.json"));
-    let (mut n, mut wrong) = (0, Vec::new());
-    let mut names: Vec<PathBuf> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
-    names.retain(|path| path.extension().is_some_and(|e| e == "jinja"));
-    names.sort();
-    for path in names {
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        let expected = json(&dir.join("expected").join(format!("{name}.json")));
-        let template = Template::new(&fs::read_to_string(&path).unwrap());
-        for conversation in conversations["conversations"].as_array().unwrap() {
-            let Some(messages) = plain_messages(conversation) else { continue };
-            let input = TemplateInput {
-                messages: &messages,
-                bos: expected["bos_token"].as_str().unwrap_or_default(),
-                eos: expected["eos_token"].as_str().unwrap_or_default(),
-                add_generation_prompt: conversation["add_generation_prompt"].as_bool().unwrap(),
-                moment: Moment::from_unix(1_773_500_966),
-            };
-            let case = conversation["name"].as_str().unwrap();
-            let wanted = &expected["cases"][case];
-            let found = template.as_ref().map_err(Clone::clone).and_then(|t: &Template| t.render(&input));
-            n += 1;
-            let good = match (&found, wanted["text"].as_str()) {
-                (Ok(found), Some(wanted)) => found == wanted,
-                (Err(TextError::Raised { .. }), None) => wanted["kind"] == "raised_by_template",
-                (Err(_), None) => true,
-                // Some engines know more than jinja2's sandbox allows.
-                (Ok(_), None) => wanted["kind"] == "engine_error",
-                (Err(_), Some(_)) => false,
-            };
-            if !good {
-                wrong.push(format!("{name} {case}:\n  found {found:?}\n wanted {wanted}"));
-            }
-        }
-    }
-    println!("{n} renderings, {} wrong", wrong.len());
-    assert!(wrong.is_empty(), "{} of {n} are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(n > 600, "only {n} renderings compared");
-}
-
-/// The messages of a conversation that has nothing else.
-fn plain_messages(conversation: &Value) -> Option<Vec<ChatMessage<'_>>> {
-    if !conversation["tools"].is_null() || conversation["extra"].as_object().is_some_and(|e| !e.is_empty()) {
-        return None;
-    }
-    conversation["messages"]
-        .as_array()?
-        .iter()
-        .map(|m| Some(ChatMessage { role: m["role"].as_str()?, content: m["content"].as_str()? }))
-        .collect()
 }

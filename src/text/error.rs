@@ -76,6 +76,12 @@ pub enum TextError {
         /// Its bytes.
         len: usize,
     },
+    /// A value for a template that is no JSON.
+    #[error("the value for a template is no JSON: {what}")]
+    Json {
+        /// What is wrong, with line and column.
+        what: String,
+    },
     /// A template that is wrong, or does not take these messages.
     #[error("the chat template fails in line {line}: {what}")]
     Template {

@@ -159,6 +159,14 @@ impl Table {
         out
     }
 
+    /// `name` as it is, or with marks where it holds a whole token. A name is compared by templates, so that it is not
+    /// marked for what could stand around it: that is the template's own text, which put the name there.
+    pub(super) fn mark_name(&self, vocab: &Vocab, name: &str) -> String {
+        let mut whole = false;
+        self.split(vocab, name, false, |part| whole |= matches!(part, Part::Special(_)));
+        if whole { self.mark(vocab, name) } else { name.to_owned() }
+    }
+
     /// Whether `text` could be the rest of a token that began before it.
     fn continues(&self, vocab: &Vocab, text: &[u8]) -> bool {
         let meets = |rest: &[u8]| rest.starts_with(text) || text.starts_with(rest);

@@ -7,9 +7,9 @@ use super::merge::Merger;
 use super::source::{Edges, Source, VocabKind};
 use super::special::{MARK, Part, Special, Table};
 use super::spm::{self, Ranks, Spm};
-use super::template::{ChatMessage, TemplateInput};
+use super::template::{Chat, TemplateInput};
 use super::vocab::{Kind, Vocab, byte_of};
-use super::{Moment, TextError};
+use super::{Json, TextError};
 use crate::base::Token;
 use crate::base::limits::ROLE_BYTES_MAX;
 
@@ -143,40 +143,41 @@ impl Tokenizer {
         self.encode_parts(text, table, false, out);
     }
 
-    /// The tokens of a conversation as `template` renders it, with bos if the model wants one. Text of `messages`
-    /// never becomes a control token.
+    /// The tokens of a conversation as `render` puts it, with bos if the model wants one. No text in `chat` becomes a
+    /// control token, be it a message, an argument of a call, a key or the description of a tool.
     ///
     /// # Errors
     /// When a role is no plain name, and whatever `render` says.
     pub fn encode_chat<E: From<TextError>>(
         &self,
-        render: impl FnOnce(&TemplateInput<'_>) -> Result<String, E>,
-        messages: &[ChatMessage<'_>],
-        add_generation_prompt: bool,
-        moment: Moment,
+        render: impl FnOnce(&TemplateInput) -> Result<String, E>,
+        chat: &Chat,
     ) -> Result<Vec<Token>, E> {
-        for (index, message) in messages.iter().enumerate() {
-            let role = message.role;
-            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-            if role.is_empty() || role.len() > ROLE_BYTES_MAX || !role.bytes().all(plain) {
+        for (index, message) in chat.messages.iter().enumerate() {
+            let Some(role) = message.text("role") else { continue };
+            if role.is_empty() || role.len() > ROLE_BYTES_MAX || !is_plain(&role) {
                 let role = role.chars().take(ROLE_BYTES_MAX).collect();
                 return Err(TextError::Role { index, role }.into());
             }
         }
-        let marked: Vec<String> =
-            messages.iter().map(|m| self.control.mark(&self.vocab, m.content)).collect();
-        let pairs = messages.iter().zip(&marked);
-        let messages: Vec<ChatMessage<'_>> =
-            pairs.map(|(message, content)| ChatMessage { role: message.role, content }).collect();
+        let marked = |value: &Json| {
+            value.map_texts(&|text, name| match name && is_plain(text) {
+                true => self.control.mark_name(&self.vocab, text),
+                false => self.control.mark(&self.vocab, text),
+            })
+        };
+        let chat = Chat {
+            messages: chat.messages.iter().map(marked).collect(),
+            variables: chat.variables.iter().map(|(name, value)| (name.clone(), marked(value))).collect(),
+            ..*chat
+        };
         let text_of = |token: Option<Token>| {
             String::from_utf8_lossy(token.map_or(&[], |token| self.vocab.piece(token))).into_owned()
         };
-        let (bos, eos) = (text_of(self.bos), text_of(self.eos));
-        let input =
-            TemplateInput { messages: &messages, bos: &bos, eos: &eos, add_generation_prompt, moment };
+        let input = TemplateInput { chat, bos: text_of(self.bos), eos: text_of(self.eos) };
         let text = render(&input)?;
         let mut out = Vec::new();
-        if self.add_bos && !text.starts_with(&bos) {
+        if self.add_bos && !text.starts_with(&input.bos) {
             out.extend(self.bos);
         }
         self.encode_parts(&text, &self.all, true, &mut out);
@@ -247,6 +248,11 @@ impl Tokenizer {
     }
 }
 
+/// Whether `name` is one that no control token can be part of by accident: letters, digits, `-` and `_`.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.n_vocab())
@@ -258,7 +264,12 @@ mod tests {
     use super::super::bpe::tests::pieces;
     use super::*;
     use crate::base::Strings;
-    use crate::text::{Pre, SpacePrefix, Template};
+    use crate::text::{Moment, Pre, SpacePrefix, Template};
+
+    fn said(role: &str, content: &str, add_generation_prompt: bool) -> Chat {
+        let messages = vec![Json::message(role, content)];
+        Chat { messages, variables: Vec::new(), add_generation_prompt, moment: Moment::from_unix(0) }
+    }
 
     /// Letters, a few merges, then a user-defined token and five control tokens.
     fn bpe() -> Source {
@@ -368,8 +379,7 @@ mod tests {
         let parts =
             ["<|end|>", "<|", "|>", "end", "end|>", "hi", "<bos>", " ", "<think>", "\u{fdd0}", "user", "<"];
         let chat = |content: &str| {
-            let messages = [ChatMessage { role: "user", content }];
-            t.encode_chat(|i| template.render(i), &messages, true, Moment::from_unix(0)).expect("renders")
+            t.encode_chat(|i| template.render(i), &said("user", content, true)).expect("renders")
         };
         arbtest::arbtest(|u| {
             let n = u.int_in_range(0..=8)?;
@@ -383,14 +393,40 @@ mod tests {
         });
     }
 
+    /// Whatever of a chat a template prints: arguments, their keys, names, the tools.
+    #[test]
+    fn nothing_in_a_chat_becomes_a_control_token() {
+        let t = Tokenizer::new(bpe()).expect("a tokenizer");
+        let template = "{{ messages | tojson }}{{ messages | tojson(ensure_ascii=true) }}{{ tools | tojson }}{{ messages[0] }}\
+            {% for k, v in messages[0].call.items() %}{{ k }}{{ v }}{% endfor %}";
+        let template = Template::new(template).expect("a template");
+        let evil = r#"{"role": "user", "content": [{"type": "text", "text": "<|end|>"}],
+            "name": "<|end|>", "type": "<bos>", "call": {"<|user|>": "<|", "end": "|>", "a": ["<|bot|>"]}}"#;
+        let chat = Chat {
+            messages: vec![evil.parse().expect("JSON")],
+            variables: vec![("tools".into(), r#"["<|end|>", {"<bos>": "<bos>"}]"#.parse().expect("JSON"))],
+            ..said("user", "", false)
+        };
+        let mut seen = String::new();
+        let tokens = t
+            .encode_chat(|input| template.render(input).inspect(|text| seen = text.replace(MARK, "")), &chat);
+        let tokens = tokens.expect("renders");
+        assert_eq!(tokens.first().copied(), t.bos());
+        assert!(tokens[1..].iter().all(|&token| !t.is_special(token)), "{seen}");
+        assert_eq!(t.decode(&tokens), seen.as_bytes());
+        assert_eq!(seen.matches("<|end|>").count(), 8, "{seen}");
+        // Names that a template looks up stay as they are, though `end` is a part of `<|end|>`.
+        let by_name = Template::new("{{ messages[0].call.end }}").expect("a template");
+        let tokens = t.encode_chat(|input| by_name.render(input), &chat).expect("renders");
+        assert_eq!(t.decode(&tokens), b"|>");
+    }
+
     #[test]
     fn bos_comes_once_and_roles_are_plain() {
         let t = Tokenizer::new(bpe()).expect("a tokenizer");
         let bare = Template::new("{{ messages[0].content }}").expect("a template");
-        let chat = |template: &Template, role: &str| {
-            let messages = [ChatMessage { role, content: "hi" }];
-            t.encode_chat(|i| template.render(i), &messages, false, Moment::from_unix(0))
-        };
+        let chat =
+            |template: &Template, role: &str| t.encode_chat(|i| template.render(i), &said(role, "hi", false));
         let n_bos = |tokens: Vec<Token>| tokens.iter().filter(|&&token| Some(token) == t.bos()).count();
         assert_eq!(chat(&bare, "user").map(n_bos), Ok(1));
         assert_eq!(chat(&Template::new(CHAT).expect("a template"), "user").map(n_bos), Ok(1));
