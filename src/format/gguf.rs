@@ -35,10 +35,11 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
         return Err(FormatError::Version { file: file.into(), found: version, hint });
     }
     r.wide = version > 1;
-    // A tensor info takes at least 4 + 4 + 4 + 4 + 8 bytes, a key and its value 4 + 4 + 1; the names 4 more from
-    // version 2 on.
-    let n_tensors = r.count("the tensor count", 24, N_TENSOR_MAX)?;
-    let n_keys = r.count("the metadata count", 9, N_METADATA_MAX)?;
+    // A tensor info has a name, a count of dimensions, one of them, type and offset; a key a name, type and value.
+    let length = r.length_bytes() as usize;
+    let n_tensors =
+        r.count("the tensor count", length.saturating_mul(2).saturating_add(1 + 4 + 4 + 8), N_TENSOR_MAX)?;
+    let n_keys = r.count("the metadata count", length.saturating_add(1 + 4 + 1), N_METADATA_MAX)?;
 
     let mut metadata = HashMap::with_capacity(n_keys);
     for i in 0..n_keys {

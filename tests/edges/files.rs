@@ -35,7 +35,7 @@ fn damaged() -> Vec<Damage> {
             whole[..n - 100].to_vec(),
             &["output_norm.weight", "needs 128 bytes, 28 remain"],
         ),
-        row("version", with(&|f| f.version = 9), &["GGUF version 9", "2 and 3"]),
+        row("version", with(&|f| f.version = 9), &["GGUF version 9", "1 to 3"]),
         row(
             "tensors",
             with(&|f| f.n_tensors = Some(1 << 40)),

@@ -25,7 +25,7 @@ fn plain(c: &Checkpoint, key: &str, value: &Value) -> String {
         Value::Int(n) => format!("{n}"),
         Value::Float(x) => format!("{x:?}"),
         Value::Bool(b) => format!("{b}"),
-        Value::Str(_) => c.str(key).unwrap().unwrap().to_owned(),
+        Value::Str(_) => c.str(key).unwrap().expect("it is there").to_owned(),
         Value::Array(Array::Strings(s)) => format!("{} strings", s.len()),
         Value::Array(_) => match (c.ints(key), c.bools(key), c.floats(key)) {
             (Ok(Some(v)), ..) => format!("{v:?}"),
@@ -61,7 +61,7 @@ struct Order {
 
 impl Order {
     fn of(c: &Checkpoint) -> Self {
-        let arch = c.str("general.architecture").unwrap().unwrap().to_owned();
+        let arch = c.str("general.architecture").unwrap().expect("it is there").to_owned();
         let size = |k: &str| c.uint(&format!("{arch}.{k}")).ok().flatten().unwrap_or(0) as usize;
         let (n_head, n_head_kv) = (size("attention.head_count"), size("attention.head_count_kv"));
         let (n_key, n_value) = (size("ssm.group_count"), size("ssm.time_step_rank"));
@@ -149,7 +149,7 @@ fn compare(name: &str, gguf: &Checkpoint, hf: &Checkpoint) {
         let here: Vec<Vec<f32>> = each.collect();
         assert_eq!((here.len(), here[0].len()), (info.n_rows, info.n_cols), "{name}: {tensor}");
         if names.len() == 1 {
-            assert_eq!(hf.tensor(tensor).unwrap().shape, info.shape, "{name}: {tensor}");
+            assert_eq!(hf.tensor(tensor).expect("compared above").shape, info.shape, "{name}: {tensor}");
         }
         for (a, b) in here.iter().flatten().zip(theirs.iter().flatten()) {
             // An exponential and a power are right to the last bit but one.
