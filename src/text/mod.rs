@@ -8,11 +8,13 @@
 
 mod bpe;
 mod error;
+mod hf;
 mod index;
 mod json;
 mod merge;
 mod moment;
 mod pretok;
+mod sentencepiece;
 mod source;
 mod special;
 mod split;
@@ -24,6 +26,7 @@ mod unicode;
 mod vocab;
 
 pub use error::TextError;
+pub use hf::TokenizerConfig;
 pub use moment::Moment;
 pub use pretok::Pre;
 pub use source::{Edges, Source, SpacePrefix, VocabKind};
