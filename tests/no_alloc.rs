@@ -55,13 +55,20 @@ fn allocations(model: &Model, pool: &Pool, n_ctx: usize) -> usize {
 #[test]
 fn decoding_allocates_nothing() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(fixtures.join("models")).unwrap().map(|e| e.unwrap().path().join("model.gguf")).collect();
+    let mut files: Vec<PathBuf> = fs::read_dir(fixtures.join("models"))
+        .unwrap()
+        .map(|e| e.unwrap().path().join("model.gguf"))
+        .collect();
     files.retain(|file| file.is_file());
     files.push(fixtures.join("stories260k/stories260K-q8_0.gguf"));
     let pool = Pool::new(kernel::select(None).unwrap(), 2).unwrap();
     for file in files {
         let model = Model::open(&file).unwrap();
-        assert_eq!(allocations(&model, &pool, 128), 0, "allocations in 100 decode steps of {}", file.display());
+        assert_eq!(
+            allocations(&model, &pool, 128),
+            0,
+            "allocations in 100 decode steps of {}",
+            file.display()
+        );
     }
 }

@@ -60,6 +60,8 @@ pub const EVENT_BYTES_MAX: usize = 4_096;
 pub const ADMIT_QUEUE_MAX: usize = 256;
 /// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.
 pub const SPECIAL_BYTES_MAX: usize = 256;
+/// Longest component of a `tokenizer.json` around its model: the longest known, a template with 256 tokens, has 30 KB.
+pub const COMPONENT_BYTES_MAX: usize = 1 << 18;
 /// Longest role of a chat message: templates know names such as `assistant`.
 pub const ROLE_BYTES_MAX: usize = 32;
 /// Largest source of a chat template: the longest known has 40 KB.

@@ -29,14 +29,10 @@ impl Loaded {
     /// Opens a model file with its tokenizer and template.
     pub(super) fn open(id: &str, path: &Path) -> Result<Self, ModelError> {
         let model = Model::open(path)?;
-        let file = || model.checkpoint().file().to_owned();
-        let wrong = |source| ModelError::Vocabulary { file: file(), source };
-        let source = vocab::source(model.checkpoint())?;
-        let key = "tokenizer.ggml.model";
-        let tokenizer = Tokenizer::new(model.checkpoint().require(key, source)?).map_err(wrong)?;
+        let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
-                file: file(),
+                file: model.checkpoint().file().into(),
                 key: "the length of tokenizer.ggml.tokens".into(),
                 found: tokenizer.n_vocab().to_string(),
                 wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),

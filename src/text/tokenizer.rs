@@ -94,6 +94,22 @@ impl Tokenizer {
         })
     }
 
+    /// The same with further tokens that end an answer.
+    ///
+    /// # Errors
+    /// When one is outside the vocabulary.
+    pub fn with_ends(mut self, ends: impl IntoIterator<Item = Token>) -> Result<Self, TextError> {
+        for token in ends {
+            if token.index() >= self.vocab.len() {
+                return Err(TextError::TokenId { what: "eos", id: token.0, last: self.vocab.len() - 1 });
+            }
+            self.ends.push(token);
+        }
+        self.ends.sort_unstable();
+        self.ends.dedup();
+        Ok(self)
+    }
+
     /// Entries of the vocabulary.
     #[must_use]
     pub fn n_vocab(&self) -> usize {
