@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::catalog;
 use crate::base::limits::CONFIG_BYTES_MAX;
 use crate::engine::Options;
+use crate::model::KvType;
 
 /// Where the configuration is when no flag names another.
 pub(super) const PATH: &str = "/etc/sotto/sotto.toml";
@@ -178,18 +179,39 @@ impl Default for Models {
     }
 }
 
+/// Type of the KV cache, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KvTypeName(pub KvType);
+
+impl<'de> Deserialize<'de> for KvTypeName {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(d)?;
+        let names = KvType::ALL.map(KvType::name);
+        KvType::from_name(&name).map(Self).ok_or_else(|| {
+            de::Error::custom(format!("{name:?} is no type of cache, one of {names:?} is taken"))
+        })
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct EngineKeys {
     pub threads: Int<0, 64>,
     pub nice: Int<0, 19>,
     pub context: Int<2, 16_777_216>,
+    pub kv_type: KvTypeName,
     pub prefill_chunk: Int<1, 128>,
 }
 
 impl Default for EngineKeys {
     fn default() -> Self {
-        Self { threads: Int(0), nice: Int(5), context: Int(4_096), prefill_chunk: Int(128) }
+        Self {
+            threads: Int(0),
+            nice: Int(5),
+            context: Int(4_096),
+            kv_type: KvTypeName(KvType::F16),
+            prefill_chunk: Int(128),
+        }
     }
 }
 
@@ -298,6 +320,7 @@ impl Config {
             default_model: some(&self.models.default),
             threads: self.engine.threads.size(),
             n_ctx: self.engine.context.size(),
+            kv: self.engine.kv_type.0,
             prefill_chunk: self.engine.prefill_chunk.size(),
             queue_max: self.scheduler.queue_max.size(),
             queue_max_per_uid: self.scheduler.queue_max_per_uid.size(),
@@ -319,6 +342,7 @@ mod tests {
         let wrong = |text: &str| Config::parse("s.toml", text).expect_err(text).to_string();
         for (text, wanted) in [
             ("version = 1\n[api]\nsokcet = \"x\"\n", "s.toml:3:1: unknown field `sokcet`"),
+            ("version = 1\n[engine]\nkv_type = \"q4\"\n", "s.toml:3:12: \"q4\" is no type of cache, one of"),
             ("version = 1\n[engine]\nprefill_chunk = 129\n", "s.toml:3:17: 129 is out of range, 1 to 128"),
             ("version = 1\n[engine]\nthreads = \"all\"\n", "s.toml:3:11: invalid type: string"),
             ("version = 2\n", "s.toml:1:11: 2 is out of range, 1 to 1"),

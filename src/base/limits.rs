@@ -35,6 +35,8 @@ pub const N_COLS_MAX: usize = 65_536;
 pub const HEAD_DIM_MAX: usize = 512;
 /// Most query heads that share one key-value head: Falcon has 71; their sums live on the stack.
 pub const N_GROUP_MAX: usize = 128;
+/// Longest causal convolution: known ones have 3 or 4.
+pub const CONV_LEN_MAX: usize = 64;
 /// Largest vocabulary: Gemma has 262,144.
 pub const N_VOCAB_MAX: usize = 1 << 20;
 /// Largest context that can be asked for; also bounds positions to u32.

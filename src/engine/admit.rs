@@ -14,7 +14,7 @@ use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::model::{Model, ModelError, vocab};
 use crate::side::render::{self, RenderError};
-use crate::text::{ChatMessage, Moment, Special, Template, TemplateInput, Tokenizer};
+use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, Tokenizer};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
@@ -246,14 +246,17 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
                 let message = format!("messages of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
                 return Err(Fault::new(Code::BodyTooLarge, message).at(field));
             }
-            let messages: Vec<_> =
-                messages.iter().map(|m| ChatMessage { role: m.role.as_str(), content: &m.content }).collect();
-            let moment = Moment::from_unix(crate::os::clock::unix_s());
-            let render = |input: &TemplateInput<'_>| match renderer {
+            let chat = Chat {
+                messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
+                variables: Vec::new(),
+                add_generation_prompt: true,
+                moment: Moment::from_unix(crate::os::clock::unix_s()),
+            };
+            let render = |input: &TemplateInput| match renderer {
                 Some(program) => render::render(program, template, input),
                 None => Ok(Template::new(template)?.render(input)?),
             };
-            tokens = tok.encode_chat(render, &messages, true, moment).map_err(|e| {
+            tokens = tok.encode_chat(render, &chat).map_err(|e| {
                 let (code, id) = (render_code(&e), &model.id);
                 Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}"))
                     .at(field)

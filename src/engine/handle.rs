@@ -11,7 +11,7 @@ use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
 use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
-use crate::model::Part;
+use crate::model::{KvType, Part};
 use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
@@ -34,6 +34,8 @@ pub struct Options {
     pub threads: usize,
     /// Positions of the KV cache; bounded by the model's own.
     pub n_ctx: usize,
+    /// How keys and values are kept.
+    pub kv: KvType,
     /// Tokens of one prefill product, 1 to 128.
     pub prefill_chunk: usize,
     /// Requests that may wait, in all.
@@ -60,6 +62,7 @@ impl Default for Options {
             default_model: None,
             threads: 0,
             n_ctx: 4096,
+            kv: KvType::F16,
             prefill_chunk: 128,
             queue_max: 32,
             queue_max_per_uid: 8,

@@ -435,7 +435,8 @@ impl Runner {
                 Pool::new(self.shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?;
             self.pool = Some(pool);
         }
-        let decoder = Decoder::new(&model.model, Precision::default(), o.prefill_chunk, 1);
+        let precision = Precision { kv: o.kv, ..Precision::default() };
+        let decoder = Decoder::new(&model.model, precision, o.prefill_chunk, 1);
         let kv = decoder.kv(&model.model, o.n_ctx.min(model.model.hyper().n_ctx_train))?;
         Ok(Ready { model, decoder, kv })
     }

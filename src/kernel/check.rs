@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::tensor::{KvView, Q8Acts, Rows};
+use super::tensor::{KvView, Q8Acts, Q8Rows, Rows, Scores};
 use super::*;
 use crate::base::rng::Rng;
 
@@ -199,24 +199,44 @@ fn elementwise_kernels_agree() {
 fn attention_agrees() {
     let mut rng = Rng::new(4);
     for k in tiers() {
-        for d in [1, 8, 16, 20, 64, 128] {
-            for n in [1, 7, 63, 64] {
+        for (d, n) in
+            [1, 8, 16, 20, 64, 80, 128, 512].into_iter().flat_map(|d| [1, 7, 63, 64].map(|n| (d, n)))
+        {
+            for how in [Scores { scale: 0.5, cap: 0.0 }, Scores { scale: 2.0, cap: 5.0 }] {
                 let (q, keys, values) =
                     (floats(&mut rng, d), floats(&mut rng, n * d), floats(&mut rng, n * d));
-                let (mut a, mut b) = (vec![0.0; d], vec![0.0; d]);
-                let found = k.attend(&q, KvView::F32(&keys), KvView::F32(&values), 0.5, &mut a);
-                let wanted = SCALAR.attend(&q, KvView::F32(&keys), KvView::F32(&values), 0.5, &mut b);
-                close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
-                close(&a, &b, 1e-5, k);
+                let agree = |keys: KvView<'_>, values: KvView<'_>| {
+                    let (mut a, mut b) = (vec![0.0; d], vec![0.0; d]);
+                    let found = k.attend(&q, keys, values, how, &mut a);
+                    let wanted = SCALAR.attend(&q, keys, values, how, &mut b);
+                    close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
+                    close(&a, &b, 1e-5, k);
+                };
+                agree(KvView::F32(&keys), KvView::F32(&values));
                 let half = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
-                let (keys, values) = (half(&keys), half(&values));
-                let found = k.attend(&q, KvView::F16(&keys), KvView::F16(&values), 0.5, &mut a);
-                let wanted = SCALAR.attend(&q, KvView::F16(&keys), KvView::F16(&values), 0.5, &mut b);
-                close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
-                close(&a, &b, 1e-5, k);
+                agree(KvView::F16(&half(&keys)), KvView::F16(&half(&values)));
+                let (keys, values) = (q8(k, d, &keys), q8(k, d, &values));
+                let view = |(codes, scales)| KvView::Q8(Q8Rows { codes, scales });
+                agree(view((&keys.0, &keys.1)), view((&values.0, &values.1)));
             }
         }
     }
+}
+
+/// Rows of `d` as codes and scales, which unpack to within half a step and the rounding of a scale.
+fn q8(k: &Kernels, d: usize, x: &[f32]) -> (Vec<i8>, Vec<f16>) {
+    let (mut codes, mut scales) = (vec![0; x.len()], vec![f16::ZERO; x.len() / d * d.div_ceil(Q8_BLOCK)]);
+    let blocks = scales.chunks_mut(d.div_ceil(Q8_BLOCK));
+    for ((x, codes), scales) in x.chunks(d).zip(codes.chunks_mut(d)).zip(blocks) {
+        k.store_q8(x, codes, scales);
+        let mut back = vec![0.0; d];
+        Q8Rows { codes, scales }.unpack(0, &mut back);
+        for (i, (a, b)) in x.iter().zip(&back).enumerate() {
+            let step = scales[i / Q8_BLOCK].to_f32();
+            assert!((a - b).abs() <= 0.51 * step + 0.07 * step, "{k:?}: {a} became {b}, steps of {step}");
+        }
+    }
+    (codes, scales)
 }
 
 /// The threads of a pool share the work without changing a bit, and a pool that was idle wakes up.

@@ -9,6 +9,7 @@ mod arm;
 #[cfg(test)]
 mod check;
 mod math;
+pub mod ops;
 mod pool;
 mod scalar;
 mod tensor;
@@ -17,7 +18,7 @@ mod x86;
 
 use half::f16;
 pub use pool::{Attention, Pool};
-pub use tensor::{Epilogue, Input, KvView, Product, Q8Acts, Rows, ShapeError, Weights};
+pub use tensor::{Epilogue, Input, KvView, Product, Q8Acts, Q8Rows, Rows, Scores, ShapeError, Weights};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
@@ -137,7 +138,9 @@ type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
 type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
 type StoreF16Fn = unsafe fn(&[f32], &mut [f16]);
-type AttendFn<T> = unsafe fn(&[f32], &[T], &[T], f32, &mut [f32]) -> (f32, f32);
+type AttendFn<T> = unsafe fn(&[f32], &[T], &[T], Scores, &mut [f32]) -> (f32, f32);
+type AttendQ8Fn = unsafe fn(&[f32], Q8Rows<'_>, Q8Rows<'_>, Scores, &mut [f32]) -> (f32, f32);
+type StoreQ8Fn = unsafe fn(&[f32], &mut [i8], &mut [f16]);
 
 /// Kernels of one tier. A `&'static Kernels` is proof that the machine has its features: only [`select`] gives one.
 #[derive(Clone, Copy)]
@@ -155,6 +158,8 @@ pub struct Kernels {
     store_f16: StoreF16Fn,
     attend_f16: AttendFn<f16>,
     attend_f32: AttendFn<f32>,
+    store_q8: StoreQ8Fn,
+    attend_q8: AttendQ8Fn,
 }
 
 const SCALAR: Kernels = Kernels {
@@ -178,6 +183,8 @@ const SCALAR: Kernels = Kernels {
     store_f16: scalar::store_f16,
     attend_f16: scalar::attend_f16,
     attend_f32: scalar::attend_f32,
+    store_q8: scalar::store_q8,
+    attend_q8: scalar::attend_q8,
 };
 
 impl std::fmt::Debug for Kernels {
@@ -324,18 +331,34 @@ impl Kernels {
         }
     }
 
+    /// Stores one row as 8-bit codes with a scale for each 32 (the last block may be shorter).
+    ///
+    /// # Panics
+    /// If lengths do not agree.
+    pub fn store_q8(&self, x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
+        assert_eq!((x.len(), x.len().div_ceil(Q8_BLOCK)), (codes.len(), scales.len()), "lengths of a store");
+        // SAFETY: the machine has the features of this table (`select`); lengths agree.
+        unsafe { (self.store_q8)(x, codes, scales) }
+    }
+
     /// Attention of one query over at most [`ATTN_BLOCK`] keys: writes `Σ exp(s_j - max) v_j` to `out` and returns
-    /// (max, Σ exp(s_j - max)), with `s_j = scale · q · k_j`. `k` and `v` are `[n_keys, head_dim]`.
-    fn attend(&self, q: &[f32], k: KvView<'_>, v: KvView<'_>, scale: f32, out: &mut [f32]) -> (f32, f32) {
+    /// (max, Σ exp(s_j - max)) with the scores `s_j` of `q · k_j`. `k` and `v` are `[n_keys, head_dim]`.
+    fn attend(&self, q: &[f32], k: KvView<'_>, v: KvView<'_>, how: Scores, out: &mut [f32]) -> (f32, f32) {
         let n = k.len();
         assert!(
             q.len() == out.len() && n == v.len() && n.is_multiple_of(q.len()) && n / q.len() <= ATTN_BLOCK
         );
         match (k, v) {
             // SAFETY: the machine has the features of this table (`select`); shapes agree.
-            (KvView::F16(k), KvView::F16(v)) => unsafe { (self.attend_f16)(q, k, v, scale, out) },
+            (KvView::F16(k), KvView::F16(v)) => unsafe { (self.attend_f16)(q, k, v, how, out) },
             // SAFETY: as above.
-            (KvView::F32(k), KvView::F32(v)) => unsafe { (self.attend_f32)(q, k, v, scale, out) },
+            (KvView::F32(k), KvView::F32(v)) => unsafe { (self.attend_f32)(q, k, v, how, out) },
+            (KvView::Q8(k), KvView::Q8(v)) => {
+                let n_scales = n / q.len() * q.len().div_ceil(Q8_BLOCK);
+                assert_eq!((k.scales.len(), v.scales.len()), (n_scales, n_scales), "scales of a cache");
+                // SAFETY: as above.
+                unsafe { (self.attend_q8)(q, k, v, how, out) }
+            }
             _ => panic!("keys and values of one cache have one type"),
         }
     }

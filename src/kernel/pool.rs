@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use super::tensor::{self, Input, KvView, Product, Q8Acts, Weights};
+use super::tensor::{self, Input, KvView, Product, Q8Acts, Scores, Weights};
 use super::{Kernels, Q8_BLOCK, math};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX, N_GROUP_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::os::thread;
 
 /// Rows that a thread takes at a time: their weights and sums stay in the first-level cache.
 const PANEL: usize = 16;
-/// Most products of one call (query, key and value).
-const N_PRODUCT_MAX: usize = 3;
+/// Most products of one call (those of a delta net).
+const N_PRODUCT_MAX: usize = 4;
 /// Turns of the waiting loop before a thread sleeps: about 20 microseconds.
 const SPINS: u32 = 1_000;
 /// Floats below which a loop over rows is not worth waking others.
@@ -143,7 +143,7 @@ impl Pool {
     /// Computes all `products` of one input.
     ///
     /// # Panics
-    /// If shapes do not agree or there are more than three products.
+    /// If shapes do not agree or there are more than four products.
     pub fn matmul(&self, input: Input<'_>, products: &mut [Product<'_>]) {
         let n = tensor::n_tokens(input.x, input.n_cols);
         assert!(products.len() <= N_PRODUCT_MAX, "{} products at once", products.len());
@@ -228,8 +228,18 @@ impl Pool {
         let n = a.q.len() / width;
         assert!(a.head_dim <= HEAD_DIM_MAX && group * a.n_head_kv == a.n_head, "heads of an attention");
         assert_eq!((a.q.len(), out.len()), (n * width, n * width), "shape of an attention");
-        assert!(a.pos + n <= a.n_ctx, "{n} tokens at {} in a cache of {}", a.pos, a.n_ctx);
-        let size = a.n_head_kv * a.n_ctx * a.head_dim;
+        assert!(a.sinks.is_none_or(|s| s.len() == a.n_head), "a sink for each head");
+        // Where positions wrap, what the first token still sees was not written over by the last one.
+        let wraps = a.pos + n > a.n_slots;
+        assert!(
+            !wraps
+                || a.n_slots.is_multiple_of(ATTN_BLOCK) && a.window.is_some_and(|w| w + n <= a.n_slots + 1),
+            "{n} tokens at {} in {} slots with a window of {:?}",
+            a.pos,
+            a.n_slots,
+            a.window
+        );
+        let size = a.n_head_kv * a.n_slots * a.head_dim;
         assert_eq!((a.k.len(), a.v.len()), (size, size), "shape of a cache");
         let out = Out(out.as_mut_ptr());
         self.for_each(n * a.n_head_kv, true, &|item| {
@@ -240,8 +250,29 @@ impl Pool {
             // SAFETY: t < n and kv_head < n_head_kv, so the group's heads lie inside `out`; each item is taken by
             // one thread.
             let out = unsafe { out.slice(at, q.len()) };
-            let base = kv_head * a.n_ctx * a.head_dim;
-            a.one(q, out, base, a.pos + t + 1, self.kernels);
+            a.one(q, out, kv_head, a.pos + t, self.kernels);
+        });
+    }
+
+    /// Calls `f(i, a_i, b_i)` for the `n` equal parts of `a` and of `b`, on all threads: work that goes on from its own
+    /// state, such as a head of a recurrence.
+    ///
+    /// # Panics
+    /// If `n` does not divide both.
+    pub fn for_each_pair(
+        &self,
+        n: usize,
+        a: &mut [f32],
+        b: &mut [f32],
+        f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
+    ) {
+        let (la, lb) = (a.len() / n, b.len() / n);
+        assert_eq!((la * n, lb * n), (a.len(), b.len()), "{n} equal parts");
+        let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));
+        self.for_each(n, true, &|i| {
+            // SAFETY: i < n, so the parts lie inside their arrays; each is taken by one thread.
+            let (a, b) = unsafe { (a.slice(i * la, la), b.slice(i * lb, lb)) };
+            f(i, a, b);
         });
     }
 
@@ -385,17 +416,17 @@ impl<T> Out<T> {
     }
 }
 
-/// Attention of the tokens at `pos` and after over all keys up to each.
+/// Attention of the tokens at `pos` and after, each over the keys up to its own or the last `window` of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Queries, `[n_tokens, n_head * head_dim]`.
     pub q: &'a [f32],
-    /// Keys, `[n_head_kv][n_ctx][head_dim]`.
+    /// Keys, `[n_head_kv][n_slots][head_dim]`.
     pub k: KvView<'a>,
     /// Values, the same.
     pub v: KvView<'a>,
-    /// Positions of the cache.
-    pub n_ctx: usize,
+    /// Slots of the cache: position `p` is in slot `p % n_slots`. Whole blocks of [`ATTN_BLOCK`] where positions wrap.
+    pub n_slots: usize,
     /// Query heads.
     pub n_head: usize,
     /// Key-value heads; each serves `n_head / n_head_kv` query heads.
@@ -404,28 +435,33 @@ pub struct Attention<'a> {
     pub head_dim: usize,
     /// Position of the first token.
     pub pos: usize,
-    /// What scores are multiplied with.
-    pub scale: f32,
+    /// Keys that a token sees, its own the last; `None`: all.
+    pub window: Option<usize>,
+    /// Scores of products.
+    pub scores: Scores,
+    /// A score per query head that takes part in the sum and has no value, `[n_head]` (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl Attention<'_> {
-    /// The heads `q` of one group, over the first `n_keys` keys at `base`.
-    fn one(&self, q: &[f32], out: &mut [f32], base: usize, n_keys: usize, kernels: &Kernels) {
-        let d = self.head_dim;
+    /// The query heads of one group, `kv_head`'s, of the token at `pos`.
+    fn one(&self, q: &[f32], out: &mut [f32], kv_head: usize, pos: usize, kernels: &Kernels) {
+        let (d, base) = (self.head_dim, kv_head * self.n_slots);
         let mut part = [0.0; HEAD_DIM_MAX];
         let part = &mut part[..d];
         // Largest score and sum of each head.
         let mut state = [(f32::NEG_INFINITY, 0.0); N_GROUP_MAX];
-        for first in (0..n_keys).step_by(ATTN_BLOCK) {
-            let end = (first + ATTN_BLOCK).min(n_keys);
-            let (k, v) = (
-                self.k.stretch(base + first * d, base + end * d),
-                self.v.stretch(base + first * d, base + end * d),
-            );
+        let start = self.window.map_or(0, |w| (pos + 1).saturating_sub(w));
+        let mut first = start;
+        while first <= pos {
+            // Blocks end at fixed positions, so what a token sees is cut the same way in any batch.
+            let end = ((first / ATTN_BLOCK + 1) * ATTN_BLOCK).min(pos + 1);
+            let slot = base + first % self.n_slots;
+            let (k, v) = (self.k.rows(d, slot, slot + end - first), self.v.rows(d, slot, slot + end - first));
             let heads = q.chunks_exact(d).zip(out.chunks_exact_mut(d));
             for ((q, out), state) in heads.zip(&mut state) {
-                let (max, sum) = kernels.attend(q, k, v, self.scale, part);
-                if first == 0 {
+                let (max, sum) = kernels.attend(q, k, v, self.scores, part);
+                if first == start {
                     out.copy_from_slice(part);
                     *state = (max, sum);
                     continue;
@@ -437,8 +473,13 @@ impl Attention<'_> {
                 }
                 *state = (top, state.1 * old + sum * new);
             }
+            first = end;
         }
-        for (out, (_, sum)) in out.chunks_exact_mut(d).zip(state) {
+        let first_head = kv_head * q.len() / d;
+        for (i, (out, (max, mut sum))) in out.chunks_exact_mut(d).zip(state).enumerate() {
+            if let Some(sinks) = self.sinks {
+                sum += math::exp(sinks[first_head + i] - max);
+            }
             out.iter_mut().for_each(|y| *y /= sum);
         }
     }

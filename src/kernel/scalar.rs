@@ -2,9 +2,9 @@
 
 use half::f16;
 
-use super::tensor::{Q8Row, Q8View};
+use super::tensor::{Q8Row, Q8Rows, Q8View, Scores};
 use super::{LANES, Q8_BLOCK, math};
-use crate::base::limits::ATTN_BLOCK;
+use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
 use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
 
 macro_rules! unpack {
@@ -169,39 +169,64 @@ pub(super) fn store_f16(x: &[f32], y: &mut [f16]) {
     }
 }
 
-pub(super) fn attend_f16(q: &[f32], k: &[f16], v: &[f16], scale: f32, out: &mut [f32]) -> (f32, f32) {
-    attend(q, k, v, scale, out, |x| x.to_f32())
-}
-
-pub(super) fn attend_f32(q: &[f32], k: &[f32], v: &[f32], scale: f32, out: &mut [f32]) -> (f32, f32) {
-    attend(q, k, v, scale, out, |x| x)
-}
-
-fn attend<T: Copy>(
-    q: &[f32],
-    k: &[T],
-    v: &[T],
-    scale: f32,
-    out: &mut [f32],
-    float: impl Fn(T) -> f32,
-) -> (f32, f32) {
-    let mut scores = [0.0; ATTN_BLOCK];
-    let scores = &mut scores[..k.len() / q.len()];
-    for (score, k) in scores.iter_mut().zip(k.chunks_exact(q.len())) {
-        let mut lanes = [0.0; LANES];
-        for (i, (q, k)) in q.iter().zip(k).enumerate() {
-            lanes[i % LANES] += q * float(*k);
+/// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127` as an f16; a block of up to 32 values has
+/// one scale, and blocks do not cross heads.
+pub(super) fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
+    for ((x, codes), scale) in x.chunks(Q8_BLOCK).zip(codes.chunks_mut(Q8_BLOCK)).zip(scales) {
+        let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        *scale = f16::from_f32(max / 127.0);
+        let inverse = 1.0 / scale.to_f32();
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
         }
-        *score = math::sum(lanes) * scale;
+    }
+}
+
+pub(super) fn attend_f16(q: &[f32], k: &[f16], v: &[f16], how: Scores, out: &mut [f32]) -> (f32, f32) {
+    let row = |x: &[f16], i: usize, y: &mut [f32]| {
+        y.iter_mut().zip(&x[i * q.len()..]).for_each(|(y, x)| *y = x.to_f32());
+    };
+    attend(q, k.len() / q.len(), |i, y| row(k, i, y), |i, y| row(v, i, y), how, out)
+}
+
+pub(super) fn attend_f32(q: &[f32], k: &[f32], v: &[f32], how: Scores, out: &mut [f32]) -> (f32, f32) {
+    let row = |x: &[f32], i: usize, y: &mut [f32]| y.copy_from_slice(&x[i * q.len()..][..q.len()]);
+    attend(q, k.len() / q.len(), |i, y| row(k, i, y), |i, y| row(v, i, y), how, out)
+}
+
+pub(super) fn attend_q8(q: &[f32], k: Q8Rows<'_>, v: Q8Rows<'_>, how: Scores, out: &mut [f32]) -> (f32, f32) {
+    attend(q, k.codes.len() / q.len(), |i, y| k.unpack(i, y), |i, y| v.unpack(i, y), how, out)
+}
+
+/// Over `n` keys and values, which `key` and `value` write as floats.
+fn attend(
+    q: &[f32],
+    n: usize,
+    key: impl Fn(usize, &mut [f32]),
+    value: impl Fn(usize, &mut [f32]),
+    how: Scores,
+    out: &mut [f32],
+) -> (f32, f32) {
+    let mut row = [0.0; HEAD_DIM_MAX];
+    let row = &mut row[..q.len()];
+    let mut scores = [0.0; ATTN_BLOCK];
+    let scores = &mut scores[..n];
+    for (i, score) in scores.iter_mut().enumerate() {
+        key(i, row);
+        let mut lanes = [0.0; LANES];
+        dot(q, row, &mut lanes);
+        *score = how.of(math::sum(lanes));
     }
     let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
     let mut sum = 0.0;
     out.fill(0.0);
-    for (score, v) in scores.iter().zip(v.chunks_exact(q.len())) {
+    for (i, score) in scores.iter().enumerate() {
         let p = math::exp(score - max);
         sum += p;
-        for (y, v) in out.iter_mut().zip(v) {
-            *y += p * float(*v);
+        value(i, row);
+        for (y, v) in out.iter_mut().zip(&*row) {
+            *y += p * v;
         }
     }
     (max, sum)

@@ -66,6 +66,18 @@ impl<'a> Rows<'a> {
         quant::unpack_row(self.quant, self.stretch(i, i + 1), out);
     }
 
+    /// Writes the `out.len()` weights of row `i` from column `start` on, whole blocks, as floats.
+    ///
+    /// # Panics
+    /// If there are no such weights, or blocks do not begin and end there.
+    pub fn unpack_part(&self, i: usize, start: usize, out: &mut [f32]) {
+        let per_block = (self.quant.block_len(), self.quant.block_bytes());
+        assert!(start.is_multiple_of(per_block.0) && start + out.len() <= self.n_cols, "part of a row");
+        let row = self.stretch(i, i + 1);
+        let at = |col: usize| col / per_block.0 * per_block.1;
+        quant::unpack_row(self.quant, &row[at(start)..at(start + out.len())], out);
+    }
+
     /// The bytes of rows `start .. end`.
     pub(super) fn stretch(&self, start: usize, end: usize) -> &'a [u8] {
         &self.bytes[start * self.row_bytes..end * self.row_bytes]
@@ -185,22 +197,25 @@ impl<'a> Q8View<'a> {
     }
 }
 
-/// Keys or values of one layer, `[n_head_kv][n_ctx][head_dim]`, or a stretch of them.
+/// Keys or values of one layer, `[n_head_kv][n_slots][head_dim]`, or a stretch of them.
 #[derive(Clone, Copy, Debug)]
 pub enum KvView<'a> {
     /// 16-bit floats.
     F16(&'a [f16]),
     /// 32-bit floats.
     F32(&'a [f32]),
+    /// 8-bit codes, a scale for each 32 of a row.
+    Q8(Q8Rows<'a>),
 }
 
-impl<'a> KvView<'a> {
+impl KvView<'_> {
     /// Number of values.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
             Self::F16(x) => x.len(),
             Self::F32(x) => x.len(),
+            Self::Q8(x) => x.codes.len(),
         }
     }
 
@@ -210,11 +225,62 @@ impl<'a> KvView<'a> {
         self.len() == 0
     }
 
-    pub(super) fn stretch(&self, start: usize, end: usize) -> Self {
+    /// Rows `start .. end`, of `width` values each.
+    pub(super) fn rows(&self, width: usize, start: usize, end: usize) -> Self {
         match self {
-            Self::F16(x) => Self::F16(&x[start..end]),
-            Self::F32(x) => Self::F32(&x[start..end]),
+            Self::F16(x) => Self::F16(&x[start * width..end * width]),
+            Self::F32(x) => Self::F32(&x[start * width..end * width]),
+            Self::Q8(x) => {
+                let blocks = width.div_ceil(Q8_BLOCK);
+                Self::Q8(Q8Rows {
+                    codes: &x.codes[start * width..end * width],
+                    scales: &x.scales[start * blocks..end * blocks],
+                })
+            }
         }
+    }
+}
+
+/// Rows as 8-bit codes within ±127: the value is `scale * code`, a scale for each 32 of a row (the last block of a row
+/// may be shorter).
+#[derive(Clone, Copy, Debug)]
+pub struct Q8Rows<'a> {
+    /// `[n_rows, width]`.
+    pub codes: &'a [i8],
+    /// `[n_rows, width / 32, rounded up]`.
+    pub scales: &'a [f16],
+}
+
+impl Q8Rows<'_> {
+    /// Row `i` as floats.
+    pub(super) fn unpack(&self, i: usize, out: &mut [f32]) {
+        let (width, blocks) = (out.len(), out.len().div_ceil(Q8_BLOCK));
+        let codes = self.codes[i * width..(i + 1) * width].chunks(Q8_BLOCK);
+        let scales = &self.scales[i * blocks..(i + 1) * blocks];
+        for ((out, codes), scale) in out.chunks_mut(Q8_BLOCK).zip(codes).zip(scales) {
+            let scale = scale.to_f32();
+            for (y, code) in out.iter_mut().zip(codes) {
+                *y = scale * f32::from(*code);
+            }
+        }
+    }
+}
+
+/// How a product of query and key becomes a score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// What it is multiplied with.
+    pub scale: f32,
+    /// Bounds it softly, `cap * tanh(score / cap)`; 0: not at all (Gemma 2).
+    pub cap: f32,
+}
+
+impl Scores {
+    /// The score of a product.
+    #[inline]
+    pub(super) fn of(self, product: f32) -> f32 {
+        let score = product * self.scale;
+        if self.cap > 0.0 { self.cap * super::math::tanh(score / self.cap) } else { score }
     }
 }
 

@@ -35,6 +35,16 @@ pub enum ModelError {
         /// The range.
         wanted: String,
     },
+    /// More positions than the model has embeddings for.
+    #[error(
+        "a context of {asked} is more than the {max} positions that this model has; ask for at most {max}"
+    )]
+    Positions {
+        /// What was asked for.
+        asked: usize,
+        /// What there is.
+        max: usize,
+    },
     /// A tensor that must be there.
     #[error("{file}: tensor {tensor} is absent; the file is no complete {arch} model")]
     MissingTensor {

@@ -1,10 +1,11 @@
-//! The keys and values of one sequence.
+//! What a sequence keeps between its steps: keys and values of attention, states of recurrent layers.
 
 use half::f16;
 use zerocopy::FromZeros;
 
 use super::ModelError;
-use crate::kernel::{Kernels, KvView};
+use crate::base::limits::ATTN_BLOCK;
+use crate::kernel::{Kernels, KvView, Q8Rows};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,81 +13,191 @@ pub enum KvType {
     /// 16-bit floats.
     #[default]
     F16,
+    /// 8-bit codes with a 16-bit scale for each 32 of a head.
+    Q8_0,
     /// 32-bit floats.
     F32,
 }
 
 impl KvType {
-    /// Bytes of one number.
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F16, Self::Q8_0, Self::F32];
+
+    /// The name in configuration and on the command line.
     #[must_use]
-    pub fn bytes(self) -> usize {
+    pub fn name(self) -> &'static str {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// The type of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name() == name)
+    }
+
+    /// Bytes of the keys or values of one head at one position.
+    #[must_use]
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::F16 => 2 * head_dim,
+            Self::Q8_0 => head_dim + 2 * head_dim.div_ceil(32),
+            Self::F32 => 4 * head_dim,
         }
     }
 }
 
-/// Numbers of one layer, `[n_head_kv][n_ctx][head_dim]`. Zeroed memory from the system: pages that no position has
+/// Keys and values of a layer, or of several that share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Heads.
+    pub n_head_kv: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Positions that a token sees, its own among them; `None`: all.
+    pub window: Option<usize>,
+}
+
+impl CacheShape {
+    /// Positions that it holds for a context of `n_ctx` and steps of at most `n_tokens_max`. A window keeps what the
+    /// first token of a step sees while the last one is stored, in whole blocks of attention.
+    fn n_slots(&self, n_ctx: usize, n_tokens_max: usize) -> usize {
+        match self.window {
+            Some(w) => (w + n_tokens_max - 1).next_multiple_of(ATTN_BLOCK).min(n_ctx),
+            None => n_ctx,
+        }
+    }
+}
+
+/// The state of a recurrent layer, in floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateShape {
+    /// Inputs of its convolution.
+    pub conv: usize,
+    /// Heads, each with its part of `state`.
+    pub heads: usize,
+    /// Its recurrence.
+    pub state: usize,
+}
+
+/// What a sequence of a model keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Keys and values.
+    pub caches: Vec<CacheShape>,
+    /// States.
+    pub states: Vec<StateShape>,
+}
+
+impl Layout {
+    /// Bytes for a context of `n_ctx` and steps of at most `n_tokens_max`.
+    #[must_use]
+    pub fn bytes(&self, kind: KvType, n_ctx: usize, n_tokens_max: usize) -> u64 {
+        let cache = |c: &CacheShape| {
+            (c.n_slots(n_ctx, n_tokens_max) as u64)
+                .saturating_mul((2 * c.n_head_kv * kind.head_bytes(c.head_dim)) as u64)
+        };
+        let caches = self.caches.iter().map(cache).fold(0, u64::saturating_add);
+        caches.saturating_add(self.states.iter().map(|s| 4 * (s.conv + s.state) as u64).sum())
+    }
+}
+
+/// Rows of one cache, `[n_head_kv][n_slots][head_dim]`. Zeroed memory from the system: pages that no position has
 /// reached cost nothing.
 #[derive(Debug)]
 enum Buf {
     F16(Vec<f16>),
     F32(Vec<f32>),
+    Q8 { codes: Vec<i8>, scales: Vec<f16> },
 }
 
 impl Buf {
-    fn new(kind: KvType, n: usize) -> Option<Self> {
-        match kind {
-            KvType::F16 => f16::new_vec_zeroed(n).ok().map(Self::F16),
-            KvType::F32 => f32::new_vec_zeroed(n).ok().map(Self::F32),
-        }
+    fn new(kind: KvType, n_rows: usize, head_dim: usize) -> Option<Self> {
+        let n = n_rows.checked_mul(head_dim)?;
+        Some(match kind {
+            KvType::F16 => Self::F16(f16::new_vec_zeroed(n).ok()?),
+            KvType::F32 => Self::F32(f32::new_vec_zeroed(n).ok()?),
+            KvType::Q8_0 => Self::Q8 {
+                codes: i8::new_vec_zeroed(n).ok()?,
+                scales: f16::new_vec_zeroed(n_rows * head_dim.div_ceil(32)).ok()?,
+            },
+        })
     }
 
     fn view(&self) -> KvView<'_> {
         match self {
             Self::F16(b) => KvView::F16(b),
             Self::F32(b) => KvView::F32(b),
+            Self::Q8 { codes, scales } => KvView::Q8(Q8Rows { codes, scales }),
         }
     }
 
-    fn store(&mut self, kernels: &Kernels, at: usize, x: &[f32]) {
+    fn store(&mut self, kernels: &Kernels, row: usize, x: &[f32]) {
+        let at = row * x.len();
         match self {
             Self::F16(b) => kernels.store_f16(x, &mut b[at..at + x.len()]),
             Self::F32(b) => b[at..at + x.len()].copy_from_slice(x),
+            Self::Q8 { codes, scales } => {
+                let n = x.len().div_ceil(32);
+                let scales = &mut scales[row * n..(row + 1) * n];
+                kernels.store_q8(x, &mut codes[at..at + x.len()], scales);
+            }
         }
     }
 }
 
-/// Keys and values of one sequence, all layers.
+#[derive(Debug)]
+struct Cache {
+    shape: CacheShape,
+    n_slots: usize,
+    keys: Buf,
+    values: Buf,
+}
+
+/// The state of one recurrent layer.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Inputs of its convolution, oldest first.
+    pub conv: Vec<f32>,
+    /// `[heads]` parts.
+    pub state: Vec<f32>,
+}
+
+/// What one sequence keeps, all layers.
 #[derive(Debug)]
 pub struct Kv {
-    layers: Vec<(Buf, Buf)>,
+    caches: Vec<Cache>,
+    states: Vec<State>,
     n_ctx: usize,
-    n_head_kv: usize,
-    head_dim: usize,
+    n_tokens_max: usize,
     /// Positions that hold a token.
     len: usize,
 }
 
 impl Kv {
-    /// A cache of `n_ctx` positions.
+    /// Room for `n_ctx` positions that come in steps of at most `n_tokens_max`.
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn new(
-        kind: KvType,
-        n_layer: usize,
-        n_ctx: usize,
-        n_head_kv: usize,
-        head_dim: usize,
-    ) -> Result<Self, ModelError> {
-        let n = n_ctx * n_head_kv * head_dim;
-        let need = (2 * n_layer * n * kind.bytes()) as u64;
-        let layer = || Some((Buf::new(kind, n)?, Buf::new(kind, n)?));
-        let layers: Option<Vec<_>> = (0..n_layer).map(|_| layer()).collect();
-        let layers = layers.ok_or(ModelError::KvMemory { need, n_ctx })?;
-        Ok(Self { layers, n_ctx, n_head_kv, head_dim, len: 0 })
+    pub fn new(layout: &Layout, kind: KvType, n_ctx: usize, n_tokens_max: usize) -> Result<Self, ModelError> {
+        let cache = |shape: &CacheShape| {
+            let n_slots = shape.n_slots(n_ctx, n_tokens_max);
+            let buf = || Buf::new(kind, shape.n_head_kv.checked_mul(n_slots)?, shape.head_dim);
+            Some(Cache { shape: *shape, n_slots, keys: buf()?, values: buf()? })
+        };
+        let state = |shape: &StateShape| {
+            let zeroed = |n| f32::new_vec_zeroed(n).ok();
+            Some(State { conv: zeroed(shape.conv)?, state: zeroed(shape.state)? })
+        };
+        let caches: Option<Vec<_>> = layout.caches.iter().map(cache).collect();
+        let states: Option<Vec<_>> = layout.states.iter().map(state).collect();
+        let (Some(caches), Some(states)) = (caches, states) else {
+            return Err(ModelError::KvMemory { need: layout.bytes(kind, n_ctx, n_tokens_max), n_ctx });
+        };
+        Ok(Self { caches, states, n_ctx, n_tokens_max, len: 0 })
     }
 
     /// Positions it has room for.
@@ -107,33 +218,94 @@ impl Kv {
         self.len == 0
     }
 
-    /// Forgets the positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    /// Forgets the positions from `len` on, and all of them where what is left would not be enough to go on: a
+    /// recurrent state cannot be taken back, and a window has dropped what came before it. Returns how many are left.
+    pub fn truncate(&mut self, len: usize) -> usize {
+        if len < self.len {
+            let kept = |c: &Cache| {
+                c.n_slots >= self.len || c.shape.window.is_some_and(|w| len + c.n_slots >= self.len + w)
+            };
+            self.len = if self.states.is_empty() && self.caches.iter().all(kept) { len } else { 0 };
+            self.clear_states();
+        }
+        self.len
+    }
+
+    /// A step that began at the present length was stopped: what it stored does not count.
+    pub(super) fn stopped(&mut self) {
+        if !self.states.is_empty() {
+            self.len = 0;
+            self.clear_states();
+        }
+    }
+
+    fn clear_states(&mut self) {
+        for s in &mut self.states {
+            s.conv.fill(0.0);
+            s.state.fill(0.0);
+        }
     }
 
     /// Positions up to `len` now hold a token: a step is complete.
     pub(super) fn advance(&mut self, len: usize) {
         assert!(len <= self.n_ctx, "{len} positions in a cache of {}", self.n_ctx);
+        assert!(len - self.len <= self.n_tokens_max, "a step of {} tokens", len - self.len);
         self.len = len;
     }
 
-    /// Stores the keys and values of one token, `[n_head_kv, head_dim]` each, at `pos` of `layer`.
-    pub(super) fn store(&mut self, kernels: &Kernels, layer: usize, pos: usize, k: &[f32], v: &[f32]) {
+    /// Stores the keys and values of one token, `[n_head_kv, head_dim]` each, at `pos` of cache `index`.
+    pub(super) fn store(&mut self, kernels: &Kernels, index: usize, pos: usize, k: &[f32], v: &[f32]) {
         assert!(pos < self.n_ctx, "position {pos} in a cache of {}", self.n_ctx);
-        let (n_ctx, head_dim) = (self.n_ctx, self.head_dim);
-        let (kb, vb) = &mut self.layers[layer];
-        for head in 0..self.n_head_kv {
-            let at = (head * n_ctx + pos) * head_dim;
-            let of = head * head_dim..(head + 1) * head_dim;
-            kb.store(kernels, at, &k[of.clone()]);
-            vb.store(kernels, at, &v[of]);
+        let Cache { shape, n_slots, keys, values } = &mut self.caches[index];
+        let d = shape.head_dim;
+        for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
+            let row = head * *n_slots + pos % *n_slots;
+            keys.store(kernels, row, k);
+            values.store(kernels, row, v);
         }
     }
 
-    /// Keys and values of `layer`, `[n_head_kv][n_ctx][head_dim]`.
-    pub(super) fn view(&self, layer: usize) -> (KvView<'_>, KvView<'_>) {
-        let (k, v) = &self.layers[layer];
-        (k.view(), v.view())
+    /// Keys and values of cache `index` and its slots, `[n_head_kv][n_slots][head_dim]`.
+    pub(super) fn view(&self, index: usize) -> (KvView<'_>, KvView<'_>, usize) {
+        let c = &self.caches[index];
+        (c.keys.view(), c.values.view(), c.n_slots)
+    }
+
+    pub(super) fn state(&mut self, index: usize) -> &mut State {
+        &mut self.states[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_keep_their_window_and_what_a_step_needs() {
+        let shape = CacheShape { n_head_kv: 2, head_dim: 20, window: Some(100) };
+        assert_eq!(shape.n_slots(4_096, 128), 256);
+        assert_eq!(shape.n_slots(90, 128), 90);
+        assert_eq!(CacheShape { window: None, ..shape }.n_slots(4_096, 128), 4_096);
+        let layout = Layout { caches: vec![shape], states: vec![] };
+        assert_eq!(layout.bytes(KvType::F32, 4_096, 128), 256 * 2 * 2 * 80);
+        assert_eq!(layout.bytes(KvType::Q8_0, 4_096, 128), 256 * 2 * 2 * 22);
+    }
+
+    /// A cache goes back only as far as what is still there allows.
+    #[test]
+    fn truncation_forgets_all_where_it_must() {
+        let cache = |window| CacheShape { n_head_kv: 1, head_dim: 8, window };
+        let at = |layout: &Layout, len: usize, to: usize| {
+            let mut kv = Kv::new(layout, KvType::F16, 1_000, 16).unwrap();
+            kv.len = len;
+            kv.truncate(to)
+        };
+        let full = Layout { caches: vec![cache(None)], states: vec![] };
+        assert_eq!((at(&full, 900, 3), at(&full, 5, 9)), (3, 5));
+        let windowed = Layout { caches: vec![cache(None), cache(Some(40))], states: vec![] };
+        // 64 slots: from 500, those from 436 on are there; the first token after 476 sees from 437 on.
+        assert_eq!((at(&windowed, 500, 476), at(&windowed, 500, 475), at(&windowed, 60, 5)), (476, 0, 5));
+        let recurrent = Layout { states: vec![StateShape { conv: 8, heads: 1, state: 4 }], ..full };
+        assert_eq!((at(&recurrent, 500, 499), at(&recurrent, 500, 500)), (0, 500));
     }
 }

@@ -1,90 +1,55 @@
-//! From a file to weights in place: hyperparameters checked against each other, every tensor found by name with the
-//! shape that follows, none left over. Weights are never copied; norms and biases are (a few hundred kilobytes).
+//! From a file to weights in place: every tensor found by name with the shape that follows from the metadata, none
+//! left over. Matrices are never copied; vectors and the smallest matrices are (a few hundred kilobytes).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc as Shared;
+use std::path::Path;
 
 use super::ModelError;
-use super::arch::{self, Arch};
-use super::rope::{Angles, Scaling};
-use crate::base::SharedBytes;
-use crate::base::limits::{HEAD_DIM_MAX, N_COLS_MAX, N_CTX_MAX, N_GROUP_MAX, N_LAYER_MAX, N_VOCAB_MAX};
-use crate::format::{Checkpoint, TensorInfo, gguf};
+use super::arch::{self, Act, Arch, NormAt, NormKind, QkNorm, Recurrent, Rope, RopeLayers};
+use super::hyper::{self, Hyper, Keys, LayerHyper};
+use super::kv::{CacheShape, Layout, StateShape};
+use super::layer::{
+    AltUp, AltUpEnds, Attention, BetaAlpha, DeltaNet, Dense, Experts, FeedForward, Layer, Linear, Mamba2,
+    Matrix, Mixer, N_STREAM, Norm, PerLayer, PerLayerEmbd, ShortConv,
+};
+use super::rope::{self, Angles};
+use crate::base::limits::{CONV_LEN_MAX, N_COLS_MAX, N_LAYER_MAX};
+use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::Rows;
-use crate::os::map::Map;
 use crate::quant::{self, Quant};
-
-/// Sizes of a model; names as in GGUF.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Hyper {
-    /// Blocks.
-    pub n_layer: usize,
-    /// Width of the residual stream.
-    pub n_embd: usize,
-    /// Query heads.
-    pub n_head: usize,
-    /// Key-value heads; divides `n_head`.
-    pub n_head_kv: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Rotated dimensions of a head; even.
-    pub n_rot: usize,
-    /// Width of the feed-forward.
-    pub n_ff: usize,
-    /// Rows of the output.
-    pub n_vocab: usize,
-    /// Positions it was trained for.
-    pub n_ctx_train: usize,
-    /// Inside the root of the norm.
-    pub norm_eps: f32,
-    /// Scale of attention scores.
-    pub attn_scale: f32,
-}
-
-/// A matrix of the file.
-#[derive(Clone, Debug)]
-pub(super) struct Matrix {
-    quant: Quant,
-    n_rows: usize,
-    n_cols: usize,
-    start: usize,
-    len: usize,
-}
-
-/// A matrix and its bias.
-#[derive(Debug)]
-pub(super) struct Linear {
-    pub weight: Matrix,
-    pub bias: Option<Vec<f32>>,
-}
-
-/// One block.
-#[derive(Debug)]
-pub(super) struct Layer {
-    pub attn_norm: Vec<f32>,
-    pub attn_q: Linear,
-    pub attn_k: Linear,
-    pub attn_v: Linear,
-    pub attn_output: Linear,
-    pub ffn_norm: Vec<f32>,
-    pub ffn_gate: Linear,
-    pub ffn_up: Linear,
-    pub ffn_down: Linear,
-}
 
 /// A model file, mapped, that the decoder can run.
 pub struct Model {
-    map: Shared<Map>,
     checkpoint: Checkpoint,
     arch: &'static Arch,
     hyper: Hyper,
-    angles: Angles,
+    /// Of layers that see everything, then of those with a window.
+    angles: Vec<Angles>,
+    rope: Rope,
     token_embd: Matrix,
-    output_norm: Vec<f32>,
+    position_embd: Option<Matrix>,
+    per_layer: Option<PerLayerEmbd>,
+    altup: Option<AltUpEnds>,
+    output_norm: Norm,
     /// `None`: the embedding is the output matrix too.
     output: Option<Linear>,
     layers: Vec<Layer>,
+    layout: Layout,
+    scales: Scales,
+}
+
+/// Numbers that a file multiplies the stream with, and soft caps; 1 or 0 where it does not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scales {
+    pub embd: f32,
+    pub residual: f32,
+    pub logits: f32,
+    pub attn_cap: f32,
+    pub logit_cap: f32,
+    /// Queries at position `p` grow by `1 + beta * ln(1 + floor(p / n_ctx_orig))`: beta and `n_ctx_orig` (Ministral 3).
+    pub temperature: Option<(f32, usize)>,
+    /// What the weights of experts are multiplied with.
+    pub experts: f32,
 }
 
 impl std::fmt::Debug for Model {
@@ -93,65 +58,62 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// Maps and parses a GGUF file.
-///
-/// # Errors
-/// When it cannot be mapped or is no consistent GGUF.
-pub fn open(path: &Path) -> Result<(Shared<Map>, Checkpoint), ModelError> {
-    let map = Shared::new(Map::open(path)?);
-    let bytes: SharedBytes = map.clone();
-    let gguf = gguf::parse(&path.display().to_string(), bytes)?;
-    Ok((map, gguf))
-}
-
 impl Model {
-    /// Opens a model file for running.
+    /// Opens a model for running: a GGUF file, one of a set of split files, or a directory in the layout of Hugging Face.
     ///
     /// # Errors
     /// When the file is not a whole model of a known architecture.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (map, gguf) = open(path)?;
-        let arch = architecture(&gguf)?;
-        let mut left: BTreeMap<&str, &TensorInfo> = gguf.tensors().collect();
-        let hyper = hyper(&gguf, arch)?;
-        let (e, q, kv) = (hyper.n_embd, hyper.n_head * hyper.head_dim, hyper.n_head_kv * hyper.head_dim);
-        let mut take = Taker { file: gguf.file(), data: (*map).as_ref(), arch, left: &mut left };
+        let checkpoint = format::open(path)?;
+        let arch = architecture(&checkpoint)?;
+        let keys = Keys { file: &checkpoint, arch };
+        let (hyper, of_layers) = hyper::read(keys)?;
+        let scales = scales(keys, &hyper)?;
+        let mut load =
+            Loader { keys, h: &hyper, left: checkpoint.tensors().collect(), layout: Layout::default() };
 
-        let token_embd = take.matrix("token_embd.weight", hyper.n_vocab, e)?;
-        let output_norm = take.vector("output_norm.weight", e)?;
-        let output = match take.has("output.weight") {
-            true => Some(take.linear("output", hyper.n_vocab, e)?),
+        let e = hyper.n_embd;
+        let token_embd = load.matrix("token_embd.weight", hyper.n_vocab, e)?;
+        let position_embd = match arch.rope {
+            Rope::Learned => Some(load.matrix("position_embd.weight", hyper.n_ctx_train, e)?),
+            _ => None,
+        };
+        let output_norm = load.norm(arch.output_norm, e)?;
+        let output = match load.has("output.weight") {
+            true => Some(load.linear("output", hyper.n_vocab, e)?),
             false => None,
         };
-        let factors = match take.has("rope_freqs.weight") {
-            true => Some(take.vector("rope_freqs.weight", hyper.n_rot / 2)?),
-            false => None,
+        let angles = load.angles(&of_layers)?;
+        let per_layer = load.per_layer_embd()?;
+        let width = per_layer.as_ref().map(|p| p.width);
+        let altup = if arch.altup { Some(load.altup_ends()?) } else { None };
+        let layers = of_layers
+            .iter()
+            .enumerate()
+            .map(|(i, of)| load.layer(i, of, &of_layers, width))
+            .collect::<Result<Vec<_>, _>>()?;
+        load.nothing_left()?;
+        let layout = load.layout;
+        let rope = match checkpoint.origin() {
+            Origin::Gguf { .. } => arch.rope,
+            Origin::HuggingFace => arch.rope_original,
         };
-        let mut layers = Vec::with_capacity(hyper.n_layer);
-        for i in 0..hyper.n_layer {
-            let of = |part: &str| format!("blk.{i}.{part}");
-            layers.push(Layer {
-                attn_norm: take.vector(&of("attn_norm.weight"), e)?,
-                attn_q: take.linear(&of("attn_q"), q, e)?,
-                attn_k: take.linear(&of("attn_k"), kv, e)?,
-                attn_v: take.linear(&of("attn_v"), kv, e)?,
-                attn_output: take.linear(&of("attn_output"), e, q)?,
-                ffn_norm: take.vector(&of("ffn_norm.weight"), e)?,
-                ffn_gate: take.linear(&of("ffn_gate"), hyper.n_ff, e)?,
-                ffn_up: take.linear(&of("ffn_up"), hyper.n_ff, e)?,
-                ffn_down: take.linear(&of("ffn_down"), e, hyper.n_ff)?,
-            });
-        }
-        if let Some((name, _)) = left.first_key_value() {
-            return Err(ModelError::UnknownTensor {
-                file: gguf.file().into(),
-                tensor: (*name).into(),
-                arch: arch.gguf,
-            });
-        }
-        let (base, scaling) = rope(&gguf, arch, &hyper)?;
-        let angles = Angles::new(hyper.n_rot, base, &scaling, factors.as_deref());
-        Ok(Self { map, checkpoint: gguf, arch, hyper, angles, token_embd, output_norm, output, layers })
+        Ok(Self {
+            checkpoint,
+            arch,
+            hyper,
+            angles,
+            rope,
+            token_embd,
+            position_embd,
+            per_layer,
+            altup,
+            output_norm,
+            output,
+            layers,
+            layout,
+            scales,
+        })
     }
 
     /// Its sizes.
@@ -190,19 +152,39 @@ impl Model {
     /// Length of the file.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        (*self.map).as_ref().len() as u64
+        self.checkpoint.n_bytes()
     }
 
     /// Reads a stretch of the file in, so that the first token does not wait for page faults.
     pub fn populate(&self, start: usize, len: usize) {
-        self.map.populate(start, len);
+        self.checkpoint.populate(start, len);
+    }
+
+    /// What a sequence of it keeps.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Most positions it can run: those it was trained for, where positions are learned.
+    #[must_use]
+    pub fn n_ctx_max(&self) -> Option<usize> {
+        self.position_embd.as_ref().map(|p| p.n_rows)
     }
 
     pub(super) fn arch(&self) -> &'static Arch {
         self.arch
     }
 
-    pub(super) fn angles(&self) -> &Angles {
+    pub(super) fn rope(&self) -> Rope {
+        self.rope
+    }
+
+    pub(super) fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    pub(super) fn angles(&self) -> &[Angles] {
         &self.angles
     }
 
@@ -210,13 +192,26 @@ impl Model {
         &self.layers
     }
 
-    pub(super) fn output_norm(&self) -> &[f32] {
+    pub(super) fn per_layer(&self) -> Option<&PerLayerEmbd> {
+        self.per_layer.as_ref()
+    }
+
+    pub(super) fn altup(&self) -> Option<&AltUpEnds> {
+        self.altup.as_ref()
+    }
+
+    pub(super) fn output_norm(&self) -> &Norm {
         &self.output_norm
     }
 
     /// `[n_vocab, n_embd]`.
     pub(super) fn token_embd(&self) -> Rows<'_> {
         self.rows(&self.token_embd)
+    }
+
+    /// `[n_ctx_train, n_embd]`.
+    pub(super) fn position_embd(&self) -> Option<Rows<'_>> {
+        self.position_embd.as_ref().map(|m| self.rows(m))
     }
 
     /// `[n_vocab, n_embd]`.
@@ -230,33 +225,65 @@ impl Model {
 
     /// The matrix, in place.
     pub(super) fn rows(&self, m: &Matrix) -> Rows<'_> {
-        let bytes = &(*self.map).as_ref()[m.start..m.start + m.len];
+        let bytes = &(*self.checkpoint.parts()[m.part]).as_ref()[m.start..m.start + m.len];
         Rows::new(m.quant, m.n_rows, m.n_cols, bytes).expect("the reader checked shape and length")
     }
 }
 
-/// Finds tensors by name, checks their shapes, and crosses them off.
-struct Taker<'a, 'b> {
-    file: &'a str,
-    data: &'a [u8],
-    arch: &'static Arch,
-    left: &'b mut BTreeMap<&'a str, &'a TensorInfo>,
+/// The architecture that the file names.
+pub(super) fn architecture(file: &Checkpoint) -> Result<&'static Arch, ModelError> {
+    let key = "general.architecture";
+    let found = file.require(key, file.str(key)?)?;
+    arch::by_gguf(found).ok_or_else(|| ModelError::Architecture {
+        file: file.file().into(),
+        found: found.into(),
+        known: arch::names(),
+    })
 }
 
-impl Taker<'_, '_> {
+fn scales(keys: Keys<'_>, h: &Hyper) -> Result<Scales, ModelError> {
+    let embd = if keys.arch.embd_scale { (h.n_embd as f32).sqrt() } else { 1.0 };
+    let temperature = match keys.if_set("attention.temperature_scale")? {
+        None => None,
+        Some(beta) => Some((beta, rope::n_ctx_orig(keys, h)?)),
+    };
+    Ok(Scales {
+        embd: keys.if_set("embedding_scale")?.unwrap_or(embd),
+        residual: keys.if_set("residual_scale")?.unwrap_or(1.0),
+        logits: 1.0 / keys.if_set("logit_scale")?.unwrap_or(1.0),
+        attn_cap: keys.if_set("attn_logit_softcapping")?.unwrap_or(0.0),
+        logit_cap: keys.if_set("final_logit_softcapping")?.unwrap_or(0.0),
+        temperature,
+        experts: keys.if_set("expert_weights_scale")?.unwrap_or(1.0),
+    })
+}
+
+/// Finds tensors by name, checks their shapes, and crosses them off.
+struct Loader<'a> {
+    keys: Keys<'a>,
+    h: &'a Hyper,
+    left: BTreeMap<&'a str, &'a TensorInfo>,
+    layout: Layout,
+}
+
+impl<'a> Loader<'a> {
+    fn file(&self) -> String {
+        self.keys.file.file().into()
+    }
+
     fn has(&self, name: &str) -> bool {
         self.left.contains_key(name)
     }
 
-    fn take(&mut self, name: &str, rows: usize, cols: usize) -> Result<TensorInfo, ModelError> {
+    fn take(&mut self, name: &str, rows: usize, cols: usize) -> Result<&'a TensorInfo, ModelError> {
         let info = self.left.remove(name).ok_or_else(|| ModelError::MissingTensor {
-            file: self.file.into(),
+            file: self.file(),
             tensor: name.into(),
-            arch: self.arch.gguf,
+            arch: self.keys.arch.gguf,
         })?;
         if (info.n_rows, info.n_cols) != (rows, cols) {
             return Err(ModelError::TensorShape {
-                file: self.file.into(),
+                file: self.file(),
                 tensor: name.into(),
                 found_rows: info.n_rows,
                 found_cols: info.n_cols,
@@ -264,7 +291,7 @@ impl Taker<'_, '_> {
                 cols,
             });
         }
-        Ok(info.clone())
+        Ok(info)
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
@@ -273,275 +300,430 @@ impl Taker<'_, '_> {
             quant: info.quant,
             n_rows: rows,
             n_cols: cols,
+            part: info.part,
             start: info.range.start,
             len: info.range.len(),
         })
     }
 
-    /// A norm or bias of `n` weights, as floats.
+    /// The weights of `rows` of `cols` as floats: what is small.
+    fn floats(&mut self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, ModelError> {
+        let info = self.take(name, rows, cols)?;
+        let bytes = self.keys.file.bytes(info);
+        let mut out = vec![0.0; rows * cols];
+        let row = bytes.len() / rows;
+        for (bytes, out) in bytes.chunks_exact(row).zip(out.chunks_exact_mut(cols)) {
+            quant::unpack_row(info.quant, bytes, out);
+        }
+        Ok(out)
+    }
+
+    /// A norm or bias of `n` weights, as floats. Its dimensions may be cut in any way, as Mamba-2's are.
     fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
-        let info = self.take(name, 1, n)?;
-        if info.quant.block_len() != 1 {
+        let (rows, cols) = match self.left.get(name) {
+            Some(t) if t.n_rows.checked_mul(t.n_cols) == Some(n) => (t.n_rows, t.n_cols),
+            _ => (1, n),
+        };
+        if let Some(info) = self.left.get(name)
+            && info.quant.block_len() != 1
+        {
             return Err(ModelError::VectorType {
-                file: self.file.into(),
+                file: self.file(),
                 tensor: name.into(),
                 found: info.quant.name(),
             });
         }
-        let mut out = vec![0.0; n];
-        quant::unpack_row(info.quant, &self.data[info.range], &mut out);
-        Ok(out)
+        self.floats(name, rows, cols)
+    }
+
+    fn vector_if(&mut self, name: &str, n: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        if self.has(name) { self.vector(name, n).map(Some) } else { Ok(None) }
     }
 
     /// A matrix with its bias where there is one.
     fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear, ModelError> {
         let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
-        let bias = format!("{name}.bias");
-        let bias = if self.has(&bias) { Some(self.vector(&bias, rows)?) } else { None };
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias: self.vector_if(&format!("{name}.bias"), rows)? })
     }
-}
 
-/// The architecture that the file names.
-pub(super) fn architecture(gguf: &Checkpoint) -> Result<&'static Arch, ModelError> {
-    let key = "general.architecture";
-    let found = gguf.require(key, gguf.str(key)?)?;
-    arch::by_gguf(found).ok_or_else(|| ModelError::Architecture {
-        file: gguf.file().into(),
-        found: found.into(),
-        known: arch::names(),
-    })
-}
+    /// `n` matrices of one tensor with three dimensions, and the biases of each.
+    fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Vec<Linear>, ModelError> {
+        let all = self.linear(name, n * rows, cols)?;
+        Ok((0..n).map(|i| all.rows(i * rows, rows)).collect())
+    }
 
-/// Sizes from the metadata, each within what the decoder takes.
-fn hyper(gguf: &Checkpoint, arch: &Arch) -> Result<Hyper, ModelError> {
-    let key = |k: &str| format!("{}.{k}", arch.gguf);
-    let bad = |k: &str, found: String, wanted: String| ModelError::Hyper {
-        file: gguf.file().into(),
-        key: key(k),
-        found,
-        wanted,
-    };
-    let bounded = |k: &str, v: u64, max: usize| match usize::try_from(v) {
-        Ok(n) if n >= 1 && n <= max => Ok(n),
-        _ => Err(bad(k, v.to_string(), format!("1 to {max} possible"))),
-    };
-    let size = |k: &str, max: usize| -> Result<usize, ModelError> {
-        bounded(k, gguf.require(&key(k), gguf.uint(&key(k))?)?, max)
-    };
-    let size_or = |k: &str, default: usize, max: usize| match gguf.uint(&key(k))? {
-        Some(v) => bounded(k, v, max),
-        None => Ok(default),
-    };
-    let n_layer = size("block_count", N_LAYER_MAX)?;
-    let n_embd = size("embedding_length", N_COLS_MAX)?;
-    let n_ff = size("feed_forward_length", N_COLS_MAX)?;
-    let n_head = size("attention.head_count", N_COLS_MAX)?;
-    let n_head_kv = size_or("attention.head_count_kv", n_head, n_head)?;
-    let n_ctx_train = size("context_length", N_CTX_MAX)?;
-    if n_head % n_head_kv != 0 || n_head / n_head_kv > N_GROUP_MAX {
-        let wanted = format!("must divide the {n_head} heads into groups of at most {N_GROUP_MAX}");
-        return Err(bad("attention.head_count_kv", n_head_kv.to_string(), wanted));
+    fn norm(&mut self, name: &str, n: usize) -> Result<Norm, ModelError> {
+        let weight = self.vector(&format!("{name}.weight"), n)?;
+        let bias = match self.keys.arch.norm {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(self.vector(&format!("{name}.bias"), n)?),
+        };
+        Ok(Norm { weight, bias })
     }
-    let head_dim = size_or("attention.key_length", (n_embd / n_head).max(1), HEAD_DIM_MAX)?;
-    if head_dim > HEAD_DIM_MAX || n_head * head_dim > N_COLS_MAX {
-        return Err(bad(
-            "attention.head_count",
-            format!("{n_head} with heads of {head_dim}"),
-            format!("heads of at most {HEAD_DIM_MAX}, {N_COLS_MAX} dimensions in all, are possible"),
-        ));
-    }
-    let value_dim = size_or("attention.value_length", head_dim, HEAD_DIM_MAX)?;
-    if value_dim != head_dim {
-        return Err(bad(
-            "attention.value_length",
-            value_dim.to_string(),
-            format!("must equal the key length {head_dim}"),
-        ));
-    }
-    let n_rot = size_or("rope.dimension_count", head_dim, head_dim)?;
-    if n_rot % 2 != 0 {
-        return Err(bad("rope.dimension_count", n_rot.to_string(), "must be even".into()));
-    }
-    let eps_key = "attention.layer_norm_rms_epsilon";
-    let norm_eps = gguf.require(&key(eps_key), gguf.float(&key(eps_key))?)?;
-    if !(0.0..=1.0).contains(&norm_eps) {
-        return Err(bad(eps_key, norm_eps.to_string(), "0 to 1 possible".into()));
-    }
-    // The rows of the embedding are the vocabulary: files of logits tests carry no tokenizer.
-    let n_vocab = gguf.tensor("token_embd.weight").map_or(0, |t| t.n_rows);
-    if n_vocab > N_VOCAB_MAX {
-        return Err(ModelError::Hyper {
-            file: gguf.file().into(),
-            key: "the number of rows of token_embd.weight".into(),
-            found: n_vocab.to_string(),
-            wanted: format!("1 to {N_VOCAB_MAX} possible"),
-        });
-    }
-    Ok(Hyper {
-        n_layer,
-        n_embd,
-        n_head,
-        n_head_kv,
-        head_dim,
-        n_rot,
-        n_ff,
-        n_vocab,
-        n_ctx_train,
-        norm_eps,
-        attn_scale: 1.0 / (head_dim as f32).sqrt(),
-    })
-}
 
-/// Base and scaling of the rotary positions.
-fn rope(gguf: &Checkpoint, arch: &Arch, hyper: &Hyper) -> Result<(f32, Scaling), ModelError> {
-    let key = |k: &str| format!("{}.rope.{k}", arch.gguf);
-    let bad = |k: &str, found: String, wanted: &str| ModelError::Hyper {
-        file: gguf.file().into(),
-        key: key(k),
-        found,
-        wanted: wanted.into(),
-    };
-    let positive = |k: &str| match gguf.float(&key(k))? {
-        Some(x) if x <= 0.0 => Err(bad(k, x.to_string(), "above 0 wanted")),
-        other => Ok(other),
-    };
-    let base = positive("freq_base")?.unwrap_or(10_000.0);
-    if base <= 1.0 {
-        return Err(bad("freq_base", base.to_string(), "above 1 wanted"));
+    /// Fails if a tensor of the blocks that run was not asked for.
+    fn nothing_left(&self) -> Result<(), ModelError> {
+        // Blocks behind the last one guess further tokens, and take no part.
+        let block = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<usize>().ok();
+        let guess = |name: &str| block(name).is_some_and(|i| i >= self.h.n_layer && i < N_LAYER_MAX);
+        match self.left.keys().find(|name| !guess(name)) {
+            None => Ok(()),
+            Some(name) => Err(ModelError::UnknownTensor {
+                file: self.file(),
+                tensor: (*name).into(),
+                arch: self.keys.arch.gguf,
+            }),
+        }
     }
-    let factor = || -> Result<f32, ModelError> {
-        Ok(gguf.require(&key("scaling.factor"), positive("scaling.factor")?)?)
-    };
-    let scaling = match gguf.str(&key("scaling.type"))? {
-        None | Some("none") => Scaling::None,
-        Some("linear") => Scaling::Linear { factor: factor()? },
-        Some("yarn") => {
-            let n_ctx_orig = match gguf.uint(&key("scaling.original_context_length"))? {
-                None => hyper.n_ctx_train,
-                Some(n) => {
-                    usize::try_from(n).ok().filter(|n| (1..=N_CTX_MAX).contains(n)).ok_or_else(|| {
-                        bad("scaling.original_context_length", n.to_string(), "1 to 16777216 possible")
-                    })?
-                }
-            };
-            Scaling::Yarn {
-                factor: factor()?,
-                n_ctx_orig,
-                beta_fast: positive("scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                beta_slow: positive("scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                magnitude: positive("scaling.attn_factor")?,
+
+    /// Angles of layers that see everything, and of those with a window if there are any.
+    fn angles(&mut self, layers: &[LayerHyper]) -> Result<Vec<Angles>, ModelError> {
+        if self.keys.arch.rope == Rope::Learned {
+            return Ok(Vec::new());
+        }
+        let (half, mut factors) = (self.h.n_rot / 2, rope::Factors::default());
+        factors.freqs = self.vector_if("rope_freqs.weight", half)?;
+        factors.short = self.vector_if("rope_factors_short.weight", half)?;
+        factors.long = self.vector_if("rope_factors_long.weight", half)?;
+        let mut all = vec![rope::global(self.keys, self.h, &factors)?];
+        if let Some(window) = layers.iter().find(|l| l.window.is_some()) {
+            all.push(rope::windowed(self.keys, self.h, window.head_dim, &all[0])?);
+        }
+        Ok(all)
+    }
+
+    fn per_layer_embd(&mut self) -> Result<Option<PerLayerEmbd>, ModelError> {
+        let (h, n) = (self.h, self.h.n_layer);
+        let width = self.keys.count("embedding_length_per_layer_input", N_COLS_MAX / n)?;
+        if width == 0 {
+            return Ok(None);
+        }
+        Ok(Some(PerLayerEmbd {
+            token_embd: self.matrix("per_layer_token_embd.weight", h.n_vocab, n * width)?,
+            model_proj: self.linear("per_layer_model_proj", n * width, h.n_embd)?,
+            proj_norm: self.norm("per_layer_proj_norm", width)?,
+            width,
+        }))
+    }
+
+    fn altup_ends(&mut self) -> Result<AltUpEnds, ModelError> {
+        let e = self.h.n_embd;
+        for (k, wanted) in [("altup.num_inputs", N_STREAM), ("altup.active_idx", 0)] {
+            let found = self.keys.count(k, N_COLS_MAX)?;
+            if found != wanted {
+                return Err(self.keys.bad(k, found, format!("{wanted} wanted")));
             }
         }
-        Some(other) => {
-            return Err(bad(
-                "scaling.type",
-                format!("{other:?}"),
-                "none, linear and yarn are supported for it",
-            ));
-        }
-    };
-    Ok((base, scaling))
-}
+        Ok(AltUpEnds {
+            proj: self.stack("altup_proj", N_STREAM - 1, e, e)?,
+            unembd: self.stack("altup_unembd_proj", N_STREAM - 1, e, e)?,
+        })
+    }
 
-/// What a file says of itself, read without its weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
-    /// The file.
-    pub path: PathBuf,
-    /// `general.name`, if it has one.
-    pub name: Option<String>,
-    /// `general.architecture`.
-    pub architecture: String,
-    /// `general.license`, if it has one.
-    pub license: Option<String>,
-    /// Whether the decoder runs it; otherwise why not.
-    pub runs: Result<(), String>,
-    /// Its sizes, where they could be read.
-    pub hyper: Option<Hyper>,
-    /// Bytes of the file.
-    pub file_bytes: u64,
-    /// Number of weights.
-    pub parameters: u64,
-    /// Weights and bytes of each type, most bytes first.
-    pub types: Vec<(&'static str, u64, u64)>,
-    /// Entries of the vocabulary.
-    pub n_vocab: usize,
-    /// `tokenizer.ggml.model` and `.pre`.
-    pub tokenizer: Option<(String, Option<String>)>,
-    /// It has a chat template.
-    pub chat: bool,
-}
+    fn layer(
+        &mut self,
+        i: usize,
+        of: &LayerHyper,
+        layers: &[LayerHyper],
+        per_layer: Option<usize>,
+    ) -> Result<Layer, ModelError> {
+        let (e, arch) = (self.h.n_embd, self.keys.arch);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let before = matches!(arch.norm_at, NormAt::Before | NormAt::Both);
+        let after = matches!(arch.norm_at, NormAt::After | NormAt::Both);
+        let mut norm =
+            |here: bool, part: &str| if here { self.norm(&name(part), e).map(Some) } else { Ok(None) };
+        Ok(Layer {
+            mixer_norm: norm(before, "attn_norm")?,
+            ffn_norm: norm(before, arch.ffn_norm)?,
+            mixer_post_norm: norm(after, "post_attention_norm")?,
+            ffn_post_norm: norm(after, "post_ffw_norm")?,
+            mixer: match (of.recurrent, arch.recurrent) {
+                (true, Recurrent::ShortConv) => Mixer::ShortConv(self.short_conv(i)?),
+                (true, Recurrent::Mamba2) => Mixer::Mamba2(self.mamba2(i)?),
+                (true, Recurrent::DeltaNet { spread }) => Mixer::DeltaNet(self.delta_net(i, spread)?),
+                _ => Mixer::Attention(Box::new(self.attention(i, of, layers)?)),
+            },
+            ffn: self.feed_forward(i, of)?,
+            per_layer: match per_layer {
+                None => None,
+                Some(width) => Some(PerLayer {
+                    gate: self.linear(&name("inp_gate"), width, e)?,
+                    proj: self.linear(&name("proj"), e, width)?,
+                    post_norm: self.norm(&name("post_norm"), e)?,
+                }),
+            },
+            altup: if arch.altup { Some(self.altup(i)?) } else { None },
+            output_scale: self.vector_if(&name("layer_output_scale.weight"), 1)?.map(|v| v[0]),
+        })
+    }
 
-impl Summary {
-    /// Reads the header of `path`.
-    ///
-    /// # Errors
-    /// When it is no GGUF with a known set of types.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (map, gguf) = open(path)?;
-        let owned =
-            |key: &str| -> Result<Option<String>, ModelError> { Ok(gguf.str(key)?.map(str::to_owned)) };
-        let mut types: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
-        let mut parameters = 0_u64;
-        for (_, t) in gguf.tensors() {
-            let n = (t.n_cols as u64).saturating_mul(t.n_rows as u64);
-            let of = types.entry(t.quant.name()).or_default();
-            of.0 += n;
-            of.1 += t.range.len() as u64;
-            parameters += n;
-        }
-        let mut types: Vec<_> = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes)).collect();
-        types.sort_by_key(|t| std::cmp::Reverse(t.2));
-        let model = Model::open(path);
-        let architecture = owned("general.architecture")?.unwrap_or_default();
-        let tokenizer = match owned("tokenizer.ggml.model")? {
-            Some(model) => Some((model, owned("tokenizer.ggml.pre")?)),
-            None => None,
+    fn altup(&mut self, i: usize) -> Result<AltUp, ModelError> {
+        let (e, n) = (self.h.n_embd, N_STREAM);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let rank = self.left.get(&*name("laurel_l.weight")).map_or(0, |t| t.n_rows);
+        Ok(AltUp {
+            router_norm: self.norm(&name("altup_router_norm"), e)?,
+            router: self.floats(&name("altup_router.weight"), n, e)?,
+            predict: self.floats(&name("altup_predict_coef.weight"), n * n, n)?,
+            correct: self.floats(&name("altup_correct_coef.weight"), n, n)?,
+            correct_scale: self.vector(&name("altup_correct_scale.weight"), e)?,
+            laurel_l: self.linear(&name("laurel_l"), rank, e)?,
+            laurel_r: self.linear(&name("laurel_r"), e, rank)?,
+            laurel_post_norm: self.norm(&name("laurel_post_norm"), e)?,
+        })
+    }
+
+    fn attention(&mut self, i: usize, of: &LayerHyper, all: &[LayerHyper]) -> Result<Attention, ModelError> {
+        let (h, arch) = (self.h, self.keys.arch);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let (n_q, n_kv) = (of.n_head * of.head_dim, of.n_head_kv * of.head_dim);
+        let n_q_rows = if arch.q_gate { 2 * n_q } else { n_q };
+        let shares = self.shares(i, all)?;
+        let (q, kv) = if self.has(&name("attn_qkv.weight")) && shares.is_none() {
+            let all = self.linear(&name("attn_qkv"), n_q_rows + 2 * n_kv, h.n_embd)?;
+            let kv = (all.rows(n_q_rows, n_kv), all.rows(n_q_rows + n_kv, n_kv));
+            (all.rows(0, n_q_rows), Some(kv))
+        } else {
+            let q = self.linear(&name("attn_q"), n_q_rows, h.n_embd)?;
+            if shares.is_some() {
+                // Gemma 3n's files hold matrices that no reader uses.
+                for unused in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
+                    self.left.remove(&*name(unused));
+                }
+                (q, None)
+            } else {
+                let k = self.linear(&name("attn_k"), n_kv, h.n_embd)?;
+                // Gemma 4's largest take the keys' products as values too.
+                let v = match self.has(&name("attn_v.weight")) {
+                    false if arch.v_norm => k.clone(),
+                    _ => self.linear(&name("attn_v"), n_kv, h.n_embd)?,
+                };
+                (q, Some((k, v)))
+            }
         };
-        Ok(Self {
-            path: path.into(),
-            name: owned("general.name")?,
-            architecture,
-            license: owned("general.license")?,
-            hyper: model.as_ref().ok().map(|m| m.hyper.clone()),
-            runs: model.map(|_| ()).map_err(|e| e.to_string()),
-            file_bytes: (*map).as_ref().len() as u64,
-            parameters,
-            types,
-            n_vocab: gguf.strings("tokenizer.ggml.tokens")?.map_or(0, crate::base::Strings::len),
-            tokenizer,
-            chat: gguf.str("tokenizer.chat_template")?.is_some(),
+        let (q_norm, k_norm) = match arch.qk_norm {
+            QkNorm::None => (None, None),
+            kind => {
+                let all = kind == QkNorm::All;
+                let (wq, wk) = if all { (n_q, n_kv) } else { (of.head_dim, of.head_dim) };
+                let q_norm = self.vector(&name("attn_q_norm.weight"), wq)?;
+                let k_norm = match kv {
+                    Some(_) => Some(self.vector(&name("attn_k_norm.weight"), wk)?),
+                    None => None,
+                };
+                (Some(q_norm), k_norm)
+            }
+        };
+        let cache = shares.unwrap_or(self.layout.caches.len());
+        if shares.is_none() {
+            let shape = CacheShape { n_head_kv: of.n_head_kv, head_dim: of.head_dim, window: of.window };
+            self.layout.caches.push(shape);
+        }
+        Ok(Attention {
+            q,
+            kv,
+            output: self.linear(&name("attn_output"), h.n_embd, n_q)?,
+            q_norm,
+            k_norm,
+            v_norm: arch.v_norm.then(|| vec![1.0; of.head_dim]),
+            sinks: if arch.sinks { Some(self.vector(&name("attn_sinks.weight"), of.n_head)?) } else { None },
+            n_head: of.n_head,
+            n_head_kv: of.n_head_kv,
+            head_dim: of.head_dim,
+            angles: self.turns(i, of, all)?.then_some(usize::from(of.window.is_some())),
+            window: of.window,
+            scale: hyper::attn_scale(self.keys, h, of.head_dim)?,
+            cache,
         })
     }
 
-    /// The type that most bytes have.
-    #[must_use]
-    pub fn quantization(&self) -> &'static str {
-        self.types.first().map_or("", |t| t.0)
+    /// Whether layer `i` turns its queries and keys.
+    fn turns(&self, i: usize, of: &LayerHyper, all: &[LayerHyper]) -> Result<bool, ModelError> {
+        if let Some(layers) = self.keys.file.bools(&self.keys.name("rope.layers"))? {
+            return Ok(layers.get(i).copied().unwrap_or(true));
+        }
+        let key = self.keys.name("rope.scaling.finetuned");
+        Ok(self.keys.arch.rope != Rope::Learned
+            && match self.keys.arch.rope_layers {
+                RopeLayers::All => true,
+                RopeLayers::NotEvery(n) => (i + 1) % n != 0,
+                RopeLayers::Windowed => of.window.is_some() || all.iter().all(|l| l.window.is_none()),
+                RopeLayers::Finetuned => self.keys.file.bool(&key)?.unwrap_or(true),
+            })
     }
 
-    /// Bytes needed to run it at `n_ctx` positions with an f16 cache: the file, the cache, the buffers of a step.
-    #[must_use]
-    pub fn memory(&self, n_ctx: usize) -> Option<Memory> {
-        let h = self.hyper.as_ref()?;
-        let kv = 2 * h.n_layer * n_ctx * h.n_head_kv * h.head_dim * 2;
-        let chunk = crate::base::limits::PREFILL_CHUNK_MAX;
-        Some(Memory {
-            weights: self.file_bytes,
-            kv: kv as u64,
-            scratch: super::scratch::Scratch::bytes(h, chunk, 1),
+    /// The cache of an earlier layer that layer `i` uses instead of its own: that of the last one of its kind which has
+    /// one, where `attention.shared_kv_layers` counts it among the last.
+    fn shares(&self, i: usize, all: &[LayerHyper]) -> Result<Option<usize>, ModelError> {
+        let key = "attention.shared_kv_layers";
+        let n = self.keys.count(key, self.h.n_layer)?;
+        let own = self.h.n_layer - n;
+        if i < own {
+            return Ok(None);
+        }
+        let same = |l: &CacheShape| (l.window, l.head_dim) == (all[i].window, all[i].head_dim);
+        self.layout.caches.iter().rposition(same).map(Some).ok_or_else(|| {
+            self.keys.bad(key, n, format!("layer {i} has no earlier layer of its kind among the first {own}"))
         })
     }
-}
 
-/// Bytes of memory by purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Weights: mapped from the file, shared and reclaimable.
-    pub weights: u64,
-    /// KV cache at full context.
-    pub kv: u64,
-    /// Buffers of a step.
-    pub scratch: u64,
+    /// Weights of a convolution `[n][len]` as `[len][n]`.
+    fn conv(&mut self, name: &str, n: usize, len: usize) -> Result<Vec<f32>, ModelError> {
+        let rows = self.floats(name, n, len)?;
+        let mut out = vec![0.0; n * len];
+        for (c, row) in rows.chunks_exact(len).enumerate() {
+            for (j, w) in row.iter().enumerate() {
+                out[j * n + c] = *w;
+            }
+        }
+        Ok(out)
+    }
+
+    fn state(&mut self, conv: usize, heads: usize, state: usize) -> usize {
+        self.layout.states.push(StateShape { conv, heads, state });
+        self.layout.states.len() - 1
+    }
+
+    fn short_conv(&mut self, i: usize) -> Result<ShortConv, ModelError> {
+        let (e, len) = (self.h.n_embd, self.keys.size("shortconv.l_cache", CONV_LEN_MAX)?);
+        let name = |part: &str| format!("blk.{i}.shortconv.{part}");
+        Ok(ShortConv {
+            input: self.linear(&name("in_proj"), 3 * e, e)?,
+            conv: self.conv(&name("conv.weight"), e, len)?,
+            output: self.linear(&name("out_proj"), e, e)?,
+            state: self.state((len - 1) * e, 0, 0),
+        })
+    }
+
+    fn mamba2(&mut self, i: usize) -> Result<Mamba2, ModelError> {
+        let (k, e) = (self.keys, self.h.n_embd);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let len = k.size("ssm.conv_kernel", CONV_LEN_MAX)?;
+        let n_inner = k.size("ssm.inner_size", N_COLS_MAX)?;
+        let n_state = k.size("ssm.state_size", N_COLS_MAX)?;
+        let n_group = k.size("ssm.group_count", n_inner)?;
+        let n_head = k.size("ssm.time_step_rank", n_inner)?;
+        if !n_inner.is_multiple_of(n_head) || !n_head.is_multiple_of(n_group) {
+            let wanted = format!("must divide {n_inner} and be a multiple of {n_group} groups");
+            return Err(k.bad("ssm.time_step_rank", n_head, wanted));
+        }
+        let n_conv = n_inner + 2 * n_group * n_state;
+        Ok(Mamba2 {
+            input: self.linear(&name("ssm_in"), n_inner + n_conv + n_head, e)?,
+            conv: self.conv(&name("ssm_conv1d.weight"), n_conv, len)?,
+            conv_bias: self.vector_if(&name("ssm_conv1d.bias"), n_conv)?,
+            a: self.vector(&name("ssm_a"), n_head)?,
+            d: self.vector(&name("ssm_d"), n_head)?,
+            dt_bias: self.vector(&name("ssm_dt.bias"), n_head)?,
+            norm: self.vector(&name("ssm_norm.weight"), n_inner)?,
+            output: self.linear(&name("ssm_out"), e, n_inner)?,
+            n_inner,
+            n_group,
+            n_state,
+            n_head,
+            state: self.state((len - 1) * n_conv, n_head, n_inner * n_state),
+        })
+    }
+
+    fn delta_net(&mut self, i: usize, spread: bool) -> Result<DeltaNet, ModelError> {
+        let (k, e) = (self.keys, self.h.n_embd);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let len = k.size("ssm.conv_kernel", CONV_LEN_MAX)?;
+        let n_inner = k.size("ssm.inner_size", N_COLS_MAX)?;
+        let head_dim = k.size("ssm.state_size", N_COLS_MAX)?;
+        let n_head_k = k.size("ssm.group_count", N_COLS_MAX)?;
+        let n_head_v = k.size("ssm.time_step_rank", N_COLS_MAX)?;
+        if n_head_v.checked_mul(head_dim) != Some(n_inner) || !n_head_v.is_multiple_of(n_head_k) {
+            let wanted = format!("heads of {head_dim} that fill {n_inner}, a multiple of {n_head_k} wanted");
+            return Err(k.bad("ssm.time_step_rank", n_head_v, wanted));
+        }
+        let n_conv = 2 * n_head_k * head_dim + n_inner;
+        let beta_alpha = match self.has(&name("ssm_ba.weight")) {
+            true => BetaAlpha::Mixed(self.linear(&name("ssm_ba"), 2 * n_head_v, e)?),
+            false => BetaAlpha::Split(
+                self.linear(&name("ssm_beta"), n_head_v, e)?,
+                self.linear(&name("ssm_alpha"), n_head_v, e)?,
+            ),
+        };
+        Ok(DeltaNet {
+            qkv: self.linear(&name("attn_qkv"), n_conv, e)?,
+            z: self.linear(&name("attn_gate"), n_inner, e)?,
+            beta_alpha,
+            conv: self.conv(&name("ssm_conv1d.weight"), n_conv, len)?,
+            a: self.vector(&name("ssm_a"), n_head_v)?,
+            dt_bias: self.vector(&name("ssm_dt.bias"), n_head_v)?,
+            norm: self.vector(&name("ssm_norm.weight"), head_dim)?,
+            output: self.linear(&name("ssm_out"), e, n_inner)?,
+            n_head_k,
+            n_head_v,
+            head_dim,
+            spread: spread && k.file.origin() != Origin::HuggingFace,
+            state: self.state((len - 1) * n_conv, n_head_v, n_inner * head_dim),
+        })
+    }
+
+    fn feed_forward(&mut self, i: usize, of: &LayerHyper) -> Result<FeedForward, ModelError> {
+        let (h, k) = (self.h, self.keys);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        if !self.has(&name("ffn_gate_inp.weight")) {
+            let sparse = match k.file.floats(&k.name("activation_sparsity_scale"))? {
+                Some(all) => all.get(i).copied().filter(|s| *s > 0.0),
+                None => None,
+            };
+            return Ok(FeedForward::Dense(Dense { sparse, ..self.dense(i, "", of.n_ff)? }));
+        }
+        let n_ff = k.size_if("expert_feed_forward_length", N_COLS_MAX)?.unwrap_or(of.n_ff);
+        let n = h.n_expert;
+        if n == 0 {
+            return Err(k.bad("expert_count", 0, format!("layer {i} has experts")));
+        }
+        let experts = if self.has(&name("ffn_up_exps.weight")) {
+            let up = self.stack(&name("ffn_up_exps"), n, n_ff, h.n_embd)?;
+            let gate = self.stack(&name("ffn_gate_exps"), n, n_ff, h.n_embd)?;
+            let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
+            let three = gate.into_iter().zip(up).zip(down);
+            three.map(|((gate, up), down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
+        } else {
+            (0..n).map(|x| self.dense(i, &format!(".{x}"), n_ff)).collect::<Result<_, _>>()?
+        };
+        let shared_ff = k.count("expert_shared_feed_forward_length", N_COLS_MAX)?;
+        let (shared, shared_gate) = match self.has(&name("ffn_up_shexp.weight")) {
+            false => (None, None),
+            true => {
+                let n_ff = if shared_ff == 0 { n_ff } else { shared_ff };
+                let shared = self.dense(i, "_shexp", n_ff)?;
+                let gate = name("ffn_gate_inp_shexp");
+                let here = self.has(&format!("{gate}.weight"));
+                (Some(shared), if here { Some(self.linear(&gate, 1, h.n_embd)?) } else { None })
+            }
+        };
+        Ok(FeedForward::Experts(Experts {
+            router: self.linear(&name("ffn_gate_inp"), n, h.n_embd)?,
+            choice_bias: self.vector_if(&name("exp_probs_b.bias"), n)?,
+            experts,
+            n_used: h.n_expert_used,
+            shared,
+            shared_gate,
+        }))
+    }
+
+    /// `ffn_gate`, `ffn_up` and `ffn_down` with `suffix`; gate and up may be one matrix, and there may be no gate where
+    /// the activation needs none.
+    fn dense(&mut self, i: usize, suffix: &str, n_ff: usize) -> Result<Dense, ModelError> {
+        let e = self.h.n_embd;
+        let name = |part: &str| format!("blk.{i}.ffn_{part}{suffix}");
+        let down = self.linear(&name("down"), e, n_ff)?;
+        let gated = self.has(&format!("{}.weight", name("gate")));
+        let plain = self.keys.arch.norm == NormKind::Layer && self.keys.arch.act == Act::Gelu;
+        let (gate, up) = match (gated, plain) {
+            (true, _) => (Some(self.linear(&name("gate"), n_ff, e)?), self.linear(&name("up"), n_ff, e)?),
+            (false, true) => (None, self.linear(&name("up"), n_ff, e)?),
+            (false, false) => {
+                let both = self.linear(&name("up"), 2 * n_ff, e)?;
+                (Some(both.rows(0, n_ff)), both.rows(n_ff, n_ff))
+            }
+        };
+        Ok(Dense { gate, up, down, sparse: None })
+    }
 }

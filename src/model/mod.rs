@@ -1,18 +1,26 @@
 //! Layer 3: the decoder. A model file becomes weights in place ([`load`]), a description ([`arch`]) and one forward
 //! pass ([`decoder`]) over a cache ([`kv`]).
 
+mod altup;
 pub mod arch;
+mod attention;
 pub mod decoder;
 mod error;
+mod feed_forward;
+mod hyper;
 pub mod kv;
+mod layer;
 pub mod load;
+mod recurrent;
 mod rope;
 mod scratch;
+pub mod summary;
 pub mod vocab;
 
 pub use decoder::{Decoder, Part, Stopped, Want};
 pub use error::ModelError;
-pub use kv::{Kv, KvType};
+pub use hyper::Hyper;
+pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.

@@ -4,7 +4,7 @@ use super::ModelError;
 use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
 use crate::format::Checkpoint;
-use crate::text::{Source, VocabKind};
+use crate::text::{Pre, Source, SpacePrefix, VocabKind};
 
 /// Reads what the tokenizer needs; piece texts and merges stay in the file. `None` if the file carries none.
 ///
@@ -19,14 +19,6 @@ pub fn source(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
         wanted,
     };
     let Some(model) = gguf.str(&key("model"))? else { return Ok(None) };
-    let model = match model {
-        "gpt2" => VocabKind::Bpe,
-        "llama" => VocabKind::Spm,
-        other => {
-            let wanted = "gpt2 and llama are supported".to_owned();
-            return Err(hyper("model", format!("{other:?}"), wanted));
-        }
-    };
     let pieces = gguf.require(&key("tokens"), gguf.strings(&key("tokens"))?)?.clone();
     let n = pieces.len();
     if n == 0 || n > N_VOCAB_MAX {
@@ -55,19 +47,38 @@ pub fn source(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
             },
         }
     };
+    let merges = || gguf.require(&key("merges"), gguf.strings(&key("merges"))?).cloned();
+    let (model, adds_bos, space) = match model {
+        "gpt2" => {
+            let pre = Pre::named(gguf.str(&key("pre"))?)
+                .map_err(|source| ModelError::Vocabulary { file: gguf.file().into(), source })?;
+            let adds_bos = pre.adds_bos();
+            (VocabKind::Bytes { pre, merges: merges()? }, adds_bos, false)
+        }
+        "llama" => (VocabKind::Scores { scores }, true, true),
+        "gemma4" => (VocabKind::Merges { merges: merges()? }, true, false),
+        other => {
+            let wanted = "gpt2, llama and gemma4 are supported".to_owned();
+            return Err(hyper("model", format!("{other:?}"), wanted));
+        }
+    };
+    // Files of Gemma 4 say no, but the model was trained with it.
+    let is_gemma4 = matches!(model, VocabKind::Merges { .. });
+    let space = space && gguf.bool(&key("add_space_prefix"))?.unwrap_or(true);
     Ok(Some(Source {
         model,
-        pre: gguf.str(&key("pre"))?.map(str::to_owned),
         pieces,
         kinds,
-        scores,
-        merges: gguf.strings(&key("merges"))?.cloned(),
+        trusted: false,
+        edges: Vec::new(),
+        nfc: false,
         bos: token("bos")?,
         eos: token("eos")?,
         eot: token("eot")?,
         unk: token("unknown")?,
-        add_bos: gguf.bool(&key("add_bos_token"))?,
-        add_eos: gguf.bool(&key("add_eos_token"))?,
-        add_space_prefix: gguf.bool(&key("add_space_prefix"))?,
+        fuse_unk: false,
+        add_bos: is_gemma4 || gguf.bool(&key("add_bos_token"))?.unwrap_or(adds_bos),
+        space_prefix: if space { SpacePrefix::Always } else { SpacePrefix::Never },
+        strips_space: space,
     }))
 }

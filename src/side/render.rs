@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::limits::{RENDER_CPU_S, RENDER_MEMORY_BYTES, RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::os::process;
-use crate::text::{ChatMessage, Moment, Template, TemplateInput, TextError};
+use crate::text::{Template, TemplateInput, TextError};
 
 /// The argument that makes a program render one template and exit. Not for people: `--help` does not know it.
 pub const ARGUMENT: &str = "--render-template";
@@ -54,31 +54,19 @@ pub enum RenderError {
 #[derive(Serialize, Deserialize)]
 struct Job<'a> {
     source: Cow<'a, str>,
-    /// Role and text.
-    messages: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    bos: Cow<'a, str>,
-    eos: Cow<'a, str>,
-    add_generation_prompt: bool,
-    unix_s: u64,
+    input: Cow<'a, TemplateInput>,
 }
 
 /// Renders `source` in a child that is `program`, started with [`ARGUMENT`].
 ///
 /// # Errors
 /// When the template refuses or fails, and when the child does not answer.
-pub fn render(program: &Path, source: &str, input: &TemplateInput<'_>) -> Result<String, RenderError> {
+pub fn render(program: &Path, source: &str, input: &TemplateInput) -> Result<String, RenderError> {
     // Before anything of it is copied: it may be as long as the model file.
     if source.len() > TEMPLATE_BYTES_MAX {
         return Err(TextError::TemplateLength { len: source.len() }.into());
     }
-    let job = Job {
-        source: source.into(),
-        messages: input.messages.iter().map(|m| (m.role.into(), m.content.into())).collect(),
-        bos: input.bos.into(),
-        eos: input.eos.into(),
-        add_generation_prompt: input.add_generation_prompt,
-        unix_s: input.moment.unix(),
-    };
+    let job = Job { source: source.into(), input: Cow::Borrowed(input) };
     let wrong = |source| RenderError::Process { source };
     let job = serde_json::to_vec(&job).map_err(|e| wrong(e.into()))?;
     let mut child = Command::new(program)
@@ -120,22 +108,9 @@ pub fn serve() -> std::io::Result<()> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;
     let job: Job<'_> = serde_json::from_slice(&bytes)?;
-    let answer = job.render().map_err(|e| e.to_string());
+    let answer = Template::new(&job.source).and_then(|template| template.render(&job.input));
+    let answer = answer.map_err(|e| e.to_string());
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, &answer)?;
     out.flush()
-}
-
-impl Job<'_> {
-    fn render(&self) -> Result<String, TextError> {
-        let messages: Vec<ChatMessage<'_>> =
-            self.messages.iter().map(|(role, content)| ChatMessage { role, content }).collect();
-        Template::new(&self.source)?.render(&TemplateInput {
-            messages: &messages,
-            bos: &self.bos,
-            eos: &self.eos,
-            add_generation_prompt: self.add_generation_prompt,
-            moment: Moment::from_unix(self.unix_s),
-        })
-    }
 }

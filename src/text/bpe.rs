@@ -16,38 +16,30 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    /// Merges that name pieces the vocabulary lacks are never taken.
-    pub(super) fn new(vocab: &Vocab, pre: Option<&str>, merges: Option<Strings>) -> Result<Self, TextError> {
-        let pre = Pre::named(pre)?;
-        let merges = merges.ok_or(TextError::Merges)?;
-        for byte in 0..=255 {
+    /// Merges that name pieces the vocabulary lacks are never taken. Many vocabularies lack bytes that their makers
+    /// never saw; those are dropped from text. Without plain text there is nothing to do.
+    pub(super) fn new(vocab: &Vocab, pre: Pre, merges: Strings) -> Result<Self, TextError> {
+        for byte in (b' '..=b'~').chain([b'\n']) {
             let mut letter = [0; 2];
             vocab
                 .find(letter_of(byte).encode_utf8(&mut letter).as_bytes())
                 .ok_or(TextError::MissingByte { byte })?;
         }
-        let index = Index::new(&merges, |_, _| true);
+        let index = Index::new(&merges, |_, _| true, |_, _| {});
         Ok(Self { pre, merges, index })
-    }
-
-    /// Llama 3 begins every text with bos and says so nowhere in older files.
-    pub(super) fn adds_bos(&self) -> bool {
-        self.pre == Pre::LlamaBpe
     }
 
     /// Appends the tokens of text without special tokens.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, merger: &mut Merger, out: &mut Vec<Token>) {
         let mut letters = String::new();
-        for word in self.pre.words(text) {
+        self.pre.words(text, |word| {
             letters.clear();
             letters.extend(word.bytes().map(letter_of));
             let bytes = letters.as_bytes();
-            // Llama 3 takes a word that is a piece as it is (`ignore_merges`), be it out of the merges' reach.
-            if self.pre == Pre::LlamaBpe
+            if self.pre.ignore_merges
                 && let Some(token) = vocab.find(bytes)
             {
-                out.push(token);
-                continue;
+                return out.push(token);
             }
             let rank = |left: &[u8], right: &[u8], both: &[u8]| {
                 let rank = self.index.get(&self.merges, &[left, b" ", right])?;
@@ -55,7 +47,7 @@ impl Bpe {
             };
             let runs = merger.run(bytes, letters.chars().map(char::len_utf8), rank);
             out.extend(runs.filter_map(|run| vocab.find(&bytes[run])));
-        }
+        });
     }
 }
 
@@ -119,10 +111,11 @@ pub(super) mod tests {
     #[test]
     fn merges_go_by_rank_and_absent_pieces_are_passed_over() {
         let merges = ["l o", "lo w", "e r", "w e", "o w"];
-        let vocab = Vocab::new(pieces(&merges, &["Ġ"]), Vec::new(), false).expect("a vocabulary");
+        let vocab = Vocab::new(pieces(&merges, &["Ġ"]), Vec::new(), false, false).expect("a vocabulary");
         // "er x" cannot be reached and "low er" has no piece.
         let listed = Strings::owned(merges.into_iter().chain(["low er", "er x", "l o"]));
-        let bpe = Bpe::new(&vocab, None, Some(listed)).expect("a tokenizer");
+        let pre = Pre::named(Some("gpt-2")).expect("a known name");
+        let bpe = Bpe::new(&vocab, pre, listed).expect("a tokenizer");
         let mut out = Vec::new();
         bpe.encode(&vocab, "lower we é", &mut Merger::default(), &mut out);
         let texts: Vec<_> =
@@ -132,12 +125,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_vocabulary_that_cannot_spell_is_refused() {
-        let short = Strings::owned(pieces(&[], &[]).iter().skip(1));
-        let vocab = Vocab::new(short, Vec::new(), false).expect("a vocabulary");
-        let merges = || Some(Strings::owned::<&str>([]));
-        assert_eq!(Bpe::new(&vocab, None, merges()).err(), Some(TextError::MissingByte { byte: 0 }));
-        assert_eq!(Bpe::new(&vocab, None, None).err(), Some(TextError::Merges));
-        let said = Bpe::new(&vocab, Some("tekken"), merges()).err().expect("must fail").to_string();
-        assert!(said.contains("tekken") && said.contains("qwen2"), "{said}");
+        let short = Strings::owned(pieces(&[], &[]).iter().take(100));
+        let vocab = Vocab::new(short, Vec::new(), false, false).expect("a vocabulary");
+        let pre = Pre::named(None).expect("the default");
+        let found = Bpe::new(&vocab, pre, Strings::owned::<&str>([])).err();
+        assert_eq!(found, Some(TextError::MissingByte { byte: 100 }));
     }
 }

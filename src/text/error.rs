@@ -3,6 +3,11 @@
 use crate::base::limits::{N_VOCAB_MAX, RENDERED_BYTES_MAX, ROLE_BYTES_MAX, SPECIAL_BYTES_MAX};
 use crate::base::limits::{TEMPLATE_BYTES_MAX, TEMPLATE_FUEL};
 
+/// The pre-tokenizers that are built in.
+fn names() -> String {
+    super::Pre::names().collect::<Vec<_>>().join(", ")
+}
+
 /// A vocabulary, a template or a chat that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -33,19 +38,24 @@ pub enum TextError {
         /// The last valid id.
         last: usize,
     },
+    /// Two tokens with one text: a text has no certain tokens then.
+    #[error("tokens {first} and {later} of the vocabulary have the same text; the model file is damaged")]
+    Twins {
+        /// The lower id.
+        first: u32,
+        /// The higher id.
+        later: u32,
+    },
     /// A way of cutting text into words that is not built in.
-    #[error(
-        "pre-tokenizer {found:?} is not known; gpt-2, llama-bpe and qwen2 are: use a model with one of them"
-    )]
+    #[error("pre-tokenizer {found:?} is not known; use a model with one of these: {}", names())]
     PreTokenizer {
         /// Its name.
         found: String,
     },
-    /// A byte-level vocabulary without merges.
-    #[error("the byte-level vocabulary has no merges; the model file is incomplete, convert it again")]
-    Merges,
-    /// A byte-level vocabulary that cannot spell every text.
-    #[error("the byte-level vocabulary has no token for byte 0x{byte:02x}; all 256 are needed")]
+    /// A byte-level vocabulary that cannot spell plain text.
+    #[error(
+        "the byte-level vocabulary has no token for byte 0x{byte:02x}; all of printable ASCII are needed"
+    )]
     MissingByte {
         /// The byte.
         byte: u8,
@@ -65,6 +75,12 @@ pub enum TextError {
     TemplateLength {
         /// Its bytes.
         len: usize,
+    },
+    /// A value for a template that is no JSON.
+    #[error("the value for a template is no JSON: {what}")]
+    Json {
+        /// What is wrong, with line and column.
+        what: String,
     },
     /// A template that is wrong, or does not take these messages.
     #[error("the chat template fails in line {line}: {what}")]

@@ -14,8 +14,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Of the strings `i` for which `keep(i, string)`; of equal ones the first.
-    pub(super) fn new(strings: &Strings, keep: impl Fn(usize, &[u8]) -> bool) -> Self {
+    /// Of the strings `i` for which `keep(i, string)`; of equal ones the first. `twin(first, later)` hears of the
+    /// others.
+    pub(super) fn new(
+        strings: &Strings,
+        keep: impl Fn(usize, &[u8]) -> bool,
+        mut twin: impl FnMut(u32, u32),
+    ) -> Self {
         let n = strings.len();
         let seed = RandomState::new().hash_one(n);
         let mut index = Self { slots: vec![EMPTY; n + n / 2 + 1], seed };
@@ -24,8 +29,9 @@ impl Index {
                 && let Ok(entry) = u32::try_from(i)
             {
                 let slot = index.slot(strings, &[string]);
-                if index.slots[slot] == EMPTY {
-                    index.slots[slot] = entry;
+                match index.slots[slot] {
+                    EMPTY => index.slots[slot] = entry,
+                    first => twin(first, entry),
                 }
             }
         }
@@ -82,7 +88,9 @@ mod tests {
     fn finds_what_is_there_and_the_first_of_equals() {
         let words: Vec<String> = (0..5000).map(|i| format!("w{}", i % 4500)).collect();
         let strings = Strings::owned(&words);
-        let index = Index::new(&strings, |i, _| i != 600);
+        let mut twins = Vec::new();
+        let index = Index::new(&strings, |i, _| i != 600, |first, later| twins.push((first, later)));
+        assert_eq!(twins, (0..500).map(|i| (i, i + 4500)).collect::<Vec<_>>());
         for i in 0..4500_u32 {
             let word = &words[i as usize];
             let found = index.get(&strings, &[b"w", &word.as_bytes()[1..]]);
@@ -91,6 +99,6 @@ mod tests {
         assert_eq!(index.get(&strings, &[b"w"]), None);
         assert_eq!(index.get(&strings, &[]), None);
         let none = Strings::owned::<&str>([]);
-        assert_eq!(Index::new(&none, |_, _| true).get(&none, &[b"a"]), None);
+        assert_eq!(Index::new(&none, |_, _| true, |_, _| {}).get(&none, &[b"a"]), None);
     }
 }

@@ -1,7 +1,10 @@
 //! A point in time as templates print it.
 
+use serde::{Deserialize, Serialize};
+
 /// Seconds since 1970 as a date and time of day in UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "u64", into = "u64")]
 pub struct Moment {
     unix: u64,
     year: u64,
@@ -34,13 +37,19 @@ const MONTHS: [&str; 12] = [
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-impl Moment {
-    /// Seconds since the beginning of 1970.
-    #[must_use]
-    pub fn unix(&self) -> u64 {
-        self.unix
+impl From<u64> for Moment {
+    fn from(seconds: u64) -> Self {
+        Self::from_unix(seconds)
     }
+}
 
+impl From<Moment> for u64 {
+    fn from(moment: Moment) -> Self {
+        moment.unix
+    }
+}
+
+impl Moment {
     /// The moment `seconds` after the beginning of 1970, leap seconds not counted.
     #[must_use]
     pub fn from_unix(seconds: u64) -> Self {
@@ -70,7 +79,7 @@ impl Moment {
         }
     }
 
-    /// Fills in a format of C's `strftime` in English; a `-` after `%` drops leading zeros. Directives that are not
+    /// Fills in a format of Python's `strftime` in English; a `-` after `%` drops leading zeros. Directives that are not
     /// known stay as they are.
     pub(super) fn format(&self, format: &str) -> String {
         let (mut out, mut rest) = (String::new(), format);
@@ -103,8 +112,17 @@ impl Moment {
                 'a' => WEEKDAYS[self.weekday][..3].to_owned(),
                 'F' => self.format("%Y-%m-%d"),
                 'T' => self.format("%H:%M:%S"),
-                'Z' => "UTC".to_owned(),
-                'z' => "+0000".to_owned(),
+                'D' | 'x' => self.format("%m/%d/%y"),
+                'R' => self.format("%H:%M"),
+                'X' => self.format("%H:%M:%S"),
+                'c' => self.format("%a %b %e %H:%M:%S %Y"),
+                'w' => self.weekday.to_string(),
+                'u' => ((self.weekday + 6) % 7 + 1).to_string(),
+                'U' => number((self.day_of_year + 6 - self.weekday as u64) / 7, 2),
+                'W' => number((self.day_of_year + 6 - (self.weekday as u64 + 6) % 7) / 7, 2),
+                'f' => "000000".to_owned(),
+                // A time that knows no zone prints none.
+                'Z' | 'z' => String::new(),
                 '%' => "%".to_owned(),
                 other => format!("%{}{other}", if bare { "-" } else { "" }),
             });

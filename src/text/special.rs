@@ -6,6 +6,7 @@
 //! marks are taken out, and the words around them merge as if there had been none.
 
 use super::TextError;
+use super::unicode::{Class, class};
 use super::vocab::{Kind, Vocab};
 use crate::base::Token;
 use crate::base::limits::SPECIAL_BYTES_MAX;
@@ -110,12 +111,19 @@ impl Table {
         while let Some(c) = text[at..].chars().next() {
             let is_text = |end: usize| marked && end == at + c.len_utf8() && text[end..].starts_with(MARK);
             match self.longest(vocab, &text[at..]) {
-                Some((token, len)) if !is_text(at + len) => {
-                    if start < at {
-                        take(Part::Text(&text[start..at]));
+                Some((token, len)) if !is_text(at + len) && stands(vocab, token, text, at, at + len) => {
+                    let edges = vocab.edges(token);
+                    // Marks in white space have nothing left to keep apart.
+                    let white = |c: char| c.is_whitespace() || marked && c == MARK;
+                    let before = &text[start..at];
+                    let before = if edges.left { before.trim_end_matches(white) } else { before };
+                    if !before.is_empty() {
+                        take(Part::Text(before));
                     }
                     take(Part::Special(token));
-                    at += len;
+                    let behind = &text[at + len..];
+                    let behind = if edges.right { behind.trim_start_matches(white) } else { behind };
+                    at = text.len() - behind.len();
                     start = at;
                 }
                 _ => at += c.len_utf8(),
@@ -151,6 +159,14 @@ impl Table {
         out
     }
 
+    /// `name` as it is, or with marks where it holds a whole token. A name is compared by templates, so that it is not
+    /// marked for what could stand around it: that is the template's own text, which put the name there.
+    pub(super) fn mark_name(&self, vocab: &Vocab, name: &str) -> String {
+        let mut whole = false;
+        self.split(vocab, name, false, |part| whole |= matches!(part, Part::Special(_)));
+        if whole { self.mark(vocab, name) } else { name.to_owned() }
+    }
+
     /// Whether `text` could be the rest of a token that began before it.
     fn continues(&self, vocab: &Vocab, text: &[u8]) -> bool {
         let meets = |rest: &[u8]| rest.starts_with(text) || text.starts_with(rest);
@@ -160,13 +176,23 @@ impl Table {
     }
 }
 
+/// Whether `token`, found at `from..to` of `text`, may stand there: one that must stand alone may not touch a word.
+fn stands(vocab: &Vocab, token: Token, text: &str, from: usize, to: usize) -> bool {
+    let in_word = |c: char| c.is_alphanumeric() || c == '_' || class(c) == Class::Mark;
+    !vocab.edges(token).word
+        || !text[..from].chars().next_back().is_some_and(in_word)
+            && !text[to..].chars().next().is_some_and(in_word)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::source::Edges;
     use super::*;
     use crate::base::Strings;
 
     fn table(pieces: &[&str]) -> (Vocab, Table) {
-        let vocab = Vocab::new(Strings::owned(pieces), vec![3; pieces.len()], false).expect("a vocabulary");
+        let vocab =
+            Vocab::new(Strings::owned(pieces), vec![3; pieces.len()], true, false).expect("a vocabulary");
         let table = Table::new(&vocab, &[Kind::Control]).expect("a table");
         (vocab, table)
     }
@@ -189,6 +215,25 @@ mod tests {
         assert_eq!(parts(&pieces, "x<a><b><b>é<a>y<a", false), ["x", "#1", "#2", "#3", "#0", "y<a"]);
         assert_eq!(parts(&pieces, "", false), [""; 0]);
         assert_eq!(parts(&["x"], "<a>", false), ["<a>"]);
+    }
+
+    #[test]
+    fn tokens_take_white_space_with_them_and_stand_alone() {
+        let (mut vocab, table) = table(&["<l>", "<r>", "word"]);
+        let (left, right, word) = (true, true, true);
+        vocab.set_edges(vec![
+            (Token(2), Edges { word, ..Edges::default() }),
+            (Token(0), Edges { left, ..Edges::default() }),
+            (Token(1), Edges { right, ..Edges::default() }),
+        ]);
+        let parts = |text: &str| {
+            let mut out = Vec::new();
+            table.split(&vocab, text, true, |part| out.push(format!("{part:?}")));
+            out.join(" ").replace("Special(Token", "(")
+        };
+        assert_eq!(parts("a <l> <r> \u{3000}b"), r#"Text("a") ((0)) Text(" ") ((1)) Text("b")"#);
+        assert_eq!(parts("<r> \n\u{fdd0} <l> <r> "), "((1)) ((0)) Text(\" \") ((1))");
+        assert_eq!(parts("word sword word_ word!"), r#"((2)) Text(" sword word_ ") ((2)) Text("!")"#);
     }
 
     #[test]

@@ -1,21 +1,58 @@
-//! SentencePiece BPE: characters merge by the scores of the pieces they make; what has no piece is spelt in bytes.
+//! SentencePiece BPE: characters merge by the scores of the pieces they make, or by the ranks of a list; what has no
+//! piece is spelt in bytes.
 
 use super::TextError;
+use super::index::Index;
 use super::merge::Merger;
+use super::source::SpacePrefix;
 use super::vocab::{Kind, Vocab, byte_of};
-use crate::base::Token;
+use crate::base::{Strings, Token};
 
 /// What stands for a space in pieces.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
-/// Scores, byte tokens and habits of a SentencePiece vocabulary.
+/// Which pair of neighbours merges first.
+pub(super) enum Ranks {
+    /// By the token that the two make: a higher score is a lower rank.
+    Scores(Vec<u32>),
+    /// By their place in a list of `left right`, best first.
+    Merges(Strings, Index),
+}
+
+impl Ranks {
+    /// Of the scores of a vocabulary of `n`; without any all are alike.
+    pub(super) fn scores(scores: &[f32], n: usize) -> Result<Self, TextError> {
+        if !scores.is_empty() && scores.len() != n {
+            return Err(TextError::Length { what: "scores", found: scores.len(), n });
+        }
+        Ok(Self::Scores((0..n).map(|i| rank_of(scores.get(i).copied().unwrap_or(0.0))).collect()))
+    }
+
+    /// Of a list. Merges that name pieces the vocabulary lacks are never taken.
+    pub(super) fn merges(merges: Strings) -> Self {
+        let index = Index::new(&merges, |_, _| true, |_, _| {});
+        Self::Merges(merges, index)
+    }
+
+    fn get(&self, vocab: &Vocab, left: &[u8], right: &[u8], both: &[u8]) -> Option<u32> {
+        match self {
+            Self::Scores(ranks) => vocab.find(both).map(|token| ranks[token.index()]),
+            Self::Merges(merges, index) => {
+                let rank = index.get(merges, &[left, b" ", right])?;
+                vocab.find(both).map(|_| rank)
+            }
+        }
+    }
+}
+
+/// Ranks, byte tokens and habits of a SentencePiece vocabulary.
 pub(super) struct Spm {
-    /// Of each token; a higher score is a lower rank.
-    ranks: Vec<u32>,
+    ranks: Ranks,
     bytes: [Option<Token>; 256],
     unk: Option<Token>,
-    /// Whether text begins with a space that nobody wrote.
-    pub(super) space_prefix: bool,
+    /// Whether several unknown characters in a row are one token.
+    fuse_unk: bool,
+    space_prefix: SpacePrefix,
     /// Whether no piece holds a space behind another character, so that words can be merged one by one.
     by_word: bool,
 }
@@ -23,15 +60,11 @@ pub(super) struct Spm {
 impl Spm {
     pub(super) fn new(
         vocab: &Vocab,
-        scores: &[f32],
+        ranks: Ranks,
         unk: Option<Token>,
-        space_prefix: Option<bool>,
-    ) -> Result<Self, TextError> {
-        let n = vocab.len();
-        if !scores.is_empty() && scores.len() != n {
-            return Err(TextError::Length { what: "scores", found: scores.len(), n });
-        }
-        let ranks = (0..n).map(|i| rank_of(scores.get(i).copied().unwrap_or(0.0))).collect();
+        fuse_unk: bool,
+        space_prefix: SpacePrefix,
+    ) -> Self {
         let (mut bytes, mut unk, mut by_word) = ([None; 256], unk, true);
         for (token, kind, piece) in vocab.tokens() {
             match kind {
@@ -47,11 +80,10 @@ impl Spm {
                 Kind::Control => {}
             }
         }
-        Ok(Self { ranks, bytes, unk, space_prefix: space_prefix.unwrap_or(true), by_word })
+        Self { ranks, bytes, unk, fuse_unk, space_prefix, by_word }
     }
 
-    /// Appends the tokens of text without special tokens; `first` says that it begins the text or follows a special
-    /// token.
+    /// Appends the tokens of a text without special tokens; `first` says that nothing goes before it.
     pub(super) fn encode(
         &self,
         vocab: &Vocab,
@@ -61,7 +93,13 @@ impl Spm {
         out: &mut Vec<Token>,
     ) {
         let mut spaced = String::with_capacity(text.len() + text.len() / 4);
-        if first && self.space_prefix {
+        let spaceless = !text.starts_with([' ', '\u{2581}']);
+        if match self.space_prefix {
+            SpacePrefix::Never => false,
+            SpacePrefix::Always => true,
+            SpacePrefix::Missing => spaceless,
+            SpacePrefix::First => first && spaceless,
+        } {
             spaced.push_str(SPACE);
         }
         for c in text.chars() {
@@ -70,28 +108,33 @@ impl Spm {
                 c => spaced.push(c),
             }
         }
+        let mut unknown = false;
         let mut rest = spaced.as_str();
         while !rest.is_empty() {
             let (word, after) = rest.split_at(if self.by_word { word_len(rest) } else { rest.len() });
             rest = after;
-            let rank =
-                |_: &[u8], _: &[u8], both: &[u8]| vocab.find(both).map(|token| self.ranks[token.index()]);
+            let rank = |left: &[u8], right: &[u8], both: &[u8]| self.ranks.get(vocab, left, right, both);
             for run in merger.run(word.as_bytes(), word.chars().map(char::len_utf8), rank) {
-                self.push(vocab, &word.as_bytes()[run], out);
+                unknown = self.push(vocab, &word.as_bytes()[run], unknown, out);
             }
         }
     }
 
-    /// Appends the token of a piece, or of the bytes of a character without one.
-    fn push(&self, vocab: &Vocab, piece: &[u8], out: &mut Vec<Token>) {
+    /// Appends the token of a piece, or of the bytes of a character without one. Takes whether the character before was
+    /// unknown, and tells whether this one is.
+    fn push(&self, vocab: &Vocab, piece: &[u8], unknown: bool, out: &mut Vec<Token>) -> bool {
         let bytes = || piece.iter().map(|&byte| self.bytes[usize::from(byte)]);
         if let Some(token) = vocab.find(piece) {
             out.push(token);
         } else if bytes().all(|token| token.is_some()) || self.unk.is_none() {
             out.extend(bytes().flatten());
         } else {
-            out.extend(self.unk);
+            if !(self.fuse_unk && unknown) {
+                out.extend(self.unk);
+            }
+            return true;
         }
+        false
     }
 }
 
@@ -140,7 +183,7 @@ mod tests {
     use super::*;
 
     fn vocab(pieces: &[&str], kinds: &[u8]) -> Vocab {
-        Vocab::new(crate::base::Strings::owned(pieces), kinds.to_vec(), true).expect("a vocabulary")
+        Vocab::new(Strings::owned(pieces), kinds.to_vec(), false, true).expect("a vocabulary")
     }
 
     fn texts(spm: &Spm, vocab: &Vocab, text: &str) -> Vec<String> {
@@ -171,14 +214,38 @@ mod tests {
             &[2, 6, 6, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1],
         );
         let scores = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, -3.0, 0.0, -9.0, -9.0, -9.0, -9.0];
-        let spm = Spm::new(&v, &scores, None, None).expect("a tokenizer");
+        let ranks = Ranks::scores(&scores, v.len()).expect("as many as pieces");
+        let spm = Spm::new(&v, ranks, None, false, SpacePrefix::Always);
         assert!(spm.by_word);
         assert_eq!(texts(&spm, &v, "aba ba"), ["\u{2581}", "ab", "a", "\u{2581}", "ba"]);
         assert_eq!(texts(&spm, &v, "é漢"), ["\u{2581}", "<0xC3>", "<0xA9>", "<unk>"]);
         assert_eq!(texts(&spm, &v, "<s>"), ["\u{2581}", "<s", ">"], "no text becomes a control token");
-        let bare = Spm { unk: None, space_prefix: false, ..spm };
+        assert_eq!(texts(&spm, &v, "漢字漢"), ["\u{2581}", "<unk>", "<unk>", "<unk>"]);
+        let fused = Spm { fuse_unk: true, ..spm };
+        assert_eq!(
+            texts(&fused, &v, "漢字a漢é漢"),
+            ["\u{2581}", "<unk>", "a", "<unk>", "<0xC3>", "<0xA9>", "<unk>"]
+        );
+        let bare = Spm { unk: None, space_prefix: SpacePrefix::Never, ..fused };
         assert_eq!(texts(&bare, &v, "漢a"), ["a"], "dropped: neither bytes nor unk");
-        assert!(Spm::new(&v, &scores[1..], None, None).is_err());
+        assert!(Ranks::scores(&scores[1..], v.len()).is_err());
+    }
+
+    #[test]
+    fn a_list_ranks_what_pairs_make_and_spaces_are_put_where_they_belong() {
+        let v = vocab(&["\u{2581}", "a", "b", "ab", "ba", "\u{2581}a"], &[1; 6]);
+        let ranks = Ranks::merges(Strings::owned(["b a", "a b", "\u{2581} a", "ab a", "a", "  "]));
+        let spm = Spm::new(&v, ranks, None, false, SpacePrefix::First);
+        assert_eq!(texts(&spm, &v, "aba"), ["\u{2581}a", "ba"]);
+        assert_eq!(texts(&spm, &v, " a"), ["\u{2581}a"], "there is one already");
+        let mut out = Vec::new();
+        spm.encode(&v, "a", false, &mut Merger::default(), &mut out);
+        assert_eq!(out, [Token(1)]);
+        let missing = Spm { space_prefix: SpacePrefix::Missing, ..spm };
+        missing.encode(&v, "a", false, &mut Merger::default(), &mut out);
+        assert_eq!(out, [Token(1), Token(5)]);
+        let always = Spm { space_prefix: SpacePrefix::Always, ..missing };
+        assert_eq!(texts(&always, &v, " a"), ["\u{2581}", "\u{2581}a"]);
     }
 
     #[test]

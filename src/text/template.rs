@@ -6,40 +6,40 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Object};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use serde::{Deserialize, Serialize};
 
-use super::json::tojson;
-use super::{Moment, TextError};
+use super::json::Json;
+use super::{Moment, TextError, python};
 use crate::base::limits::{RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX};
 use crate::base::limits::{TEMPLATE_FUEL, TEMPLATE_MESSAGE_MAX};
 
-/// One message of a conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChatMessage<'a> {
-    /// Who speaks: `system`, `user`, `assistant` or what else the template knows.
-    pub role: &'a str,
-    /// What they say.
-    pub content: &'a str,
-}
-
-/// What a template is given.
-#[derive(Clone, Copy, Debug)]
-pub struct TemplateInput<'a> {
-    /// The conversation so far.
-    pub messages: &'a [ChatMessage<'a>],
-    /// Text of the token that begins a text, empty if there is none.
-    pub bos: &'a str,
-    /// Text of the token that ends a text, empty if there is none.
-    pub eos: &'a str,
+/// A conversation, and whatever else the template is told of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Chat {
+    /// The messages so far, oldest first: objects with `role`, `content` (a text, a list of parts, or none) and what
+    /// else a template knows, such as `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+    pub messages: Vec<Json>,
+    /// Further variables by name: `tools`, `documents`, `enable_thinking`. What is not here is undefined: a template is
+    /// told nothing that the caller did not say.
+    pub variables: Vec<(String, Json)>,
     /// Whether the model is to answer next.
     pub add_generation_prompt: bool,
     /// What the template takes for now.
     pub moment: Moment,
+}
+
+/// What a template is given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TemplateInput {
+    /// The conversation.
+    pub chat: Chat,
+    /// Text of the token that begins a text, empty if there is none.
+    pub bos: String,
+    /// Text of the token that ends a text, empty if there is none.
+    pub eos: String,
 }
 
 /// A parsed chat template.
@@ -62,12 +62,9 @@ impl Template {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| described(&e))?);
         env.set_undefined_behavior(UndefinedBehavior::Lenient);
-        env.set_unknown_method_callback(unknown_method_callback);
         env.set_fuel(Some(TEMPLATE_FUEL));
         env.set_recursion_limit(TEMPLATE_DEPTH_MAX);
-        env.add_filter("tojson", tojson);
-        // The engine lets none be iterated over; Python does not, and templates ask before they count tools.
-        env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+        python::extend(&mut env);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             let message = message.chars().take(TEMPLATE_MESSAGE_MAX).collect();
             Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
@@ -76,23 +73,22 @@ impl Template {
         Ok(Self { env })
     }
 
-    /// The prompt that the template makes of a conversation. Tools and documents are given as none.
+    /// The prompt that the template makes of a conversation.
     ///
     /// # Errors
     /// When the template refuses the messages or fails, or goes beyond the limits of work and length.
-    pub fn render(&self, input: &TemplateInput<'_>) -> Result<String, TextError> {
-        let messages: Vec<Value> = input.messages.iter().map(Message::value).collect();
-        let moment = input.moment;
-        let context = context! {
-            messages,
-            tools => (),
-            documents => (),
-            add_generation_prompt => input.add_generation_prompt,
-            bos_token => input.bos,
-            eos_token => input.eos,
-            strftime_now => Value::from_function(move |format: &str| moment.format(format)),
-        };
-        self.render_value(context)
+    pub fn render(&self, input: &TemplateInput) -> Result<String, TextError> {
+        let TemplateInput { chat, bos, eos } = input;
+        let moment = chat.moment;
+        let variables = chat.variables.iter().map(|(name, value)| (name.as_str(), value.0.clone()));
+        let ours = [
+            ("messages", chat.messages.iter().map(|m| m.0.clone()).collect()),
+            ("add_generation_prompt", chat.add_generation_prompt.into()),
+            ("bos_token", bos.as_str().into()),
+            ("eos_token", eos.as_str().into()),
+            ("strftime_now", Value::from_function(move |format: &str| moment.format(format))),
+        ];
+        self.render_value(Value::from_pairs(variables.chain(ours)))
     }
 
     fn render_value(&self, context: Value) -> Result<String, TextError> {
@@ -110,33 +106,6 @@ impl Template {
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Template")
-    }
-}
-
-/// A message as templates see it: a mapping whose keys come in this order.
-#[derive(Debug)]
-struct Message {
-    role: Value,
-    content: Value,
-}
-
-impl Message {
-    fn value(message: &ChatMessage<'_>) -> Value {
-        Value::from_object(Self { role: message.role.into(), content: message.content.into() })
-    }
-}
-
-impl Object for Message {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(self.role.clone()),
-            "content" => Some(self.content.clone()),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
     }
 }
 
@@ -214,15 +183,19 @@ fn without_generation(source: &str) -> String {
 mod tests {
     use super::*;
 
-    fn render(source: &str, messages: &[ChatMessage<'_>]) -> Result<String, TextError> {
-        let moment = Moment::from_unix(1_773_500_966);
-        let input = TemplateInput { messages, bos: "<s>", eos: "</s>", add_generation_prompt: true, moment };
-        Template::new(source)?.render(&input)
+    fn render(source: &str, messages: &[Json]) -> Result<String, TextError> {
+        let chat = Chat {
+            messages: messages.to_vec(),
+            variables: vec![("tools".into(), Json::null())],
+            add_generation_prompt: true,
+            moment: Moment::from_unix(1_773_500_966),
+        };
+        Template::new(source)?.render(&TemplateInput { chat, bos: "<s>".into(), eos: "</s>".into() })
     }
 
     #[test]
     fn renders_as_transformers_does() {
-        let hi = [ChatMessage { role: "user", content: " hi " }];
+        let hi = [Json::message("user", " hi ")];
         let source = "{%- for m in messages %}\n  {% if true %}\n[{{ m['role'] }}] {{ m.content.strip() }}{{ eos_token }}\n  {% endif %}\n{% endfor %}\n\
             {{ strftime_now('%d %b %Y') }} {{ messages[0] | tojson }} {{ tools }} {{ missing }}|{{ missing is defined }}\n";
         let wanted = "[user] hi</s>\n14 Mar 2026 {\"role\": \"user\", \"content\": \" hi \"} None |False";

@@ -2,6 +2,7 @@
 
 use super::TextError;
 use super::index::Index;
+use super::source::Edges;
 use crate::base::limits::N_VOCAB_MAX;
 use crate::base::{Strings, Token};
 
@@ -20,13 +21,16 @@ pub(super) enum Kind {
     Byte,
 }
 
-const NORMAL: u8 = 1;
-const CONTROL: u8 = 3;
-const USER_DEFINED: u8 = 4;
-const BYTE: u8 = 6;
+/// ggml's token types, in the order of [`Kind`].
+pub(super) const NORMAL: u8 = 1;
+pub(super) const UNKNOWN: u8 = 2;
+pub(super) const CONTROL: u8 = 3;
+pub(super) const USER_DEFINED: u8 = 4;
+pub(super) const UNUSED: u8 = 5;
+pub(super) const BYTE: u8 = 6;
 
 /// Texts of control tokens that end an answer, as models in use spell them.
-const ENDS: [&str; 14] = [
+const ENDS: [&str; 18] = [
     "</s>",
     "<eos>",
     "<EOT>",
@@ -36,22 +40,35 @@ const ENDS: [&str; 14] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
+    "<turn|>",
+    "<|call|>",
     "<|return|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<end_of_turn>",
     "<end_of_utterance>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
 ];
 
 pub(super) struct Vocab {
     pieces: Strings,
     kinds: Vec<u8>,
     index: Index,
+    /// Sorted by token.
+    edges: Vec<(Token, Edges)>,
+    /// Control tokens that end an answer by their text.
+    pub(super) ends: Vec<Token>,
 }
 
 impl Vocab {
-    /// `kinds` as in [`super::Source`]; `spm` says whether `<0xNN>` is a byte where kinds are absent.
-    pub(super) fn new(pieces: Strings, mut kinds: Vec<u8>, spm: bool) -> Result<Self, TextError> {
+    /// `kinds` and `trusted` as in [`super::Source`]; `spm` says whether `<0xNN>` is a byte where kinds are absent.
+    pub(super) fn new(
+        pieces: Strings,
+        mut kinds: Vec<u8>,
+        trusted: bool,
+        spm: bool,
+    ) -> Result<Self, TextError> {
         let n = pieces.len();
         if n == 0 || n > N_VOCAB_MAX {
             return Err(TextError::VocabSize { n });
@@ -63,17 +80,30 @@ impl Vocab {
         if kinds.len() != n {
             return Err(TextError::Length { what: "token types", found: kinds.len(), n });
         }
-        // Some files have the end of a turn as text, which any user could then spell.
-        for (kind, piece) in kinds.iter_mut().zip(pieces.iter()) {
-            if is_end_text(piece) {
-                *kind = CONTROL;
-            }
-        }
+        let ends = ends(&pieces, &mut kinds, trusted);
         let text = |i: usize, piece: &[u8]| {
             !piece.is_empty() && matches!(kind_of(kinds[i]), Kind::Normal | Kind::UserDefined)
         };
-        let index = Index::new(&pieces, text);
-        Ok(Self { pieces, kinds, index })
+        let mut twins = None;
+        let index = Index::new(&pieces, text, |first, later| {
+            twins.get_or_insert((first, later));
+        });
+        if let Some((first, later)) = twins {
+            return Err(TextError::Twins { first, later });
+        }
+        Ok(Self { pieces, kinds, index, edges: Vec::new(), ends })
+    }
+
+    /// Gives tokens their [`Edges`]; one outside the vocabulary has no use for them.
+    pub(super) fn set_edges(&mut self, mut edges: Vec<(Token, Edges)>) {
+        edges.sort_by_key(|(token, _)| *token);
+        self.edges = edges;
+    }
+
+    /// What is taken with this token.
+    pub(super) fn edges(&self, token: Token) -> Edges {
+        let at = self.edges.binary_search_by_key(&token, |(token, _)| *token);
+        at.map(|at| self.edges[at].1).unwrap_or_default()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -103,7 +133,7 @@ impl Vocab {
 
 fn kind_of(kind: u8) -> Kind {
     match kind {
-        2 => Kind::Unknown,
+        UNKNOWN => Kind::Unknown,
         CONTROL => Kind::Control,
         USER_DEFINED => Kind::UserDefined,
         BYTE => Kind::Byte,
@@ -111,9 +141,21 @@ fn kind_of(kind: u8) -> Kind {
     }
 }
 
-/// Whether a control token of this text ends an answer.
-pub(super) fn is_end_text(piece: &[u8]) -> bool {
-    ENDS.iter().any(|end| end.as_bytes() == piece)
+/// The tokens that end an answer by their text. Those of a wrong kind are made control tokens.
+fn ends(pieces: &Strings, kinds: &mut [u8], trusted: bool) -> Vec<Token> {
+    let is_end = |piece: &[u8]| ENDS.iter().any(|end| end.as_bytes() == piece);
+    let mut ends: Vec<(u32, &[u8])> = (0..).zip(pieces.iter()).filter(|&(_, piece)| is_end(piece)).collect();
+    let has = |text: &str| ends.iter().any(|(_, piece)| *piece == text.as_bytes());
+    // gpt-oss ends a message with what ends an answer elsewhere; to Gemma 4 the old end is a text like any other.
+    let (harmony, gemma4) = (has("<|return|>") && has("<|call|>"), has("<|tool_response>"));
+    ends.retain(|&(_, piece)| !(harmony && piece == b"<|end|>" || gemma4 && piece == b"</s>"));
+    for &(token, _) in &ends {
+        let kind = &mut kinds[token as usize];
+        if !trusted || *kind == USER_DEFINED {
+            *kind = CONTROL;
+        }
+    }
+    ends.into_iter().map(|(token, _)| Token(token)).filter(|t| kinds[t.index()] == CONTROL).collect()
 }
 
 /// The byte that a piece of the form `<0xNN>` stands for.

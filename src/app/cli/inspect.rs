@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::show::Show;
 use super::{Failure, backend};
-use crate::model::load::Summary;
+use crate::model::KvType;
+use crate::model::summary::Summary;
 
 /// Prints the summary of `file`.
 pub(super) fn run(file: Option<PathBuf>, n_ctx: usize) -> Result<(), Failure> {
@@ -54,7 +55,7 @@ fn describe(s: &Summary, n_ctx: usize) -> String {
         if s.chat { "template in the file" } else { "no template: texts are continued as they stand" }.into(),
     );
     let n_ctx = s.hyper.as_ref().map_or(n_ctx, |h| n_ctx.min(h.n_ctx_train));
-    if let Some(m) = s.memory(n_ctx) {
+    if let Some(m) = s.memory(n_ctx, KvType::F16) {
         let all = m.weights + m.kv + m.scratch;
         line(
             "memory",

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use half::f16;
 
 use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::tensor::{Q8Row, Q8View};
+use crate::kernel::tensor::{Q8Row, Q8View, Scores};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
 
@@ -189,7 +189,7 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
 macro_rules! attend {
     ($name:ident, $type:ty, $load:ident, $float:expr) => {
         #[target_feature(enable = "neon")]
-        fn $name(q: &[f32], k: &[$type], v: &[$type], scale: f32, out: &mut [f32]) -> (f32, f32) {
+        fn $name(q: &[f32], k: &[$type], v: &[$type], how: Scores, out: &mut [f32]) -> (f32, f32) {
             let d = q.len();
             let n = k.len() / d;
             let mut scores = [f32::NEG_INFINITY; ATTN_BLOCK];
@@ -202,7 +202,7 @@ macro_rules! attend {
                     acc = vfmaq_f32(acc, load(q), $load(k));
                 }
                 let tail: f32 = q_tail.iter().zip(k_tail).map(|(q, k)| q * $float(*k)).sum();
-                *score = (sum(acc) + tail) * scale;
+                *score = how.of(sum(acc) + tail);
                 max = max.max(*score);
             }
             let mut total = vdupq_n_f32(0.0);

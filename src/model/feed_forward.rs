@@ -1,0 +1,151 @@
+//! What follows the mixer of a layer: one network, or the chosen ones of many.
+
+use super::arch::{Act, Router};
+use super::decoder::{Part, Step, Stopped};
+use super::layer::{Dense, Experts, FeedForward};
+use super::scratch::Scratch;
+use crate::base::limits::N_EXPERT_MAX;
+use crate::kernel::{Q8Acts, ops};
+
+/// `s.out = ffn(s.norm)`.
+pub(super) fn run(
+    step: &Step<'_>,
+    s: &mut Scratch,
+    ffn: &FeedForward,
+    go_on: &mut dyn FnMut(Part) -> bool,
+) -> Result<(), Stopped> {
+    let len = step.n * step.model.hyper().n_embd;
+    match ffn {
+        FeedForward::Dense(d) => {
+            let bufs = (&mut s.gate[..], &mut s.up[..], &mut s.q8);
+            dense(step, d, &s.norm[..len], &mut s.out[..len], bufs, go_on)
+        }
+        FeedForward::Experts(x) => experts(step, s, x, go_on),
+    }
+}
+
+/// `y = down(act(gate · x) * (up · x))` for the rows of `x` `[n, n_embd]`; the buffers hold `[n, n_ff]` and the codes.
+fn dense(
+    step: &Step<'_>,
+    d: &Dense,
+    x: &[f32],
+    y: &mut [f32],
+    (gate, up, q8): (&mut [f32], &mut [f32], &mut Q8Acts),
+    go_on: &mut dyn FnMut(Part) -> bool,
+) -> Result<(), Stopped> {
+    let (n_embd, n_ff) = (step.model.hyper().n_embd, d.up.n_rows());
+    let n = x.len() / n_embd;
+    let (gate, up) = (&mut gate[..n * n_ff], &mut up[..n * n_ff]);
+    let act = step.model.arch().act;
+    let inner = match &d.gate {
+        Some(w) => {
+            step.multiply(x, n_embd, q8, &mut [step.product(w, gate), step.product(&d.up, up)]);
+            let (kernels, up) = (step.pool.kernels(), &*up);
+            step.pool.for_each_row(gate, n_ff, &|t, row| {
+                let up = &up[t * n_ff..(t + 1) * n_ff];
+                if let Some(by) = d.sparse {
+                    ops::above(row, by);
+                }
+                match act {
+                    Act::Silu => kernels.swiglu(row, up),
+                    Act::Gelu => ops::geglu(row, up),
+                    Act::ClampedSilu => ops::clamped_swiglu(row, up),
+                }
+            });
+            gate
+        }
+        None => {
+            step.multiply(x, n_embd, q8, &mut [step.product(&d.up, up)]);
+            step.pool.for_each_row(up, n_ff, &|_, row| match act {
+                Act::Gelu => ops::gelu(row),
+                Act::Silu | Act::ClampedSilu => ops::silu(row),
+            });
+            up
+        }
+    };
+    if !go_on(Part::Down) {
+        return Err(Stopped);
+    }
+    step.multiply(inner, n_ff, q8, &mut [step.product(&d.down, y)]);
+    Ok(())
+}
+
+/// The chosen experts of each token, one expert after the other over all tokens that chose it: a token's sum has one
+/// order, whatever batch it is in.
+fn experts(
+    step: &Step<'_>,
+    s: &mut Scratch,
+    x: &Experts,
+    go_on: &mut dyn FnMut(Part) -> bool,
+) -> Result<(), Stopped> {
+    let (n, e, n_expert) = (step.n, step.model.hyper().n_embd, x.experts.len());
+    let (input, shares) = (&s.norm[..n * e], &mut s.shares[..n * n_expert]);
+    step.multiply(input, e, &mut s.q8, &mut [step.product(&x.router, shares)]);
+    let (router, by) = (step.model.arch().router, step.model.scales().experts);
+    step.pool.for_each_row(shares, n_expert, &|_, row| choose(row, x, router, by));
+
+    let out = &mut s.out[..n * e];
+    match &x.shared {
+        None => out.fill(0.0),
+        Some(shared) => {
+            dense(step, shared, input, out, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+            if let Some(gate) = &x.shared_gate {
+                let how_much = &mut s.expert_in[..n];
+                step.multiply(input, e, &mut s.q8, &mut [step.product(gate, how_much)]);
+                for (row, g) in out.chunks_exact_mut(e).zip(&*how_much) {
+                    let g = ops::sigmoid(*g);
+                    row.iter_mut().for_each(|x| *x *= g);
+                }
+            }
+        }
+    }
+    for (i, expert) in x.experts.iter().enumerate() {
+        let weight = |t: usize| shares[t * n_expert + i];
+        s.expert_tokens.clear();
+        s.expert_tokens.extend((0..n).filter(|t| weight(*t) != 0.0));
+        let tokens = &s.expert_tokens;
+        if tokens.is_empty() {
+            continue;
+        }
+        let (xs, ys) = (&mut s.expert_in[..tokens.len() * e], &mut s.expert_out[..tokens.len() * e]);
+        for (row, t) in xs.chunks_exact_mut(e).zip(tokens) {
+            row.copy_from_slice(&input[t * e..(t + 1) * e]);
+        }
+        dense(step, expert, xs, ys, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+        for (row, t) in ys.chunks_exact(e).zip(tokens) {
+            ops::add_scaled(&mut out[t * e..(t + 1) * e], weight(*t), row);
+        }
+    }
+    Ok(())
+}
+
+/// Turns a token's router logits into the weights of the chosen experts, 0 for the others.
+fn choose(row: &mut [f32], x: &Experts, router: Router, by: f32) {
+    let sigmoid = router == Router::Sigmoid;
+    if sigmoid {
+        row.iter_mut().for_each(|x| *x = ops::sigmoid(*x));
+    }
+    let rank = |row: &[f32], i: usize| row[i] + x.choice_bias.as_ref().map_or(0.0, |b| b[i]);
+    let mut chosen = [false; N_EXPERT_MAX];
+    for _ in 0..x.n_used {
+        // Of equals the first.
+        let left = (0..row.len()).filter(|&i| !chosen[i]);
+        let best = left.reduce(|best, i| if rank(row, i) > rank(row, best) { i } else { best });
+        best.into_iter().for_each(|i| chosen[i] = true);
+    }
+    if sigmoid {
+        let sum: f32 = row.iter().zip(&chosen).filter(|(_, c)| **c).map(|(x, _)| x).sum();
+        row.iter_mut().for_each(|x| *x /= sum + 1e-6);
+    } else {
+        let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+        let mut sum = 0.0;
+        for (x, _) in row.iter_mut().zip(&chosen).filter(|(_, c)| **c) {
+            *x = (*x - max).exp();
+            sum += *x;
+        }
+        row.iter_mut().for_each(|x| *x /= sum);
+    }
+    for (x, c) in row.iter_mut().zip(&chosen) {
+        *x = if *c { *x * by } else { 0.0 };
+    }
+}
