@@ -104,7 +104,7 @@ fn place(
                     tensor: name,
                     shape,
                     why: format!(
-                        "of {dtype} does not take the {} bytes of its place",
+                        "{dtype} of that shape does not take the {} bytes of its place",
                         to.saturating_sub(from)
                     ),
                 });

@@ -25,7 +25,7 @@ fn plain(c: &Checkpoint, key: &str, value: &Value) -> String {
         Value::Int(n) => format!("{n}"),
         Value::Float(x) => format!("{x:?}"),
         Value::Bool(b) => format!("{b}"),
-        Value::Str(_) => c.str(key).unwrap().expect("it is there").to_owned(),
+        Value::Str(_) => c.str(key).expect("a string").expect("it is there").to_owned(),
         Value::Array(Array::Strings(s)) => format!("{} strings", s.len()),
         Value::Array(_) => match (c.ints(key), c.bools(key), c.floats(key)) {
             (Ok(Some(v)), ..) => format!("{v:?}"),
@@ -61,7 +61,7 @@ struct Order {
 
 impl Order {
     fn of(c: &Checkpoint) -> Self {
-        let arch = c.str("general.architecture").unwrap().expect("it is there").to_owned();
+        let arch = c.str("general.architecture").expect("a string").expect("it is there").to_owned();
         let size = |k: &str| c.uint(&format!("{arch}.{k}")).ok().flatten().unwrap_or(0) as usize;
         let (n_head, n_head_kv) = (size("attention.head_count"), size("attention.head_count_kv"));
         let (n_key, n_value) = (size("ssm.group_count"), size("ssm.time_step_rank"));
@@ -137,7 +137,7 @@ fn compare(name: &str, gguf: &Checkpoint, hf: &Checkpoint) {
     }
 
     // What a layer does with a window is a key of its own here; GGUF leaves it to the architecture.
-    let n_expert = hf.uint(&format!("{prefix}expert_count")).unwrap().unwrap_or(0) as usize;
+    let n_expert = hf.uint(&format!("{prefix}expert_count")).expect("a number").unwrap_or(0) as usize;
     let wanted: BTreeSet<String> = gguf.tensors().flat_map(|(n, _)| experts(n, n_expert)).collect();
     let found: BTreeSet<String> = hf.tensors().map(|(n, _)| n.to_owned()).collect();
     assert_eq!(found, wanted, "{name}: names of tensors");

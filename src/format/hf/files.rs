@@ -77,8 +77,11 @@ fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
     Ok(shards)
 }
 
-/// The files that an index names, each a plain name.
-pub(super) fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError> {
+/// The files that an index names, each a plain name; `file` is the index's own name for messages.
+///
+/// # Errors
+/// On anything but an object with a `weight_map` from tensors to files of the same directory.
+pub fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError> {
     let index: Index = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, &e))?;
     let mut names: Vec<String> = Vec::new();
     for name in index.weight_map.0 {
@@ -140,7 +143,10 @@ impl<'de> Deserialize<'de> for FileNames {
 }
 
 /// The chat template in `tokenizer_config.json`: a string, or the one called `default` of a list.
-pub(super) fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatError> {
+///
+/// # Errors
+/// When the bytes are no JSON object, or the template is of another type or longer than any template.
+pub fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatError> {
     #[derive(Deserialize)]
     struct Outer {
         #[serde(default)]

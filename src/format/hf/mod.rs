@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::Config;
+pub use files::{index_files, template_in};
 use meta::Meta;
 use names::{Class, Fold, Target};
 
