@@ -1,7 +1,7 @@
 //! Layer 6: the ways in. A door bounds and parses its input, makes a [`Request`](crate::engine::Request), prints each
 //! [`Event`](crate::engine::Event), and decides nothing.
 //!
-//! Shared by the doors: `fields` and `ask` read what a caller asks for, `wire` writes events, `fault` holds the names
+//! Shared by the doors: `fields`, `ask` and `sampling` read what a caller asks for, `wire` writes events, `fault` holds the names
 //! of failures, `queue` carries events from the engine's threads.
 
 #[cfg(feature = "http")]
@@ -21,5 +21,7 @@ mod fields;
 mod id;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod queue;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod sampling;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod wire;

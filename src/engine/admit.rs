@@ -9,12 +9,12 @@ use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
 use super::run::{Command, Job};
-use super::{Admitted, Code, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
+use super::{Admitted, Code, Effort, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::model::{Model, ModelError, vocab};
 use crate::side::render::{self, RenderError};
-use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, Tokenizer};
+use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
@@ -143,6 +143,7 @@ impl Admission {
     fn admit(&mut self, request: &Request) -> Result<(Arc<Loaded>, Vec<Token>, bool), Fault> {
         check_stops(request)?;
         let model = self.model(request.model.as_deref())?;
+        check_bias(&model, request)?;
         let renderer = self.shared.options.renderer.as_deref();
         let (tokens, no_template) = tokenize(&model, request, renderer)?;
         let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
@@ -214,6 +215,17 @@ fn check_stops(request: &Request) -> Result<(), Fault> {
     Ok(())
 }
 
+fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
+    let n = model.model.hyper().n_vocab;
+    match request.sampling.logit_bias.iter().find(|(token, _)| token.index() >= n) {
+        Some((token, _)) => {
+            let message = format!("logit_bias: token {} is not in the vocabulary of {n}", token.0);
+            Err(Fault::new(Code::InvalidValue, message).at("logit_bias"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The prompt's tokens, and whether a conversation had to do without a template.
 fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
     let field = request.input_field;
@@ -230,6 +242,10 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
         tok.encode(text, Special::AsText, &mut tokens);
         Ok(())
     };
+    let thinks = request.effort != Effort::None;
+    if thinks && !(matches!(request.input, Input::Chat(_)) && model.template().is_some()) {
+        return Err(no_thinking(&model.id));
+    }
     match (&request.input, model.template()) {
         (Input::Text(text), _) => plain(text)?,
         (Input::Chat(messages), None) => {
@@ -244,7 +260,11 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
             }
             let chat = Chat {
                 messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
-                variables: Vec::new(),
+                variables: thinking(request.effort),
+                must_read: match request.effort {
+                    Effort::None => Vec::new(),
+                    _ => SWITCHES.iter().map(|&name| name.to_owned()).collect(),
+                },
                 add_generation_prompt: true,
                 moment: Moment::from_unix(crate::os::clock::unix_s()),
             };
@@ -254,6 +274,9 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
             };
             tokens = tok.encode_chat(render, &chat).map_err(|e| {
                 let (code, id) = (render_code(&e), &model.id);
+                if let RenderError::Text(TextError::Unread { .. }) = e {
+                    return no_thinking(id);
+                }
                 Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}"))
                     .at(field)
             })?;
@@ -268,6 +291,26 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
         }
     }
     Ok((tokens, false))
+}
+
+/// Variables by which templates let the model think.
+const SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
+
+/// What a template is told of `effort`.
+fn thinking(effort: Effort) -> Vec<(String, Json)> {
+    let asked = effort != Effort::None;
+    let mut variables = vec![("enable_thinking".to_owned(), asked.into())];
+    if asked {
+        variables.push(("thinking".to_owned(), true.into()));
+        variables.push(("reasoning_effort".to_owned(), effort.as_str().into()));
+    }
+    variables
+}
+
+fn no_thinking(id: &str) -> Fault {
+    let message =
+        format!("reasoning_effort: the chat template of model {id} has no switch for it; leave it out");
+    Fault::new(Code::UnsupportedField, message).at("reasoning_effort")
 }
 
 fn render_code(e: &RenderError) -> Code {

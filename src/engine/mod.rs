@@ -12,7 +12,8 @@ mod run;
 mod scheduler;
 
 pub use event::{
-    Admitted, Code, Done, Event, Family, Fault, FinishReason, Offer, Sink, StopDetail, Timings, Usage,
+    Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Sink, StopDetail,
+    Timings, Usage,
 };
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
-pub use request::{Caller, Class, Door, GenerationId, Input, Message, Request, Role, Sampling};
+pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};

@@ -126,6 +126,12 @@ pub enum TextError {
         /// What is wrong, with line and column.
         what: String,
     },
+    /// A template that has no use for what is asked of it.
+    #[error("the chat template reads none of {names}")]
+    Unread {
+        /// The variables.
+        names: String,
+    },
     /// A template that is wrong, or does not take these messages.
     #[error("the chat template fails in line {line}: {what}")]
     Template {

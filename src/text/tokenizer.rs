@@ -134,6 +134,12 @@ impl Tokenizer {
         self.ends.binary_search(&token).is_ok()
     }
 
+    /// The tokens that end an answer.
+    #[must_use]
+    pub fn ends(&self) -> &[Token] {
+        &self.ends
+    }
+
     /// Whether this token steers the model and has no text of its own.
     #[must_use]
     pub fn is_special(&self, token: Token) -> bool {
@@ -185,6 +191,7 @@ impl Tokenizer {
         let chat = Chat {
             messages: chat.messages.iter().map(marked).collect(),
             variables: chat.variables.iter().map(|(name, value)| (name.clone(), marked(value))).collect(),
+            must_read: chat.must_read.clone(),
             ..*chat
         };
         let text_of = |token: Option<Token>| {
@@ -284,7 +291,13 @@ mod tests {
 
     fn said(role: &str, content: &str, add_generation_prompt: bool) -> Chat {
         let messages = vec![Json::message(role, content)];
-        Chat { messages, variables: Vec::new(), add_generation_prompt, moment: Moment::from_unix(0) }
+        Chat {
+            messages,
+            variables: Vec::new(),
+            must_read: Vec::new(),
+            add_generation_prompt,
+            moment: Moment::from_unix(0),
+        }
     }
 
     /// Letters, a few merges, then a user-defined token and five control tokens.

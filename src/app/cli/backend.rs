@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 
+#[cfg(feature = "http")]
+use super::sampling;
 use super::show::Show;
 use super::{Failure, HowArgs};
 use crate::app::catalog;
 #[cfg(feature = "http")]
 use crate::door::client::{Client, ClientEvent};
 use crate::engine::{
-    Caller, Class, Door, Engine, Event, Fault, GenerationId, Input, Offer, Options, Request, Sampling, Sink,
+    Caller, Class, Door, Effort, Engine, Event, Fault, GenerationId, Input, Offer, Options, Request,
+    Sampling, Sink,
 };
 use crate::os::clock;
 
@@ -20,6 +23,7 @@ const NO_DEADLINE_S: u64 = 315_360_000;
 pub(super) struct Question {
     pub input: Input,
     pub sampling: Sampling,
+    pub effort: Effort,
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
 }
@@ -156,7 +160,8 @@ fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String
         model: None,
         input: question.input.clone(),
         input_field: "input",
-        sampling: question.sampling,
+        effort: question.effort,
+        sampling: question.sampling.clone(),
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),
         class: Class::Interactive,
@@ -170,7 +175,7 @@ fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String
             Event::Admitted(a) if a.no_template => show.no_template(&a.model),
             Event::Loading { done, total, .. } => show.progress("loading", done, total),
             Event::Prefill { done, total, .. } => show.progress("reading", done as u64, total as u64),
-            Event::Text { text } => {
+            Event::Text { text, .. } => {
                 show.text(&text)?;
                 answer.push_str(&text);
             }
@@ -207,14 +212,9 @@ fn remote(
         }
         Input::Tokens(_) => return Err(Failure::internal("the command line makes no tokens")),
     }
-    // Through their decimal text, so that 0.8 is not sent as 0.800000011920929.
-    let float = |x: f32| x.to_string().parse::<serde_json::Number>().ok().map(serde_json::Value::Number);
-    put("temperature", question.sampling.temperature.and_then(float));
-    put("top_p", question.sampling.top_p.and_then(float));
-    put("top_k", question.sampling.top_k.map(Into::into));
-    put("seed", question.sampling.seed.map(Into::into));
     put("max_tokens", question.max_tokens.map(Into::into));
     put("stop", (!question.stop.is_empty()).then(|| question.stop.clone().into()));
+    body.extend(sampling::fields(&question.sampling, question.effort));
     let (mut answer, mut end, mut broken) = (String::new(), None, None);
     let called = client.generate(body.into(), &mut |event| match event {
         ClientEvent::Queued { position } => show.waiting(position),

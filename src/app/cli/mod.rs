@@ -3,6 +3,7 @@
 mod backend;
 mod chat;
 mod inspect;
+mod sampling;
 mod show;
 
 use std::io::{IsTerminal, Read};
@@ -11,9 +12,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::backend::{Backend, Question};
+use self::sampling::SamplingArgs;
 use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::base::limits::INPUT_BYTES_MAX;
-use crate::engine::{Fault, Input, Message, Role, Sampling};
+use crate::engine::{Fault, Input, Message, Role};
 
 /// Where the daemon listens when no flag says otherwise.
 pub(super) const SOCKET: &str = "/run/sotto/api.sock";
@@ -90,18 +92,8 @@ struct HowArgs {
     /// Most tokens to generate [default: as many as the context has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
-    /// 0 takes the likeliest token, higher is more varied, up to 2 [default: 0.8]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 2.0, false))]
-    temperature: Option<f32>,
-    /// Draw among the N likeliest tokens only; 0 is off [default: 40]
-    #[arg(long, value_name = "N")]
-    top_k: Option<u32>,
-    /// Draw among the likeliest tokens that have this share together [default: 0.95]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 1.0, true))]
-    top_p: Option<f32>,
-    /// The same seed gives the same answer
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(..1 << 53))]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -113,25 +105,12 @@ struct HowArgs {
     threads: Option<u32>,
 }
 
-/// A number from `min` to `max`; `above` excludes `min` itself.
-fn in_range(text: &str, min: f32, max: f32, above: bool) -> Result<f32, String> {
-    let x: f32 = text.parse().map_err(|_| "a number is wanted".to_owned())?;
-    match x >= min && x <= max && !(above && x == min) {
-        true => Ok(x),
-        false => Err(format!("{} {min} to {max} is possible", if above { "above" } else { "from" })),
-    }
-}
-
 impl HowArgs {
     fn question(&self, input: Input) -> Question {
         Question {
             input,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                seed: self.seed,
-            },
+            sampling: self.sampling.sampling(),
+            effort: self.sampling.effort(),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
         }
