@@ -9,7 +9,8 @@ use arbtest::arbtest;
 use sotto::base::SharedBytes;
 use sotto::format::hf::{self, Shard, Texts};
 use sotto::format::{self, FormatError, gguf};
-use sotto::model::Model;
+use sotto::model::{Model, vocab};
+use sotto::text::Tokenizer;
 
 use crate::peak;
 use crate::support::Folder;
@@ -26,14 +27,20 @@ fn corpus() -> PathBuf {
 
 /// What is said about `path`, or `OK`.
 fn verdict(path: &Path) -> String {
-    match format::open(path) {
-        Err(e) => e.to_string(),
-        // What the keys mean is the next layer's.
-        Ok(_) if path.starts_with(corpus().join("gguf")) || path.ends_with("nan.gguf") => {
-            Model::open(path).map_or_else(|e| e.to_string(), |_| "OK".into())
-        }
-        Ok(_) => "OK".into(),
-    }
+    let said = if path.starts_with(corpus().join("vocab")) { vocabulary(path) } else { model(path) };
+    said.map_or_else(|e| e, |()| "OK".into())
+}
+
+fn model(path: &Path) -> Result<(), String> {
+    format::open(path).map_err(|e| e.to_string())?;
+    // What the keys mean is the next layer's.
+    Model::open(path).map(drop).map_err(|e| e.to_string())
+}
+
+fn vocabulary(path: &Path) -> Result<(), String> {
+    let checkpoint = format::open(path).map_err(|e| e.to_string())?;
+    let source = vocab::source(&checkpoint).map_err(|e| e.to_string())?.ok_or("no tokenizer")?;
+    Tokenizer::new(source).map(drop).map_err(|e| e.to_string())
 }
 
 /// Bytes of a file, or of all files of a directory or set.
@@ -73,7 +80,7 @@ fn each_bad_file_is_refused_in_its_words() {
             wrong.push(format!("{name}: {most} bytes of memory for {} of file", bytes_of(&path)));
         }
     }
-    for folder in ["gguf", "split", "hf"] {
+    for folder in ["gguf", "split", "vocab", "hf"] {
         for entry in std::fs::read_dir(corpus().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if !seen.contains(&path) {

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod classes;
 mod hostile;
 mod peak;
 mod translation;

@@ -8,7 +8,7 @@ use sotto::format::{self, Array, Checkpoint, Origin, Value};
 use sotto::quant;
 
 /// Directories with both forms; `SOTTO_MODEL_FIXTURES` names another place.
-fn fixtures() -> Option<PathBuf> {
+pub(crate) fn fixtures() -> Option<PathBuf> {
     let named = std::env::var_os("SOTTO_MODEL_FIXTURES").map(PathBuf::from);
     let dir =
         named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/models"));
@@ -20,7 +20,7 @@ fn fixtures() -> Option<PathBuf> {
 }
 
 /// A value that can be compared.
-fn plain(c: &Checkpoint, key: &str, value: &Value) -> String {
+pub(crate) fn plain(c: &Checkpoint, key: &str, value: &Value) -> String {
     match value {
         Value::Int(n) => format!("{n}"),
         Value::Float(x) => format!("{x:?}"),
