@@ -17,6 +17,18 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// Every type.
+    pub const ALL: [Self; 2] = [Self::F16, Self::F32];
+
+    /// Its name, as in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
     /// Bytes of one number.
     #[must_use]
     pub fn bytes(self) -> usize {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc as Shared;
 
-use super::ModelError;
 use super::arch::{self, Arch};
 use super::rope::{Angles, Scaling};
+use super::{KvType, ModelError};
 use crate::base::SharedBytes;
 use crate::base::limits::{HEAD_DIM_MAX, N_COLS_MAX, N_CTX_MAX, N_GROUP_MAX, N_LAYER_MAX, N_VOCAB_MAX};
 use crate::format::{Checkpoint, TensorInfo, gguf};
@@ -170,6 +170,15 @@ impl Model {
     #[must_use]
     pub fn parameters(&self) -> u64 {
         self.checkpoint.tensors().map(|(_, t)| (t.n_cols as u64).saturating_mul(t.n_rows as u64)).sum()
+    }
+
+    /// Bytes of weights that a step of one token reads: all tensors, less an embedding that is not the output matrix
+    /// too, of which it reads a row.
+    #[must_use]
+    pub fn step_bytes(&self) -> u64 {
+        let all: usize = self.checkpoint.tensors().map(|(_, t)| t.range.len()).sum();
+        let unread = if self.output.is_some() { self.token_embd.len } else { 0 };
+        (all - unread) as u64
     }
 
     /// The type that most bytes of weights have.
@@ -521,11 +530,11 @@ impl Summary {
         self.types.first().map_or("", |t| t.0)
     }
 
-    /// Bytes needed to run it at `n_ctx` positions with an f16 cache: the file, the cache, the buffers of a step.
+    /// Bytes needed to run it at `n_ctx` positions with a cache of `kv`: the file, the cache, the buffers of a step.
     #[must_use]
-    pub fn memory(&self, n_ctx: usize) -> Option<Memory> {
+    pub fn memory(&self, n_ctx: usize, kv: KvType) -> Option<Memory> {
         let h = self.hyper.as_ref()?;
-        let kv = 2 * h.n_layer * n_ctx * h.n_head_kv * h.head_dim * 2;
+        let kv = 2 * h.n_layer * n_ctx * h.n_head_kv * h.head_dim * kv.bytes();
         let chunk = crate::base::limits::PREFILL_CHUNK_MAX;
         Some(Memory {
             weights: self.file_bytes,
