@@ -66,6 +66,8 @@ pub const LAST_N_MAX: usize = 4_096;
 pub const N_BREAKER_MAX: usize = 16;
 /// Longest text of a request, in bytes (D-Bus refuses longer inputs; a body on the socket has a limit of its own).
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Largest text file that is measured: 50 times the usual ones. Its tokens cost 8 times its bytes while they are made.
+pub const TEXT_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.

@@ -2,11 +2,12 @@
 //! [`EVENT_BYTES_MAX`] bytes with its newline, so that a pipe writes it whole or not at all.
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::base::limits::{EVENT_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX, TOP_TOKEN_BYTES_MAX};
-use crate::engine::{Event, Likely, Logprob, Timings, Usage};
+use crate::engine::{Event, Likely, Logprob};
 
+use super::done::{timings, usage};
 use super::id::cut;
 
 #[derive(Serialize)]
@@ -158,30 +159,10 @@ fn line(line: &Line<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Token counts in the OpenAI shape.
-pub(super) fn usage(usage: &Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
-    })
-}
-
-/// Times, in milliseconds with three decimals.
-pub(super) fn timings(t: &Timings) -> Value {
-    let ms = |x: f64| (x * 1000.0).round() / 1000.0;
-    json!({
-        "queue_ms": ms(t.queue_ms),
-        "load_ms": ms(t.load_ms),
-        "prefill_ms": ms(t.prefill_ms),
-        "decode_ms": ms(t.decode_ms),
-        "ttft_ms": ms(t.ttft_ms),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::base::Token;
     use crate::base::limits::N_TOP_LOGPROB_MAX;

@@ -187,14 +187,20 @@ impl Admission {
                     message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str();
                     "model {id}: {e}"
                 );
-                let code = match e {
-                    ModelError::Architecture { .. } => Code::UnsupportedModel,
-                    _ => Code::LoadFailed,
-                };
-                Err(Fault::new(code, format!("model {id}: {e}")))
+                Err(load_fault(&id, &e))
             }
         }
     }
+}
+
+/// What is said when model `id` cannot be used.
+pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
+    let code = match e {
+        ModelError::Architecture { .. } => Code::UnsupportedModel,
+        ModelError::KvMemory { .. } => Code::InsufficientMemory,
+        _ => Code::LoadFailed,
+    };
+    Fault::new(code, format!("model {id}: {e}"))
 }
 
 fn check_stops(request: &Request) -> Result<(), Fault> {

@@ -198,6 +198,14 @@ pub(super) struct Dense {
     pub sparse: Option<f32>,
 }
 
+impl Dense {
+    /// Bytes of its matrices.
+    pub(super) fn n_bytes(&self) -> usize {
+        let of = |l: &Linear| l.weight.len;
+        self.gate.as_ref().map_or(0, of) + of(&self.up) + of(&self.down)
+    }
+}
+
 /// A mixture of experts.
 #[derive(Debug)]
 pub(super) struct Experts {

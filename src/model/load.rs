@@ -134,6 +134,25 @@ impl Model {
         self.checkpoint.tensors().map(|(_, t)| (t.n_cols as u64).saturating_mul(t.n_rows as u64)).sum()
     }
 
+    /// Bytes of weights that a step of one token reads: all tensors, less the tables of which it reads a row and the
+    /// experts that it does not choose.
+    #[must_use]
+    pub fn step_bytes(&self) -> u64 {
+        let all: usize = self.checkpoint.tensors().map(|(_, t)| t.range.len()).sum();
+        let embd = if self.output.is_some() { self.token_embd.len } else { 0 };
+        let tables = self.per_layer.as_ref().map_or(0, |p| p.token_embd.len)
+            + self.position_embd.as_ref().map_or(0, |p| p.len);
+        let unchosen = |layer: &Layer| match &layer.ffn {
+            FeedForward::Dense(_) => 0,
+            FeedForward::Experts(x) => {
+                let all: usize = x.experts.iter().map(Dense::n_bytes).sum();
+                all / x.experts.len().max(1) * (x.experts.len() - x.n_used)
+            }
+        };
+        let unchosen: usize = self.layers.iter().map(unchosen).sum();
+        all.saturating_sub(embd + tables + unchosen) as u64
+    }
+
     /// The type that most bytes of weights have.
     #[must_use]
     pub fn quantization(&self) -> &'static str {

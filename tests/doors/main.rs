@@ -9,6 +9,7 @@ mod dbus;
 mod support;
 
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -544,21 +545,38 @@ fn free_place(house: &House) -> UnixStream {
 #[test]
 fn the_client_hears_every_event_and_every_refusal() {
     let house = House::new(HttpOptions::default());
-    let mut client = Client::connect(&house.0.socket).unwrap();
-    for _ in 0..2 {
-        let mut heard = Vec::new();
-        client.generate(json!({"input": "hi", "max_tokens": 3}), &mut |event| heard.push(event)).unwrap();
-        assert!(heard.iter().any(|event| matches!(event, ClientEvent::Text(text) if !text.is_empty())));
-        assert!(matches!(heard.last(), Some(ClientEvent::Done(done)) if done["finish_reason"].is_string()));
-    }
-    let refused = client.generate(json!({"input": 1}), &mut |_| panic!("an event of a refusal")).unwrap_err();
-    assert!(
-        matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
-        "{refused}"
-    );
-    assert_eq!(client.get("/v1/models").unwrap()["object"], "list");
-    let nobody = Client::connect(Path::new("/nonexistent/sotto.sock")).unwrap_err();
-    assert!(nobody.to_string().contains("start sottod"), "{nobody}");
+    let client = Client::new(&house.0.socket);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..2 {
+            let mut heard = Vec::new();
+            let body = json!({"input": "hi", "max_tokens": 3});
+            let hear = &mut |event| {
+                heard.push(event);
+                ControlFlow::Continue(())
+            };
+            client.generate(body, hear).await.unwrap();
+            assert!(heard.iter().any(|event| matches!(event, ClientEvent::Text(text) if !text.is_empty())));
+            let done = heard.last();
+            assert!(matches!(done, Some(ClientEvent::Done(done)) if done["finish_reason"].is_string()));
+        }
+        let mut n_heard = 0;
+        let once = &mut |_| {
+            n_heard += 1;
+            ControlFlow::Break(())
+        };
+        client.generate(json!({"input": "hi", "max_tokens": 300}), once).await.unwrap();
+        assert_eq!(n_heard, 1, "who breaks off hears no more");
+        let silent = &mut |_| panic!("an event of a refusal");
+        let refused = client.generate(json!({"input": 1}), silent).await.unwrap_err();
+        assert!(
+            matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
+            "{refused}"
+        );
+        assert_eq!(client.get("/v1/models").await.unwrap()["object"], "list");
+        let nobody = Client::new(Path::new("/nonexistent/sotto.sock")).get("/v1/models").await.unwrap_err();
+        assert!(nobody.to_string().contains("start sottod"), "{nobody}");
+    });
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use crate::base::limits::N_TOLD_MAX;
 use crate::door::queue::Generation;
-use crate::door::wire;
+use crate::door::{done, wire};
 use crate::engine::{Code, Done, Event, Fault, GenerationId, Logprob};
 use crate::os::clock;
 
@@ -110,7 +110,7 @@ impl Printer {
         let choice = self.choice(None, Value::Null, done.stop_detail.reason().as_str().into());
         self.chunk(json!([choice]), Value::Null, Some(done), out);
         if self.usage {
-            self.chunk(json!([]), wire::usage(&done.usage), None, out);
+            self.chunk(json!([]), done::usage(&done.usage), None, out);
         }
         if self.framing == Framing::Sse {
             out.extend_from_slice(b"data: [DONE]\n\n");
@@ -174,7 +174,7 @@ fn extras(done: &Done) -> Value {
     json!({
         "seed": done.seed,
         "stop_detail": done.stop_detail.as_str(),
-        "timings": wire::timings(&done.timings),
+        "timings": done::timings(&done.timings),
     })
 }
 
@@ -305,7 +305,7 @@ pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Resul
         "created": printer.created,
         "model": done.model,
         "choices": [choice],
-        "usage": wire::usage(&done.usage),
+        "usage": done::usage(&done.usage),
         "sotto": extras(&done),
     });
     Ok(json_text(format!("{body}\n")))
