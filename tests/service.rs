@@ -18,7 +18,6 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use sotto::base::Token;
 use sotto::model::{Model, vocab};
-use sotto::text::Tokenizer;
 use support::gguf::{SLOW, llama};
 use support::{Daemon, Folder, bus, fixture, have, run, shared, sotto, stderr, stdout, stories};
 use zbus::{OwnedFd, OwnedObjectPath, Variant};

@@ -21,7 +21,7 @@ use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf;
 use sotto::model::vocab;
-use sotto::text::{Pre, Source, Special, TextError, Tokenizer, TokenizerConfig, VocabKind};
+use sotto::text::{Pre, Source, Special, Tokenizer, TokenizerConfig, VocabKind};
 
 /// The folder that `variable` names, else `name` beside the repository if it is there.
 fn fixtures(variable: &str, name: &str) -> Option<PathBuf> {
@@ -272,7 +272,7 @@ fn folders_and_gguf_files_of_one_model_agree() {
             continue;
         }
         let name = file.display().to_string();
-        let gguf = Gguf::parse(&name, Arc::new(fs::read(&file).unwrap())).unwrap();
+        let gguf = gguf::parse(&name, Arc::new(fs::read(&file).unwrap())).unwrap();
         let other = Tokenizer::new(vocab::source(&gguf).unwrap().unwrap()).unwrap();
         tally.compare(
             || format!("{name} bos"),
