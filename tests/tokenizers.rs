@@ -16,11 +16,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf;
 use sotto::model::vocab;
+use sotto::os::map::Map;
 use sotto::text::{Pre, Source, Special, Tokenizer, TokenizerConfig, VocabKind};
 
 /// The folder that `variable` names, else `name` beside the repository if it is there.
@@ -287,4 +289,110 @@ fn folders_and_gguf_files_of_one_model_agree() {
         }
     }
     tally.finish(0);
+}
+
+/// A mebibyte of `unit`.
+fn run(unit: &str) -> String {
+    unit.repeat((1 << 20) / unit.len())
+}
+
+/// The longest text that is taken, of one kind of character, costs seconds at most: nothing is quadratic. A pass of
+/// this length takes well under a second; a quadratic one would take hours.
+#[test]
+fn long_runs_take_time_in_proportion() {
+    let bound = Duration::from_secs(30);
+    let mut slowest = (Duration::ZERO, String::new());
+    let mut timed = |what: String, work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        let took = start.elapsed();
+        assert!(took < bound, "{what} took {took:?}, {bound:?} are allowed");
+        if took > slowest.0 {
+            slowest = (took, what);
+        }
+    };
+    // Hard for what looks ahead or goes back.
+    let ends = ["a", "A", " ", "\n ", "1", "'", "漢A", "\u{301}", "\u{200d}", "!a", "\u{3000}!"];
+    for unit in ends {
+        let text = run(unit) + "x";
+        // One name for each pattern.
+        for name in json(&small().join("words.json"))["gguf"].as_object().unwrap().keys() {
+            let pre = Pre::named(Some(name)).unwrap();
+            timed(format!("{name} {unit:?}"), &|| pre.words(&text, |_| {}));
+        }
+    }
+    // Hard for what merges or looks for special tokens: one word each.
+    for dir in entries(&small()).into_iter().filter(|dir| dir.is_dir()) {
+        let (tokenizer, name) = (of_folder(&dir), dir.file_name().unwrap().display());
+        for unit in ["a", " ", "\n", "🙂", "\u{2581}", "<|bos|", "<|bos|>"] {
+            let text = run(unit);
+            timed(format!("{name} {unit:?}"), &|| {
+                tokenizer.encode(&text, Special::Parse, &mut Vec::new());
+            });
+            timed(format!("{name} {unit:?} in a chat"), &|| {
+                let messages = [ChatMessage { role: "user", content: &text }];
+                let render =
+                    |input: &TemplateInput<'_>| Ok::<_, TextError>(input.messages[0].content.to_owned());
+                tokenizer.encode_chat(render, &messages, true, Moment::from_unix(0)).unwrap();
+            });
+        }
+    }
+    println!("slowest: {} in {:?}", slowest.1, slowest.0);
+}
+
+/// What a vocabulary costs: one file a run, so that nothing else is in memory.
+///
+/// ```sh
+/// SOTTO_VOCAB=FILE cargo test --release --test tokenizers -- --ignored --nocapture what_a_vocabulary_costs
+/// ```
+///
+/// FILE is a GGUF file or a `tokenizer.json`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_vocabulary_costs() {
+    let kib = |key: &str| -> i64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let path = PathBuf::from(std::env::var_os("SOTTO_VOCAB").expect("SOTTO_VOCAB names a file"));
+    let load = || {
+        let map = Arc::new(Map::open(&path).unwrap());
+        let source = if path.extension().is_some_and(|e| e == "json") {
+            Source::from_tokenizer_json((*map).as_ref(), None).unwrap()
+        } else {
+            let gguf = gguf::parse("a file", map).unwrap();
+            vocab::source(&gguf).unwrap().unwrap()
+        };
+        Tokenizer::new(source).unwrap()
+    };
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    let (anon, file) = (kib("RssAnon"), kib("RssFile"));
+    let start = Instant::now();
+    let tokenizer = load();
+    let first = start.elapsed();
+    let (anon, file) = (kib("RssAnon") - anon, kib("RssFile") - file);
+    println!(
+        "{} tokens: {anon} KiB anonymous, {file} KiB of the file, peak {} KiB",
+        tokenizer.n_vocab(),
+        kib("VmHWM")
+    );
+    let mut times: Vec<Duration> = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            drop(load());
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    let start = Instant::now();
+    let mut out = Vec::new();
+    for _ in 0..20 {
+        out.clear();
+        tokenizer.encode(&text, Special::AsText, &mut out);
+    }
+    let took = start.elapsed() / 20;
+    let speed = text.len() as f64 / took.as_secs_f64() / 1e6;
+    println!("loads in {first:?}, then min {:?} median {:?}; {speed:.1} MB/s of prose", times[0], times[2]);
 }

@@ -5,7 +5,7 @@ use super::TextError;
 use super::error::shown;
 use super::hf::{Arena, Table, TokenizerConfig, find};
 use super::source::{Source, SpacePrefix, VocabKind};
-use super::vocab::{BYTE, CONTROL, USER_DEFINED};
+use super::vocab::{CONTROL, USER_DEFINED};
 use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
 
@@ -247,7 +247,6 @@ fn piece(bytes: &[u8], i: usize) -> Result<(&[u8], f32, u8), TextError> {
             _ => {}
         }
     }
-    debug_assert!(BYTE == 6);
     // What only templates may write, though the file has it as text.
     let is_role = text.starts_with(b"<|") && text.ends_with(b"|>")
         || matches!(text, b"<start_of_turn>" | b"<end_of_turn>");
@@ -255,4 +254,122 @@ fn piece(bytes: &[u8], i: usize) -> Result<(&[u8], f32, u8), TextError> {
         kind = CONTROL;
     }
     Ok((text, score, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{Special, Tokenizer};
+
+    fn varint(mut n: u64, out: &mut Vec<u8>) {
+        while n >= 0x80 {
+            out.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
+    }
+
+    fn bytes(field: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        varint(field << 3 | 2, out);
+        varint(bytes.len() as u64, out);
+        out.extend_from_slice(bytes);
+    }
+
+    fn numbers(fields: &[(u64, u64)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for &(field, n) in fields {
+            varint(field << 3, &mut out);
+            varint(n, &mut out);
+        }
+        out
+    }
+
+    const PIECES: [(&str, f32, u64); 8] = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("\u{2581}a", -1.0, 1),
+        ("\u{2581}", -2.0, 1),
+        ("a", -3.0, 1),
+        ("<|user|>", 0.0, 4),
+        ("<think>", 0.0, 4),
+    ];
+
+    fn file(trainer: &[(u64, u64)], normalizer: &[(u64, u64)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (text, score, kind) in PIECES {
+            let mut piece = Vec::new();
+            bytes(1, text.as_bytes(), &mut piece);
+            piece.push(2 << 3 | 5);
+            piece.extend_from_slice(&score.to_le_bytes());
+            piece.extend(numbers(&[(3, kind)]));
+            bytes(1, &piece, &mut out);
+        }
+        bytes(2, &numbers(trainer), &mut out);
+        bytes(3, &numbers(normalizer), &mut out);
+        out
+    }
+
+    fn good() -> Vec<u8> {
+        file(&[(3, 2), (40, 0), (41, 1), (42, 2), (43, u64::MAX)], &[(4, 0)])
+    }
+
+    #[test]
+    fn pieces_scores_types_and_flags_are_taken() {
+        let t =
+            Tokenizer::new(Source::from_sentencepiece(&good(), None).expect("reads")).expect("a tokenizer");
+        let ids = |text: &str, special| {
+            let mut out = Vec::new();
+            t.encode(text, special, &mut out);
+            out.iter().map(|t| t.0).collect::<Vec<_>>()
+        };
+        assert_eq!((t.add_bos(), t.bos(), t.is_end(Token(2))), (true, Some(Token(1)), true));
+        assert_eq!(ids("a a", Special::AsText), [3, 3]);
+        assert_eq!(ids("<think>", Special::AsText), [7]);
+        assert!(
+            t.is_special(Token(6)) && !ids("<|user|>", Special::AsText).contains(&6),
+            "a role is no text"
+        );
+        let config = br#"{"add_bos_token": false, "eos_token": "<think>", "added_tokens_decoder":
+            {"8": {"content": "<x>", "special": true, "rstrip": true}, "7": {"content": "<think>", "special": true}}}"#;
+        let config = TokenizerConfig::parse(config).expect("reads");
+        let source = Source::from_sentencepiece(&good(), Some(&config)).expect("reads");
+        let t = Tokenizer::new(source).expect("a tokenizer");
+        assert!(!t.add_bos() && t.is_end(Token(7)) && t.is_special(Token(7)) && t.is_special(Token(8)));
+        let bare = Source::from_sentencepiece(&file(&[(3, 2)], &[(3, 0), (4, 0)]), None).expect("reads");
+        assert_eq!((bare.space_prefix, bare.strips_space), (SpacePrefix::Never, false));
+    }
+
+    #[test]
+    fn other_kinds_and_damage_are_refused() {
+        let said = |bytes: &[u8]| Source::from_sentencepiece(bytes, None).expect_err("must fail").to_string();
+        assert!(said(&file(&[], &[(4, 0)])).contains("unigram"), "the default of the format");
+        assert!(said(&file(&[(3, 4)], &[(4, 0)])).contains("char"));
+        assert!(said(&file(&[(3, 2)], &[])).contains("extra white space"));
+        assert!(said(&file(&[(3, 2)], &[(4, 0), (5, 0)])).contains("spaces"));
+        assert!(said(&file(&[(3, 2), (41, 8)], &[(4, 0)])).contains("bos_token is 8, the vocabulary has 8"));
+        let mut mapped = good();
+        let mut normalizer = Vec::new();
+        bytes(2, b"map", &mut normalizer);
+        bytes(3, &normalizer, &mut mapped);
+        assert!(said(&mapped).contains("map of 3 bytes"));
+        assert!(said(b"").contains("0 entries"));
+        assert!(said(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]).contains("4294967295 bytes"));
+        assert!(said(&[0xff; 11]).contains("more than 10 bytes"));
+        assert!(said(&[0x0b]).contains("wire type 3"));
+        let mut typed = Vec::new();
+        bytes(1, &numbers(&[(3, 7)]), &mut typed);
+        assert!(said(&typed).contains("type 7"));
+        let whole = good();
+        arbtest::arbtest(|u| {
+            let mut bytes = whole.clone();
+            for _ in 0..u.int_in_range(1..=4)? {
+                let at = u.choose_index(bytes.len())?;
+                bytes[at] = u.arbitrary()?;
+            }
+            bytes.truncate(u.int_in_range(0..=bytes.len())?);
+            let _any = Source::from_sentencepiece(&bytes, None).and_then(Tokenizer::new);
+            Ok(())
+        });
+    }
 }

@@ -7,6 +7,8 @@
 mod config;
 mod lists;
 mod parts;
+#[cfg(test)]
+mod tests;
 
 use serde::Deserialize;
 use serde_json::Value;
