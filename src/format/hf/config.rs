@@ -176,6 +176,11 @@ pub(super) fn hyperparameters(
     for rule in COMMON.iter().chain(class.rules) {
         simple(config, class, *rule, meta)?;
     }
+    if let Some(how) = config.get("quantization_config") {
+        let found = how.get("quant_method").unwrap_or(how).describe();
+        let wanted = "weights in F32, F16 and BF16 are read; use a GGUF file of the model";
+        return Err(config.wrong("quantization_config", &found, wanted));
+    }
     if let Some(found) = config.str(&["hidden_activation", "hidden_act", "activation_function"])?
         && !class.activations.contains(&found)
     {
@@ -256,11 +261,8 @@ fn window(config: &Config<'_>, class: &Class, n_block: usize, meta: &mut Meta) -
     else {
         return Ok(());
     };
-    let width = config.uint(&["sliding_window"])?.filter(|w| *w > 0);
-    let Some(width) = width.filter(|_| config.bool("use_sliding_window").ok().flatten() != Some(false))
-    else {
-        return Ok(());
-    };
+    let unused = config.bool("use_sliding_window")? == Some(false);
+    let Some(width) = config.uint(&["sliding_window"])?.filter(|w| *w > 0 && !unused) else { return Ok(()) };
     let all_but_every =
         |n: u64| -> Vec<bool> { (1..=n_block as u64).map(|i| n == 0 || !i.is_multiple_of(n)).collect() };
     let pattern = if let Some(types) = config.layer_types(n_block)? {
@@ -309,8 +311,8 @@ fn short_conv(
     };
     let each: Vec<u32> = attention.iter().map(|a| if *a { n_head_kv } else { 0 }).collect();
     meta.uints(&key("attention.head_count_kv"), &each);
+    let mut width = config.require("block_ff_dim", config.uint(&["block_ff_dim", "intermediate_size"])?)?;
     if config.bool("block_auto_adjust_ff_dim")? == Some(true) {
-        let width = config.require("block_ff_dim", config.uint(&["block_ff_dim", "intermediate_size"])?)?;
         let factor = config.float(&["block_ffn_dim_multiplier"])?.unwrap_or(1.0);
         let multiple = config.uint(&["block_multiple_of"])?.unwrap_or(256).max(1);
         // Both numbers are below 2^32; a negative or huge factor ends at the bounds.
@@ -320,9 +322,9 @@ fn short_conv(
             reason = "rounds down, as the definition does"
         )]
         let scaled = (factor * (width.saturating_mul(2) / 3) as f64) as u64;
-        let rounded = scaled.checked_next_multiple_of(multiple).unwrap_or(u64::MAX >> 1);
-        meta.uint(&key("feed_forward_length"), rounded);
+        width = scaled.checked_next_multiple_of(multiple).unwrap_or(u64::MAX >> 1);
     }
+    meta.uint(&key("feed_forward_length"), width);
     Ok(())
 }
 
