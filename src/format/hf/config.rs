@@ -187,12 +187,15 @@ pub(super) fn hyperparameters(
         let wanted = format!("{} computes {}", class.arch, class.activations.join(" or "));
         return Err(config.wrong("hidden_act", found, wanted));
     }
+    // The rotation of layers with full attention is the one that has a part of its head left out.
+    let width =
+        if class.rules.iter().any(|r| matches!(r, Rule::TwoWidths)) { "global_head_dim" } else { "head_dim" };
     let head_dim = match class.rules.iter().find_map(|r| match r {
         Rule::UintOr("attention.key_length", _, n) => Some(*n),
         _ => None,
     }) {
-        Some(default) if config.get("head_dim").is_none() => usize::try_from(default).unwrap_or(HEAD_DIM_MAX),
-        None if config.get("head_dim").is_none() => {
+        Some(default) if config.get(width).is_none() => usize::try_from(default).unwrap_or(HEAD_DIM_MAX),
+        None if config.get(width).is_none() => {
             let n_embd = config.size(&["hidden_size", "n_embd"], usize::MAX)?;
             let n_head = config.size(&["num_attention_heads", "n_head"], usize::MAX)?;
             let head_dim = n_embd.checked_div(n_head).unwrap_or(0);
@@ -202,7 +205,7 @@ pub(super) fn hyperparameters(
             }
             head_dim
         }
-        _ => config.size(&["head_dim"], HEAD_DIM_MAX)?,
+        _ => config.size(&[width], HEAD_DIM_MAX)?,
     };
     let factors = rope::translate(config, class, head_dim, meta)?;
     window(config, class, n_block, meta)?;
@@ -211,6 +214,7 @@ pub(super) fn hyperparameters(
             Rule::ShortConv => short_conv(config, class, n_block, meta)?,
             Rule::DeltaNet => delta_net(config, class, n_block, meta)?,
             Rule::NoRopeEvery(n) => no_rope(config, *n)?,
+            Rule::TwoWidths => two_widths(config, class, n_block, meta)?,
             _ => {}
         }
     }
@@ -325,6 +329,43 @@ fn short_conv(
         width = scaled.checked_next_multiple_of(multiple).unwrap_or(u64::MAX >> 1);
     }
     meta.uint(&key("feed_forward_length"), width);
+    Ok(())
+}
+
+/// Gemma 4: layers with full attention have wider heads, the last layers take the keys and values of earlier ones and
+/// may be twice as wide.
+fn two_widths(
+    config: &Config<'_>,
+    class: &Class,
+    n_block: usize,
+    meta: &mut Meta,
+) -> Result<(), FormatError> {
+    let key = |k: &str| format!("{}.{k}", class.arch);
+    let wide = config.size(&["global_head_dim"], HEAD_DIM_MAX)? as u64;
+    let narrow = config.size(&["head_dim"], HEAD_DIM_MAX)? as u64;
+    for (name, n) in [("", wide), ("_swa", narrow)] {
+        meta.uint(&key(&format!("attention.key_length{name}")), n);
+        meta.uint(&key(&format!("attention.value_length{name}")), n);
+    }
+    let small = |k: &str| -> Result<Option<u32>, FormatError> {
+        Ok(config.uint(&[k])?.and_then(|n| u32::try_from(n).ok()))
+    };
+    if config.bool("use_double_wide_mlp")? == Some(true) {
+        let n_ff = config.require("intermediate_size", small("intermediate_size")?)?;
+        let n_shared = small("num_kv_shared_layers")?.unwrap_or(0) as usize;
+        let first = n_block.saturating_sub(n_shared);
+        let each: Vec<u32> =
+            (0..n_block).map(|i| if i < first { n_ff } else { n_ff.saturating_mul(2) }).collect();
+        meta.uints(&key("feed_forward_length"), &each);
+    }
+    if let (Some(few), Some(n_head_kv)) =
+        (small("num_global_key_value_heads")?, small("num_key_value_heads")?)
+    {
+        let types = config.require("layer_types", config.layer_types(n_block)?)?;
+        let each: Vec<u32> =
+            types.iter().map(|t| if *t == "full_attention" { few } else { n_head_kv }).collect();
+        meta.uints(&key("attention.head_count_kv"), &each);
+    }
     Ok(())
 }
 

@@ -79,19 +79,26 @@ pub(super) enum Rule {
     ShortConv,
     /// Gated delta net on most layers (Qwen3.5).
     DeltaNet,
+    /// Heads and feed-forward of two widths, keys and values that layers share, embeddings for each layer (Gemma 4).
+    TwoWidths,
     /// The feed-forward is this many times as wide as the residual stream, where it is absent.
     Wide(u64),
 }
 
 use Rule::{
     Alpha, Base, DeltaNet, Float, FloatOr, Is, LocalBase, LongRope, Must, NoRopeEvery, SameLocalBase,
-    ShortConv, Temperature, Uint, UintOr, Wide, Window, WindowZero,
+    ShortConv, Temperature, TwoWidths, Uint, UintOr, Wide, Window, WindowZero,
 };
 
 /// Tensors outside blocks.
 const OUTER: &[Entry] =
     &[("embed_tokens", "token_embd", Keep), ("norm", "output_norm", Keep), ("lm_head", "output", Keep)];
 const OUTER_GEMMA: &[Entry] = &[("norm", "output_norm", PlusOne)];
+const OUTER_GEMMA4: &[Entry] = &[
+    ("embed_tokens_per_layer", "per_layer_token_embd", Keep),
+    ("per_layer_model_projection", "per_layer_model_proj", Keep),
+    ("per_layer_projection_norm", "per_layer_proj_norm", Keep),
+];
 const OUTER_GPT2: &[Entry] = &[
     ("wte", "token_embd", Keep),
     ("wpe", "position_embd", Keep),
@@ -129,6 +136,16 @@ const GEMMA2: &[Entry] = &[
     ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
     ("self_attn.q_norm", "attn_q_norm", PlusOne),
     ("self_attn.k_norm", "attn_k_norm", PlusOne),
+];
+const GEMMA4: &[Entry] = &[
+    ("input_layernorm", "attn_norm", Keep),
+    ("post_attention_layernorm", "post_attention_norm", Keep),
+    ("pre_feedforward_layernorm", "ffn_norm", Keep),
+    ("post_feedforward_layernorm", "post_ffw_norm", Keep),
+    ("per_layer_input_gate", "inp_gate", Keep),
+    ("per_layer_projection", "proj", Keep),
+    ("post_per_layer_input_norm", "post_norm", Keep),
+    ("layer_scalar", "layer_output_scale.weight", Keep),
 ];
 const QWEN35: &[Entry] = &[
     ("input_layernorm", "attn_norm", PlusOne),
@@ -283,6 +300,21 @@ pub(super) const CLASSES: &[Class] = &[
         outer: &[OUTER_GEMMA, OUTER],
         block: &[GEMMA2, BLOCK],
         rules: GEMMA3_RULES,
+        activations: GELU_GEMMA,
+    },
+    Class {
+        names: &["Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"],
+        arch: "gemma4",
+        outer: &[OUTER_GEMMA4, OUTER],
+        block: &[GEMMA4, BLOCK],
+        rules: &[
+            Float("final_logit_softcapping", &["final_logit_softcapping"]),
+            Uint("attention.shared_kv_layers", &["num_kv_shared_layers"]),
+            UintOr("embedding_length_per_layer_input", &["hidden_size_per_layer_input"], 0),
+            Must("enable_moe_block", false),
+            Window(6),
+            TwoWidths,
+        ],
         activations: GELU_GEMMA,
     },
     Class {
