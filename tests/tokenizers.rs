@@ -337,8 +337,9 @@ fn long_runs_take_time_in_proportion() {
                     variables: Vec::new(),
                     add_generation_prompt: true,
                     moment: Moment::from_unix(0),
+                    must_read: Vec::new(),
                 };
-                let render = |_: &TemplateInput<'_>| Ok::<_, TextError>(text.clone());
+                let render = |_: &TemplateInput| Ok::<_, TextError>(text.clone());
                 tokenizer.encode_chat(render, &chat).unwrap();
             });
         }

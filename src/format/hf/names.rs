@@ -55,10 +55,18 @@ pub(super) enum Rule {
     FloatOr(&'static str, &'static [&'static str], f64),
     /// This number.
     Is(&'static str, u64),
+    /// GGUF's key, an entry that is true or false, and what it is where it is absent; written where it is false.
+    Flag(&'static str, &'static str, bool),
+    /// GGUF's key and an entry that something is multiplied with; written where it is not 1.
+    Scale(&'static str, &'static str),
+    /// Scores are divided by the root of this number, not of the width of a head (Gemma 2 and 3).
+    QueryScale(&'static str),
     /// An entry that must have this value where it is there: the architecture computes nothing else.
     Must(&'static str, bool),
     /// A window on some layers: on all but every n-th by the architecture, 0 for all layers.
     Window(u64),
+    /// A window on all layers, whatever else the configuration says of some (Qwen3's mixture).
+    WindowAll,
     /// The window is written as 0 where there is none (Phi-3).
     WindowZero,
     /// Base of the rotary positions on layers with a window, where it is absent.
@@ -71,7 +79,7 @@ pub(super) enum Rule {
     LongRope,
     /// The base grows with `alpha` (Hunyuan).
     Alpha,
-    /// Every n-th layer does not rotate; the architecture knows it.
+    /// Every n-th layer does not rotate, which the architecture knows, or others.
     NoRopeEvery(u64),
     /// Queries grow with their position (Ministral).
     Temperature,
@@ -86,8 +94,9 @@ pub(super) enum Rule {
 }
 
 use Rule::{
-    Alpha, Base, DeltaNet, Float, FloatOr, Is, LocalBase, LongRope, Must, NoRopeEvery, SameLocalBase,
-    ShortConv, Temperature, TwoWidths, Uint, UintOr, Wide, Window, WindowZero,
+    Alpha, Base, DeltaNet, Flag, Float, FloatOr, Is, LocalBase, LongRope, Must, NoRopeEvery, QueryScale,
+    SameLocalBase, Scale, ShortConv, Temperature, TwoWidths, Uint, UintOr, Wide, Window, WindowAll,
+    WindowZero,
 };
 
 /// Tensors outside blocks.
@@ -216,6 +225,7 @@ const GELU_GEMMA: &[&str] = &["gelu_pytorch_tanh", "gelu"];
 
 /// What Gemma 3 leaves out of its configurations.
 const GEMMA3_RULES: &[Rule] = &[
+    QueryScale("query_pre_attn_scalar"),
     UintOr("attention.head_count", &["num_attention_heads"], 8),
     UintOr("attention.head_count_kv", &["num_key_value_heads"], 4),
     UintOr("attention.key_length", &["head_dim"], 256),
@@ -261,8 +271,8 @@ pub(super) const CLASSES: &[Class] = &[
         block: &[PRE_NORM, QWEN_MOE, BLOCK],
         rules: &[
             Uint("expert_feed_forward_length", &["moe_intermediate_size"]),
-            Must("norm_topk_prob", true),
-            Window(0),
+            Flag("expert_weights_norm", "norm_topk_prob", false),
+            WindowAll,
         ],
         activations: SILU,
     },
@@ -290,6 +300,7 @@ pub(super) const CLASSES: &[Class] = &[
         rules: &[
             Float("attn_logit_softcapping", &["attn_logit_softcapping"]),
             Float("final_logit_softcapping", &["final_logit_softcapping"]),
+            QueryScale("query_pre_attn_scalar"),
             Window(2),
         ],
         activations: GELU_GEMMA,
@@ -388,8 +399,8 @@ pub(super) const CLASSES: &[Class] = &[
             Uint("expert_feed_forward_length", &["moe_intermediate_size"]),
             Uint("leading_dense_block_count", &["num_dense_layers"]),
             Is("expert_gating_func", 2),
-            Must("norm_topk_prob", true),
-            Must("use_expert_bias", true),
+            Flag("expert_weights_norm", "norm_topk_prob", true),
+            Scale("expert_weights_scale", "routed_scaling_factor"),
             ShortConv,
         ],
         activations: SILU,

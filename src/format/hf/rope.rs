@@ -177,8 +177,9 @@ pub(super) fn translate(
 /// YaRN (arXiv 2309.00071), and what Ministral adds.
 fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), FormatError> {
     let key = |k: &str| format!("{}.rope.scaling.{k}", class.arch);
-    if let Some(v @ Json::Bool(false)) = rope.main.and_then(|m| m.get("truncate")) {
-        return Err(rope.wrong("truncate", v, "the range is rounded to whole dimensions here"));
+    // GGUF has no key for it: ours is `yarn_truncate`.
+    if let Some(Json::Bool(false)) = rope.main.and_then(|m| m.get("truncate")) {
+        meta.bool(&key("yarn_truncate"), false);
     }
     meta.str(&key("type"), "yarn");
     meta.float(&key("factor"), rope.need("factor")?);
@@ -196,13 +197,16 @@ fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), Forma
         }
     }
     let (mscale, all_dim) = (rope.float("mscale")?, rope.float("mscale_all_dim")?);
-    if let (Some(a), Some(b)) = (mscale, all_dim)
-        && a != b
+    let temperature = class.rules.iter().any(|r| matches!(r, Rule::Temperature));
+    if let (Some(a), Some(b), None) = (mscale, all_dim, rope.float("attention_factor")?)
+        && a != 0.0
+        && b != 0.0
+        && !(temperature && a == b)
     {
-        let wanted = format!("equal to mscale_all_dim, {b}, wanted");
-        return Err(rope.config.wrong("rope_parameters.mscale", &a.to_string(), wanted));
+        let log = 0.1 * rope.need("factor")?.ln();
+        meta.float(&key("yarn_attn_factor"), (a * log + 1.0) / (b * log + 1.0));
     }
-    if class.rules.iter().any(|r| matches!(r, Rule::Temperature)) {
+    if temperature {
         if let Some(x) = all_dim {
             meta.float(&key("yarn_log_multiplier"), x);
         }
