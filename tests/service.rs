@@ -18,7 +18,6 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use sotto::base::Token;
 use sotto::model::{Model, vocab};
-use sotto::text::Tokenizer;
 use support::gguf::{SLOW, llama};
 use support::{Daemon, Folder, bus, fixture, have, run, shared, sotto, stderr, stdout, stories};
 use zbus::{OwnedFd, OwnedObjectPath, Variant};
@@ -68,7 +67,7 @@ fn bare(text: &str) -> &str {
 fn compare(variant: &str, model: &Path, rows: &[Row], answers: &[String], n_equal_min: usize) {
     let gap_max = if variant.starts_with('f') { 0.02 } else { 0.25 };
     let model = Model::open(model).unwrap();
-    let tokenizer = Tokenizer::new(vocab::source(model.checkpoint()).unwrap().unwrap()).unwrap();
+    let tokenizer = vocab::tokenizer(model.checkpoint()).unwrap();
     let mut n_equal = 0;
     for (row, answer) in rows.iter().zip(answers) {
         if bare(answer) == bare(&row.text) {
@@ -76,7 +75,7 @@ fn compare(variant: &str, model: &Path, rows: &[Row], answers: &[String], n_equa
             continue;
         }
         let parts = |n: &usize| {
-            let text = tokenizer.decode(&row.ids[..=*n]);
+            let text = tokenizer.decode(&row.ids[..=*n], false);
             !bare(answer).as_bytes().starts_with(bare(&String::from_utf8_lossy(&text)).as_bytes())
         };
         let step = (0..row.ids.len()).find(parts).unwrap_or(row.ids.len() - 1);

@@ -16,12 +16,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf;
 use sotto::model::vocab;
-use sotto::text::{Pre, Special, TextError, Tokenizer};
+use sotto::os::map::Map;
+use sotto::text::{
+    Chat, Json, Moment, Pre, Source, Special, TemplateInput, TextError, Tokenizer, TokenizerConfig, VocabKind,
+};
 
 /// The folder that `variable` names, else `name` beside the repository if it is there.
 fn fixtures(variable: &str, name: &str) -> Option<PathBuf> {
@@ -165,4 +169,236 @@ fn tokens_of_gguf_files_are_those_of_llama_cpp() {
     }
     println!("{n_files} vocabularies");
     tally.finish(800);
+}
+
+/// The tokenizer of a model folder.
+fn of_folder(dir: &Path) -> Tokenizer {
+    let config = fs::read(dir.join("tokenizer_config.json")).ok();
+    let config = config.map(|bytes| TokenizerConfig::parse(&bytes).unwrap());
+    let model = dir.join("tokenizer.model");
+    let source = if model.is_file() {
+        Source::from_sentencepiece(&fs::read(model).unwrap(), config.as_ref())
+    } else {
+        Source::from_tokenizer_json(&unpacked(&dir.join("tokenizer.json")), config.as_ref())
+    };
+    Tokenizer::new(source.unwrap_or_else(|e| panic!("{}: {e}", dir.display()))).unwrap()
+}
+
+#[test]
+fn tokens_of_model_folders_are_those_of_their_makers() {
+    let (mut tally, mut n_folders) = (Tally::default(), 0);
+    let given = fixtures("SOTTO_TOKENIZERS", "tokenizers");
+    for dir in given.iter().chain([&small()]).flat_map(|dir| entries(dir)) {
+        let (name, expected) = (dir.file_name().unwrap().display().to_string(), dir.join("expected.json"));
+        if !dir.is_dir() {
+            continue;
+        }
+        let tokenizer = of_folder(&dir);
+        n_folders += 1;
+        for case in json(&expected)["cases"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let bos = tokenizer.bos().filter(|_| tokenizer.add_bos() && case["add_special"] == true);
+            let encoded = |special: Special| -> Vec<u32> {
+                bos.iter().map(|t| t.0).chain(ids(&tokenizer, text, special)).collect()
+            };
+            let found = encoded(Special::Parse);
+            tally.compare(|| format!("{name} {text:?}"), found.clone(), numbers(&case["ids"]));
+            let as_text = encoded(Special::AsText);
+            let forged = as_text[bos.iter().count()..].iter().any(|&id| tokenizer.is_special(Token(id)));
+            tally.compare(|| format!("{name} {text:?} becomes a control token"), forged, false);
+            let wanted = numbers(case.get("ids_special_as_text").unwrap_or(&case["ids"]));
+            tally.compare(|| format!("{name} {text:?} as text"), as_text, wanted);
+            for (spelt, key) in [(true, "decoded"), (false, "decoded_skip_special")] {
+                let back = tokenizer.decode(&tokens(&found), spelt);
+                let wanted = case[key].as_str().unwrap();
+                tally.compare(
+                    || format!("{name} {text:?} {key}"),
+                    String::from_utf8_lossy(&back).as_ref(),
+                    wanted,
+                );
+            }
+        }
+    }
+    println!("{n_folders} folders");
+    tally.finish(if given.is_some() { 1200 } else { 300 });
+}
+
+/// The pre-tokenizer that a component of a `tokenizer.json` stands for.
+fn pre_of(component: &Value) -> Pre {
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+    let both = serde_json::json!({"type": "Sequence", "pretokenizers": [component, bytes]});
+    let file = serde_json::json!({"pre_tokenizer": both, "model": {"vocab": {"a": 0}}}).to_string();
+    match Source::from_tokenizer_json(file.as_bytes(), None).map(|source| source.model) {
+        Ok(VocabKind::Bytes { pre, .. }) => pre,
+        other => panic!("{component}: {other:?}"),
+    }
+}
+
+#[test]
+fn words_are_those_that_the_expressions_find() {
+    let file = json(&small().join("words.json"));
+    let texts = file["texts"].as_array().unwrap();
+    let of_gguf = file["gguf"].as_object().unwrap().iter();
+    let of_gguf = of_gguf.map(|(name, rows)| (name.clone(), Pre::named(Some(name)).unwrap(), rows));
+    let of_json = file["tokenizer_json"].as_array().unwrap().iter();
+    let of_json = of_json
+        .map(|part| (part["pre_tokenizer"].to_string(), pre_of(&part["pre_tokenizer"]), &part["words"]));
+    let mut tally = Tally::default();
+    for (name, pre, rows) in of_gguf.chain(of_json) {
+        for (text, row) in texts.iter().zip(rows.as_array().unwrap()) {
+            let (text, mut found) = (text.as_str().unwrap(), Vec::new());
+            if !text.is_empty() {
+                pre.words(text, |word| found.push(word.len().to_string()));
+            }
+            tally.compare(|| format!("{name} {text:?}"), found.join(" ").as_str(), row.as_str().unwrap());
+        }
+    }
+    tally.finish(2000);
+}
+
+/// The GGUF file and the folder of one model have the same vocabulary, so every text has the same tokens.
+#[test]
+fn folders_and_gguf_files_of_one_model_agree() {
+    let Some(dir) = fixtures("SOTTO_FIXTURES", "models") else { return };
+    let texts: Vec<String> = json(&small().join("words.json"))["texts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap().to_owned())
+        .collect();
+    let mut tally = Tally::default();
+    let stories = dir.join("../../models/stories260k");
+    let models = entries(&dir).into_iter().map(|dir| (dir.join("model.gguf"), dir.join("hf")));
+    let stories = (stories.join("stories260K-f32.gguf"), stories.join("hf"));
+    for (file, folder) in models.chain([stories]).filter(|(_, folder)| folder.is_dir()) {
+        let tokenizer = of_folder(&folder);
+        if !file.is_file() {
+            continue;
+        }
+        let name = file.display().to_string();
+        let gguf = gguf::parse(&name, Arc::new(fs::read(&file).unwrap())).unwrap();
+        let other = Tokenizer::new(vocab::source(&gguf).unwrap().unwrap()).unwrap();
+        tally.compare(
+            || format!("{name} bos"),
+            (tokenizer.add_bos(), tokenizer.bos()),
+            (other.add_bos(), other.bos()),
+        );
+        for text in &texts {
+            for special in [Special::AsText, Special::Parse] {
+                let (a, b) = (ids(&tokenizer, text, special), ids(&other, text, special));
+                tally.compare(|| format!("{name} {text:?}"), a, b);
+            }
+        }
+    }
+    tally.finish(0);
+}
+
+/// A mebibyte of `unit`.
+fn run(unit: &str) -> String {
+    unit.repeat((1 << 20) / unit.len())
+}
+
+/// The longest text that is taken, of one kind of character, costs seconds at most: nothing is quadratic. A pass of
+/// this length takes well under a second; a quadratic one would take hours.
+#[test]
+fn long_runs_take_time_in_proportion() {
+    let bound = Duration::from_secs(30);
+    let mut slowest = (Duration::ZERO, String::new());
+    let mut timed = |what: String, work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        let took = start.elapsed();
+        assert!(took < bound, "{what} took {took:?}, {bound:?} are allowed");
+        if took > slowest.0 {
+            slowest = (took, what);
+        }
+    };
+    // Hard for what looks ahead or goes back.
+    let ends = ["a", "A", " ", "\n ", "1", "'", "漢A", "\u{301}", "\u{200d}", "!a", "\u{3000}!"];
+    for unit in ends {
+        let text = run(unit) + "x";
+        // One name for each pattern.
+        for name in json(&small().join("words.json"))["gguf"].as_object().unwrap().keys() {
+            let pre = Pre::named(Some(name)).unwrap();
+            timed(format!("{name} {unit:?}"), &|| pre.words(&text, |_| {}));
+        }
+    }
+    // Hard for what merges or looks for special tokens: one word each.
+    for dir in entries(&small()).into_iter().filter(|dir| dir.is_dir()) {
+        let (tokenizer, name) = (of_folder(&dir), dir.file_name().unwrap().display());
+        for unit in ["a", " ", "\n", "🙂", "\u{2581}", "<|bos|", "<|bos|>"] {
+            let text = run(unit);
+            timed(format!("{name} {unit:?}"), &|| {
+                tokenizer.encode(&text, Special::Parse, &mut Vec::new());
+            });
+            timed(format!("{name} {unit:?} in a chat"), &|| {
+                let chat = Chat {
+                    messages: vec![Json::message("user", &text)],
+                    variables: Vec::new(),
+                    add_generation_prompt: true,
+                    moment: Moment::from_unix(0),
+                };
+                let render = |_: &TemplateInput<'_>| Ok::<_, TextError>(text.clone());
+                tokenizer.encode_chat(render, &chat).unwrap();
+            });
+        }
+    }
+    println!("slowest: {} in {:?}", slowest.1, slowest.0);
+}
+
+/// What a vocabulary costs: one file a run, so that nothing else is in memory.
+///
+/// ```sh
+/// SOTTO_VOCAB=FILE cargo test --release --test tokenizers -- --ignored --nocapture what_a_vocabulary_costs
+/// ```
+///
+/// FILE is a GGUF file or a `tokenizer.json`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_vocabulary_costs() {
+    let kib = |key: &str| -> i64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let path = PathBuf::from(std::env::var_os("SOTTO_VOCAB").expect("SOTTO_VOCAB names a file"));
+    let load = || {
+        let map = Arc::new(Map::open(&path).unwrap());
+        let source = if path.extension().is_some_and(|e| e == "json") {
+            Source::from_tokenizer_json((*map).as_ref(), None).unwrap()
+        } else {
+            let gguf = gguf::parse("a file", map).unwrap();
+            vocab::source(&gguf).unwrap().unwrap()
+        };
+        Tokenizer::new(source).unwrap()
+    };
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    let (anon, file) = (kib("RssAnon"), kib("RssFile"));
+    let start = Instant::now();
+    let tokenizer = load();
+    let first = start.elapsed();
+    let (anon, file) = (kib("RssAnon") - anon, kib("RssFile") - file);
+    println!(
+        "{} tokens: {anon} KiB anonymous, {file} KiB of the file, peak {} KiB",
+        tokenizer.n_vocab(),
+        kib("VmHWM")
+    );
+    let mut times: Vec<Duration> = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            drop(load());
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    let start = Instant::now();
+    let mut out = Vec::new();
+    for _ in 0..20 {
+        out.clear();
+        tokenizer.encode(&text, Special::AsText, &mut out);
+    }
+    let took = start.elapsed() / 20;
+    let speed = text.len() as f64 / took.as_secs_f64() / 1e6;
+    println!("loads in {first:?}, then min {:?} median {:?}; {speed:.1} MB/s of prose", times[0], times[2]);
 }

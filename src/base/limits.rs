@@ -52,14 +52,30 @@ pub const N_THREADS_MAX: usize = 64;
 pub const N_STOP_MAX: usize = 8;
 /// Longest stop string: text that may begin one is held back, so it bounds the delay.
 pub const STOP_BYTES_MAX: usize = 256;
+/// Most tokens with a bias in a request (openapi.yaml).
+pub const N_LOGIT_BIAS_MAX: usize = 1_024;
+/// Most likely tokens that are told beside each drawn one (openapi.yaml): they fit a line of a pipe.
+pub const N_TOP_LOGPROB_MAX: u32 = 20;
+/// Bytes of a token's text in JSON, where it is told beside others: twenty fit a line of a pipe.
+pub const TOP_TOKEN_BYTES_MAX: usize = 96;
+/// Most tokens, drawn and likely ones, that an answer tells at once: 100 bytes each. A stream has no such bound.
+pub const N_TOLD_MAX: usize = 131_072;
+/// Most tokens back that penalties and DRY look: each draw goes over all of them.
+pub const LAST_N_MAX: usize = 4_096;
+/// Most texts that break repetitions, each of at most [`STOP_BYTES_MAX`] bytes: looked for in every token.
+pub const N_BREAKER_MAX: usize = 16;
 /// Longest text of a request, in bytes (D-Bus refuses longer inputs; a body on the socket has a limit of its own).
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Largest text file that is measured: 50 times the usual ones. Its tokens cost 8 times its bytes while they are made.
+pub const TEXT_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
 /// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
 /// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.
 pub const SPECIAL_BYTES_MAX: usize = 256;
+/// Longest component of a `tokenizer.json` around its model: the longest known, a template with 256 tokens, has 30 KB.
+pub const COMPONENT_BYTES_MAX: usize = 1 << 18;
 /// Longest role of a chat message: templates know names such as `assistant`.
 pub const ROLE_BYTES_MAX: usize = 32;
 /// Largest source of a chat template: the longest known has 40 KB.

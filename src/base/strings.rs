@@ -12,8 +12,8 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 pub struct Strings {
     bytes: SharedBytes,
     base: usize,
-    /// `n + 1` offsets from `base`; string `i` is `starts[i] .. starts[i + 1] - gap`.
-    starts: Vec<u32>,
+    /// `n + 1` offsets from `base`; string `i` is `starts[i] .. starts[i + 1] - gap`. Clones share them.
+    starts: Arc<Vec<u32>>,
     gap: u32,
 }
 
@@ -25,7 +25,12 @@ impl Strings {
         let len = (*bytes).as_ref().len();
         let ordered = starts.windows(2).all(|w| w[0].checked_add(gap).is_some_and(|end| end <= w[1]));
         let last = base.checked_add(*starts.last()? as usize)?;
-        (ordered && last.checked_sub(gap as usize)? <= len).then_some(Self { bytes, base, starts, gap })
+        (ordered && last.checked_sub(gap as usize)? <= len).then(|| Self {
+            bytes,
+            base,
+            starts: Arc::new(starts),
+            gap,
+        })
     }
 
     /// A table of its own bytes, for tests and small vocabularies.
@@ -36,7 +41,7 @@ impl Strings {
             bytes.extend_from_slice(item.as_ref());
             starts.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
-        Self { bytes: Arc::new(bytes), base: 0, starts, gap: 0 }
+        Self { bytes: Arc::new(bytes), base: 0, starts: Arc::new(starts), gap: 0 }
     }
 
     /// Number of strings.

@@ -4,19 +4,17 @@ use serde_json::Value;
 
 #[cfg(feature = "http")]
 use crate::base::Token;
-use crate::base::limits::{N_STOP_MAX, STOP_BYTES_MAX};
-use crate::engine::{Caller, Class, Fault, GenerationId, Input, Message, Request, Role, Sampling};
+use crate::engine::{Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling};
 
 use super::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
-
-/// Largest whole number that every JSON reader keeps exact.
-const SEED_MAX: u64 = (1 << 53) - 1;
+use super::sampling;
 
 /// A request without its input, its caller and its id.
 #[derive(Debug, Default)]
 pub(super) struct Ask {
     pub(super) model: Option<String>,
     pub(super) max_tokens: Option<u32>,
+    pub(super) effort: Effort,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
     pub(super) class: Class,
@@ -38,6 +36,7 @@ impl Ask {
             model: self.model,
             input,
             input_field,
+            effort: self.effort,
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
@@ -48,28 +47,20 @@ impl Ask {
 
     /// Takes what every generating request has: `model`, `max_tokens`, sampling, `stop`.
     pub(super) fn take(fields: &mut Fields) -> Result<Self, Fault> {
-        fields.not_yet(SAMPLING_NOT_YET)?;
-        let single = |x: f64| x as f32;
-        let sampling = Sampling {
-            temperature: fields
-                .number("temperature", |x| (0.0..=2.0).contains(&x), "a number from 0 to 2")?
-                .map(single),
-            top_k: fields.whole("top_k", 0, 1000)?.and_then(|k| u32::try_from(k).ok()),
-            top_p: fields.number("top_p", |x| x > 0.0 && x <= 1.0, "a number above 0, to 1")?.map(single),
-            seed: fields.whole("seed", 0, SEED_MAX)?,
-        };
         Ok(Self {
             model: fields.text("model")?,
             max_tokens: max_tokens(fields, "max_tokens")?,
-            sampling,
-            stop: stop(fields)?,
+            sampling: sampling::take(fields)?,
+            stop: sampling::stop(fields)?,
             ..Self::default()
         })
     }
 
-    /// Takes `class`, `deadline_ms` and `cache`, which stand in `sotto` of the OpenAI shapes, else beside the rest.
+    /// Takes what stands in `sotto` of the OpenAI shapes, else beside the rest: further sampling, and `class`,
+    /// `deadline_ms`, `cache`.
     pub(super) fn take_service(&mut self, fields: &mut Fields) -> Result<(), Fault> {
         fields.not_yet(SERVICE_NOT_YET)?;
+        sampling::take_more(fields, &mut self.sampling)?;
         self.class = match fields.text("class")?.as_deref() {
             None | Some("interactive") => Class::Interactive,
             Some("background") => Class::Background,
@@ -78,6 +69,17 @@ impl Ask {
         self.deadline_ms = fields.whole("deadline_ms", 1, u64::from(u32::MAX))?;
         Ok(())
     }
+
+    /// Whether what was taken fits together; `min_tokens` stood at the path `at`.
+    pub(super) fn check(&self, at: &str) -> Result<(), Fault> {
+        let min = self.sampling.min_tokens;
+        match self.max_tokens {
+            Some(max) if min > max => {
+                Err(invalid(at, format_args!("is {min} and the most tokens are {max}")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Takes a count of tokens.
@@ -85,21 +87,9 @@ pub(super) fn max_tokens(fields: &mut Fields, key: &str) -> Result<Option<u32>, 
     Ok(fields.whole(key, 1, u64::from(u32::MAX))?.and_then(|n| u32::try_from(n).ok()))
 }
 
-fn is_number(value: &Value, neutral: f64) -> bool {
-    value.as_f64() == Some(neutral)
-}
-
 pub(super) fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
-
-const SAMPLING_NOT_YET: &[NotYet] = &[
-    NotYet { key: "min_p", kind: Kind::Number, neutral: |v| is_number(v, 0.0) },
-    NotYet { key: "repeat_penalty", kind: Kind::Number, neutral: |v| is_number(v, 1.0) },
-    NotYet { key: "frequency_penalty", kind: Kind::Number, neutral: |v| is_number(v, 0.0) },
-    NotYet { key: "presence_penalty", kind: Kind::Number, neutral: |v| is_number(v, 0.0) },
-    NotYet { key: "logit_bias", kind: Kind::Object, neutral: is_empty },
-];
 
 const SERVICE_NOT_YET: &[NotYet] = &[
     NotYet { key: "cache", kind: Kind::Bool, neutral: |v| *v == true },
@@ -113,34 +103,9 @@ pub(super) const TOOLS_NOT_YET: &[NotYet] = &[
     NotYet { key: "tools", kind: Kind::List, neutral: is_empty },
     NotYet { key: "tool_choice", kind: Kind::TextOrObject, neutral: |v| *v == "none" || *v == "auto" },
     NotYet { key: "parallel_tool_calls", kind: Kind::Bool, neutral: |_| true },
-    NotYet { key: "reasoning_effort", kind: Kind::Text, neutral: |_| false },
 ];
 
-const NATIVE_NOT_YET: &[NotYet] = &[
-    NotYet { key: "schema", kind: Kind::Object, neutral: |_| false },
-    NotYet { key: "logprobs", kind: Kind::Number, neutral: |_| false },
-];
-
-/// The stop strings: one, several or none.
-fn stop(fields: &mut Fields) -> Result<Vec<String>, Fault> {
-    let path = fields.path("stop");
-    let allowed = format!("up to {N_STOP_MAX} strings of 1 to {STOP_BYTES_MAX} bytes");
-    let list = match fields.take("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(list)) => list,
-        Some(one @ Value::String(_)) => vec![one],
-        Some(other) => return Err(wrong(&path, &other, allowed)),
-    };
-    if list.len() > N_STOP_MAX {
-        return Err(invalid(&path, format_args!("got {} strings, allowed are {allowed}", list.len())));
-    }
-    list.into_iter()
-        .map(|one| match one {
-            Value::String(text) if (1..=STOP_BYTES_MAX).contains(&text.len()) => Ok(text),
-            other => Err(wrong(&path, &other, &allowed)),
-        })
-        .collect()
-}
+const NATIVE_NOT_YET: &[NotYet] = &[NotYet { key: "schema", kind: Kind::Object, neutral: |_| false }];
 
 /// Token ids at `path`.
 #[cfg(feature = "http")]
@@ -232,6 +197,9 @@ pub(super) fn native(fields: &mut Fields) -> Result<Ask, Fault> {
     fields.not_yet(TOOLS_NOT_YET)?;
     let mut ask = Ask::take(fields)?;
     ask.take_service(fields)?;
+    ask.effort = sampling::effort(fields)?;
+    ask.sampling.logprobs = sampling::logprobs(fields)?;
+    ask.check("min_tokens")?;
     Ok(ask)
 }
 
@@ -289,11 +257,13 @@ mod tests {
         let (ask, _) = read(neutral).unwrap();
         assert_eq!(
             (ask.class, ask.deadline_ms, ask.sampling.seed),
-            (Class::Background, Some(5), Some(SEED_MAX))
+            (Class::Background, Some(5), Some(sampling::SEED_MAX))
         );
         for (field, param, code) in [
-            (r#""min_p":0.1"#, "min_p", Code::UnsupportedField),
-            (r#""min_p":"x""#, "min_p", Code::InvalidValue),
+            (r#""logprobs":21"#, "logprobs", Code::InvalidValue),
+            (r#""logprobs":true"#, "logprobs", Code::InvalidValue),
+            (r#""reasoning_effort":"max""#, "reasoning_effort", Code::InvalidValue),
+            (r#""max_tokens":4,"min_tokens":5"#, "min_tokens", Code::InvalidValue),
             (r#""schema":{}"#, "schema", Code::UnsupportedField),
             (r#""cache":false"#, "cache", Code::UnsupportedField),
             (r#""temperature":2.5"#, "temperature", Code::InvalidValue),

@@ -1,6 +1,8 @@
-//! The caller's side of the socket, for the command line: one connection, one request at a time.
+//! The caller's side of the socket, for the command line.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -9,7 +11,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
-use tokio::runtime::{Builder, Runtime};
 
 use crate::base::limits::{LINE_BYTES_MAX, REPLY_BYTES_MAX};
 
@@ -28,9 +29,6 @@ pub enum ClientError {
     /// The conversation broke off.
     #[error("the daemon's answer broke off: {0}; see the journal of sottod")]
     Http(#[from] hyper::Error),
-    /// The runtime of this side could not be made.
-    #[error("cannot wait for the daemon: {0}")]
-    Runtime(std::io::Error),
     /// The daemon refused.
     #[error("{code}: {message}")]
     Refused {
@@ -109,60 +107,67 @@ impl ClientEvent {
     }
 }
 
-/// A connection to a daemon. Its calls wait for their answers; dropping it cancels what is under way.
+/// A daemon behind its socket. Each call has a connection of its own, so a daemon that closed an idle one, or was
+/// started anew, is no failure; dropping a call before its end closes the connection, and the daemon stops computing.
 #[derive(Debug)]
 pub struct Client {
-    runtime: Runtime,
-    sender: SendRequest<Full<Bytes>>,
+    socket: PathBuf,
 }
 
 impl Client {
-    /// Connects to the daemon that listens on `socket`.
-    ///
-    /// # Errors
-    /// When nobody listens there.
-    pub fn connect(socket: &Path) -> Result<Self, ClientError> {
-        let runtime = Builder::new_current_thread().enable_io().build().map_err(ClientError::Runtime)?;
-        let sender = runtime.block_on(async {
-            let stream = UnixStream::connect(socket)
-                .await
-                .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
-            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            Ok::<_, ClientError>(sender)
-        })?;
-        Ok(Self { runtime, sender })
+    /// The daemon that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
     }
 
     /// Generates: `body` is a request of `POST /sotto/v1/generate`; each event is given to `on_event`, the last one
-    /// is [`ClientEvent::Done`] or [`ClientEvent::Error`].
+    /// is [`ClientEvent::Done`] or [`ClientEvent::Error`], unless `on_event` breaks off.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when it is refused before it begins; others when the daemon goes away.
-    pub fn generate(
-        &mut self,
+    /// [`ClientError::Connect`] when nobody listens, [`ClientError::Refused`] when it is refused before it begins;
+    /// others when the daemon goes away.
+    pub async fn generate(
+        &self,
         body: Value,
-        on_event: &mut dyn FnMut(ClientEvent),
+        on_event: &mut dyn FnMut(ClientEvent) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
-        let Self { runtime, sender } = self;
-        runtime.block_on(async {
-            let bytes = Bytes::from(body.to_string());
-            let response = ask(sender, Method::POST, "/sotto/v1/generate", bytes).await?;
-            events(response.into_body(), on_event).await
-        })
+        let body = Bytes::from(body.to_string());
+        self.call(Method::POST, "/sotto/v1/generate", body, async |answer| events(answer, on_event).await)
+            .await
     }
 
     /// Gets `path`, such as `/v1/models`.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when the daemon has no such thing; others when it goes away.
-    pub fn get(&mut self, path: &str) -> Result<Value, ClientError> {
-        let Self { runtime, sender } = self;
-        runtime.block_on(async {
-            let bytes = collect(ask(sender, Method::GET, path, Bytes::new()).await?.into_body()).await?;
-            serde_json::from_slice(&bytes)
-                .map_err(|_| ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() })
-        })
+    /// [`ClientError::Connect`] when nobody listens, [`ClientError::Refused`] when the daemon has no such thing; others
+    /// when it goes away.
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        let bytes = self.call(Method::GET, path, Bytes::new(), collect).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|_| ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() })
+    }
+
+    /// Sends a request over a new connection and gives the body of its answer to `read`.
+    async fn call<T>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        read: impl AsyncFnOnce(Incoming) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Connect { path: self.socket.clone(), source })?;
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
+        let talk = async { read(ask(&mut sender, method, path, body).await?.into_body()).await };
+        let (mut connection, mut talk) = (pin!(connection), pin!(talk));
+        // Driven here and not by a task, so that it ends with the call.
+        tokio::select! {
+            said = &mut talk => said,
+            // How a connection failed is told to the conversation as well.
+            _ = &mut connection => talk.await,
+        }
     }
 }
 
@@ -206,7 +211,10 @@ async fn collect(mut body: Incoming) -> Result<Vec<u8>, ClientError> {
     Ok(bytes)
 }
 
-async fn events(mut body: Incoming, on_event: &mut dyn FnMut(ClientEvent)) -> Result<(), ClientError> {
+async fn events(
+    mut body: Incoming,
+    on_event: &mut dyn FnMut(ClientEvent) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
     let mut pending = Vec::new();
     let mut ended = false;
     while let Some(frame) = body.frame().await {
@@ -220,7 +228,9 @@ async fn events(mut body: Incoming, on_event: &mut dyn FnMut(ClientEvent)) -> Re
                 let event = ClientEvent::parse(&pending)?;
                 pending.clear();
                 ended |= matches!(event, ClientEvent::Done(_) | ClientEvent::Error { .. });
-                on_event(event);
+                if on_event(event).is_break() {
+                    return Ok(());
+                }
             }
         }
     }

@@ -112,6 +112,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
 pub(super) enum Kind {
     Any,
     Bool,
+    #[cfg(feature = "http")]
     Number,
     Text,
     List,
@@ -124,6 +125,7 @@ impl Kind {
         match self {
             Self::Any => true,
             Self::Bool => value.is_boolean(),
+            #[cfg(feature = "http")]
             Self::Number => value.is_number(),
             Self::Text => value.is_string(),
             Self::List => value.is_array(),
@@ -136,6 +138,7 @@ impl Kind {
         match self {
             Self::Any => "any value",
             Self::Bool => "true or false",
+            #[cfg(feature = "http")]
             Self::Number => "a number",
             Self::Text => "a string",
             Self::List => "an array",

@@ -1,13 +1,14 @@
 //! Layer 6: the ways in. A door bounds and parses its input, makes a [`Request`](crate::engine::Request), prints each
 //! [`Event`](crate::engine::Event), and decides nothing.
 //!
-//! Shared by the doors: `fields` and `ask` read what a caller asks for, `wire` writes events, `fault` holds the names
-//! of failures, `queue` carries events from the engine's threads.
+//! Shared by the doors: `fields`, `ask` and `sampling` read what a caller asks for, `wire` writes events, `done` the end
+//! of an answer, `fault` holds the names of failures, `queue` carries events from the engine's threads.
 
 #[cfg(feature = "http")]
 pub mod client;
 #[cfg(feature = "dbus")]
 pub mod dbus;
+pub mod done;
 #[cfg(feature = "http")]
 pub mod http;
 
@@ -21,5 +22,7 @@ mod fields;
 mod id;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod queue;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod sampling;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod wire;

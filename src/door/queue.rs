@@ -120,7 +120,7 @@ mod tests {
     fn a_full_queue_says_so_and_still_takes_the_end() {
         let shared = Shared::default();
         let mut sink = QueueSink(shared.clone());
-        let text = Event::Text { text: "x".into() };
+        let text = Event::Text { text: "x".into(), logprob: None };
         for _ in 0..EVENT_QUEUE_MAX {
             assert_eq!(sink.offer(&text), Offer::Taken);
         }

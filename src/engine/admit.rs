@@ -9,12 +9,12 @@ use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
 use super::run::{Command, Job};
-use super::{Admitted, Code, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
+use super::{Admitted, Code, Effort, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::model::{Model, ModelError, vocab};
 use crate::side::render::{self, RenderError};
-use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, Tokenizer};
+use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
@@ -29,14 +29,10 @@ impl Loaded {
     /// Opens a model file with its tokenizer and template.
     pub(super) fn open(id: &str, path: &Path) -> Result<Self, ModelError> {
         let model = Model::open(path)?;
-        let file = || model.checkpoint().file().to_owned();
-        let wrong = |source| ModelError::Vocabulary { file: file(), source };
-        let source = vocab::source(model.checkpoint())?;
-        let key = "tokenizer.ggml.model";
-        let tokenizer = Tokenizer::new(model.checkpoint().require(key, source)?).map_err(wrong)?;
+        let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
-                file: file(),
+                file: model.checkpoint().file().into(),
                 key: "the length of tokenizer.ggml.tokens".into(),
                 found: tokenizer.n_vocab().to_string(),
                 wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
@@ -147,6 +143,7 @@ impl Admission {
     fn admit(&mut self, request: &Request) -> Result<(Arc<Loaded>, Vec<Token>, bool), Fault> {
         check_stops(request)?;
         let model = self.model(request.model.as_deref())?;
+        check_bias(&model, request)?;
         let renderer = self.shared.options.renderer.as_deref();
         let (tokens, no_template) = tokenize(&model, request, renderer)?;
         let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
@@ -190,14 +187,20 @@ impl Admission {
                     message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str();
                     "model {id}: {e}"
                 );
-                let code = match e {
-                    ModelError::Architecture { .. } => Code::UnsupportedModel,
-                    _ => Code::LoadFailed,
-                };
-                Err(Fault::new(code, format!("model {id}: {e}")))
+                Err(load_fault(&id, &e))
             }
         }
     }
+}
+
+/// What is said when model `id` cannot be used.
+pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
+    let code = match e {
+        ModelError::Architecture { .. } => Code::UnsupportedModel,
+        ModelError::KvMemory { .. } => Code::InsufficientMemory,
+        _ => Code::LoadFailed,
+    };
+    Fault::new(code, format!("model {id}: {e}"))
 }
 
 fn check_stops(request: &Request) -> Result<(), Fault> {
@@ -218,6 +221,17 @@ fn check_stops(request: &Request) -> Result<(), Fault> {
     Ok(())
 }
 
+fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
+    let n = model.model.hyper().n_vocab;
+    match request.sampling.logit_bias.iter().find(|(token, _)| token.index() >= n) {
+        Some((token, _)) => {
+            let message = format!("logit_bias: token {} is not in the vocabulary of {n}", token.0);
+            Err(Fault::new(Code::InvalidValue, message).at("logit_bias"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The prompt's tokens, and whether a conversation had to do without a template.
 fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
     let field = request.input_field;
@@ -234,6 +248,10 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
         tok.encode(text, Special::AsText, &mut tokens);
         Ok(())
     };
+    let thinks = request.effort != Effort::None;
+    if thinks && !(matches!(request.input, Input::Chat(_)) && model.template().is_some()) {
+        return Err(no_thinking(&model.id));
+    }
     match (&request.input, model.template()) {
         (Input::Text(text), _) => plain(text)?,
         (Input::Chat(messages), None) => {
@@ -248,7 +266,11 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
             }
             let chat = Chat {
                 messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
-                variables: Vec::new(),
+                variables: thinking(request.effort),
+                must_read: match request.effort {
+                    Effort::None => Vec::new(),
+                    _ => SWITCHES.iter().map(|&name| name.to_owned()).collect(),
+                },
                 add_generation_prompt: true,
                 moment: Moment::from_unix(crate::os::clock::unix_s()),
             };
@@ -258,6 +280,9 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
             };
             tokens = tok.encode_chat(render, &chat).map_err(|e| {
                 let (code, id) = (render_code(&e), &model.id);
+                if let RenderError::Text(TextError::Unread { .. }) = e {
+                    return no_thinking(id);
+                }
                 Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}"))
                     .at(field)
             })?;
@@ -272,6 +297,26 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
         }
     }
     Ok((tokens, false))
+}
+
+/// Variables by which templates let the model think.
+const SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
+
+/// What a template is told of `effort`.
+fn thinking(effort: Effort) -> Vec<(String, Json)> {
+    let asked = effort != Effort::None;
+    let mut variables = vec![("enable_thinking".to_owned(), asked.into())];
+    if asked {
+        variables.push(("thinking".to_owned(), true.into()));
+        variables.push(("reasoning_effort".to_owned(), effort.as_str().into()));
+    }
+    variables
+}
+
+fn no_thinking(id: &str) -> Fault {
+    let message =
+        format!("reasoning_effort: the chat template of model {id} has no switch for it; leave it out");
+    Fault::new(Code::UnsupportedField, message).at("reasoning_effort")
 }
 
 fn render_code(e: &RenderError) -> Code {

@@ -1,6 +1,7 @@
 //! What a caller gets back: events in a fixed order, exactly one of them terminal, always last.
 
 use super::request::GenerationId;
+use crate::base::Token;
 
 /// One step of a generation's life. Doors translate each and decide nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,8 +35,10 @@ pub enum Event {
     },
     /// A piece of the answer: whole code points; all pieces joined are the answer, exactly.
     Text {
-        /// The piece; never empty.
+        /// The piece; empty only where it comes with `logprob` and its text is held back.
         text: String,
+        /// The token that brought it, where the request asks: then there is one event for each token.
+        logprob: Option<Box<Logprob>>,
     },
     /// Terminal: the answer is complete.
     Done(Done),
@@ -49,6 +52,26 @@ impl Event {
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Done(_) | Self::Failed(_))
     }
+}
+
+/// A token and how likely the model found it, before anything was done about that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Likely {
+    /// The token.
+    pub token: Token,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// What it spells; part of a code point, or nothing, is possible.
+    pub bytes: Vec<u8>,
+}
+
+/// A drawn token among the likeliest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// The one that was drawn.
+    pub drawn: Likely,
+    /// The likeliest, best first; as many as asked for.
+    pub top: Vec<Likely>,
 }
 
 /// What admission found out.

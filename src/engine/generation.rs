@@ -7,16 +7,16 @@ use super::admit::Loaded;
 use super::handle::Live;
 use super::run::Job;
 use super::scheduler::Micros;
-use super::{Done, Event, Family, Fault, Offer, Request, Sink, StopDetail, Timings, Usage};
+use super::{
+    Done, Event, Family, Fault, Likely, Logprob, Offer, Request, Sampling, Sink, StopDetail, Timings, Usage,
+};
 use crate::base::Token;
 use crate::os::clock;
-use crate::sample::{Chain, StopFilter};
+use crate::sample::{Chain, Dry, Mirostat, Settings, StopFilter, logprobs};
 use crate::text::Utf8Stream;
 
-/// Defaults of sampling (API text, `Sampling`).
-const TEMPERATURE: f32 = 0.8;
-const TOP_K: u32 = 40;
-const TOP_P: f32 = 0.95;
+/// Where repetitions end unless the request says otherwise (llama.cpp's).
+const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
 /// A request between admission and its terminal event.
 pub(super) struct Generation {
@@ -36,8 +36,12 @@ pub(super) struct Generation {
     max_detail: StopDetail,
     n_drawn: usize,
     last: Token,
-    chain: Chain,
+    /// Made when the engine is its own: it has buffers as long as the vocabulary.
+    chain: Option<Chain>,
     seed: u64,
+    /// The likeliest tokens at the last draw, and how likely the drawn one was.
+    top: Vec<(Token, f32)>,
+    logprob: f32,
     bytes: Vec<u8>,
     utf8: Utf8Stream,
     stops: StopFilter,
@@ -61,17 +65,9 @@ impl Generation {
             Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
             _ => (room, StopDetail::Context),
         };
-        let s = request.sampling;
         // Any number will do where the kernel gives none: it is told in `done.seed`.
-        let seed = s.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
-        let n_vocab = model.model.hyper().n_vocab;
-        let chain = Chain::new(
-            s.temperature.unwrap_or(TEMPERATURE),
-            s.top_k.unwrap_or(TOP_K),
-            s.top_p.unwrap_or(TOP_P),
-            seed,
-            n_vocab,
-        );
+        let seed =
+            request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
         Self {
             live,
             model,
@@ -86,8 +82,10 @@ impl Generation {
             max_detail,
             n_drawn: 0,
             last: Token(0),
-            chain,
+            chain: None,
             seed,
+            top: Vec::new(),
+            logprob: 0.0,
             bytes: Vec::with_capacity(64),
             utf8: Utf8Stream::default(),
             pending: VecDeque::new(),
@@ -104,6 +102,33 @@ impl Generation {
     pub(super) fn started(&mut self, now: Micros) {
         self.start = Some(now);
         self.position = None;
+        self.make_chain();
+    }
+
+    fn make_chain(&mut self) {
+        let ends = if self.request.sampling.min_tokens > 0 { self.model.tokenizer.ends() } else { &[] };
+        let n_vocab = self.model.tokenizer.n_vocab();
+        let mut chain = Chain::new(settings(&self.request.sampling), ends, self.seed, n_vocab);
+        for i in self.prompt.len().saturating_sub(chain.n_past())..self.prompt.len() {
+            chain.accept(self.prompt[i], self.breaks(self.prompt[i]));
+        }
+        self.chain = Some(chain);
+        self.top.reserve(self.request.sampling.logprobs.unwrap_or(0) as usize);
+    }
+
+    /// Whether no repetition reaches over `token`.
+    fn breaks(&mut self, token: Token) -> bool {
+        let sampling = &self.request.sampling;
+        if sampling.dry_multiplier.unwrap_or(0.0) <= 0.0 {
+            return false;
+        }
+        self.bytes.clear();
+        self.model.tokenizer.piece_into(token, &mut self.bytes);
+        let holds = |breaker: &str| self.bytes.windows(breaker.len()).any(|part| part == breaker.as_bytes());
+        match &sampling.dry_breakers {
+            Some(breakers) => breakers.iter().any(|breaker| holds(breaker)),
+            None => BREAKERS.iter().any(|breaker| holds(breaker)),
+        }
     }
 
     pub(super) fn uid(&self) -> u32 {
@@ -142,9 +167,16 @@ impl Generation {
         self.last
     }
 
-    /// Draws the next token; `None` if no logit is a number.
+    /// Draws the next token; `None` if no logit is a number. Rows behind the vocabulary, to which some models are
+    /// padded, are no tokens.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
-        self.chain.sample(logits)
+        let logits = &logits[..self.model.tokenizer.n_vocab()];
+        let may_end = self.n_drawn >= self.request.sampling.min_tokens as usize;
+        let token = self.chain.as_mut()?.sample(logits, may_end)?;
+        if let Some(n) = self.request.sampling.logprobs {
+            self.logprob = logprobs(logits, token, n as usize, &mut self.top);
+        }
+        Some(token)
     }
 
     /// Takes a drawn token: its text goes to the pending events. Says what ended the answer, if something did.
@@ -154,23 +186,41 @@ impl Generation {
         }
         self.n_drawn += 1;
         self.last = token;
+        let breaks = self.breaks(token);
+        if let Some(chain) = &mut self.chain {
+            chain.accept(token, breaks);
+        }
         self.bytes.clear();
         self.model.tokenizer.piece_into(token, &mut self.bytes);
         let (mut whole, mut text) = (String::new(), String::new());
         self.utf8.push(&self.bytes, &mut whole);
         let stopped = self.stops.push(&whole, &mut text);
-        self.text(text, now);
+        self.text(text, self.told(token), now);
         match stopped {
             true => Some(StopDetail::StopString),
             false => (self.n_drawn >= self.n_max).then_some(self.max_detail),
         }
     }
 
-    fn text(&mut self, text: String, now: Micros) {
+    /// How likely the drawn token was, where the request asks.
+    fn told(&self, token: Token) -> Option<Box<Logprob>> {
+        self.request.sampling.logprobs?;
+        let likely = |token, logprob| {
+            let mut bytes = Vec::new();
+            self.model.tokenizer.piece_into(token, &mut bytes);
+            Likely { token, logprob, bytes }
+        };
+        let top = self.top.iter().map(|&(token, logprob)| likely(token, logprob)).collect();
+        Some(Box::new(Logprob { drawn: likely(token, self.logprob), top }))
+    }
+
+    fn text(&mut self, text: String, logprob: Option<Box<Logprob>>, now: Micros) {
         if !text.is_empty() {
             self.first_text.get_or_insert(now);
             self.sent = true;
-            self.pending.push_back(Event::Text { text });
+        }
+        if !text.is_empty() || logprob.is_some() {
+            self.pending.push_back(Event::Text { text, logprob });
         }
     }
 
@@ -208,7 +258,7 @@ impl Generation {
                     if !self.stops.push(&rest, &mut text) {
                         self.stops.finish(&mut text);
                     }
-                    self.text(text, now);
+                    self.text(text, None, now);
                 }
                 Event::Done(self.done(detail, now))
             }
@@ -292,5 +342,32 @@ impl Generation {
     /// What is still to be sent after the end.
     pub(super) fn into_rest(self) -> (Box<dyn Sink>, Arc<Live>, VecDeque<Event>) {
         (self.sink, self.live, self.pending)
+    }
+}
+
+/// What a request asks for, with the defaults.
+fn settings(s: &Sampling) -> Settings {
+    let (d, dry, mirostat) = (Settings::default(), Dry::default(), Mirostat::default());
+    Settings {
+        temperature: s.temperature.unwrap_or(d.temperature),
+        top_k: s.top_k.unwrap_or(d.top_k),
+        top_p: s.top_p.unwrap_or(d.top_p),
+        min_p: s.min_p.unwrap_or(d.min_p),
+        typical_p: s.typical_p.unwrap_or(d.typical_p),
+        repeat_penalty: s.repeat_penalty.unwrap_or(d.repeat_penalty),
+        frequency_penalty: s.frequency_penalty.unwrap_or(d.frequency_penalty),
+        presence_penalty: s.presence_penalty.unwrap_or(d.presence_penalty),
+        repeat_last_n: s.repeat_last_n.unwrap_or(d.repeat_last_n),
+        dry: Dry {
+            multiplier: s.dry_multiplier.unwrap_or(dry.multiplier),
+            base: s.dry_base.unwrap_or(dry.base),
+            allowed_length: s.dry_allowed_length.unwrap_or(dry.allowed_length),
+            last_n: s.dry_last_n.unwrap_or(dry.last_n),
+        },
+        mirostat: s.mirostat.then(|| Mirostat {
+            tau: s.mirostat_tau.unwrap_or(mirostat.tau),
+            eta: s.mirostat_eta.unwrap_or(mirostat.eta),
+        }),
+        logit_bias: s.logit_bias.clone(),
     }
 }

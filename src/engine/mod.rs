@@ -1,18 +1,26 @@
 //! Layer 4: one scheduler behind every door. Knows no HTTP, JSON or D-Bus type.
 //!
 //! A door builds a [`Request`], gives it to [`Engine::submit`] with a [`Sink`], and holds the [`Handle`];
-//! dropping the handle cancels. Threads: `admit` tokenizes and renders, `engine` owns the decoder.
+//! dropping the handle cancels. Threads: `admit` tokenizes and renders, `engine` owns the decoder. A
+//! [`Solo`] is a model that is measured without them.
 
 mod admit;
 mod event;
 mod generation;
 mod handle;
+mod perplexity;
 mod request;
 mod run;
 mod scheduler;
+mod solo;
+mod speed;
 
 pub use event::{
-    Admitted, Code, Done, Event, Family, Fault, FinishReason, Offer, Sink, StopDetail, Timings, Usage,
+    Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Sink, StopDetail,
+    Timings, Usage,
 };
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
-pub use request::{Caller, Class, Door, GenerationId, Input, Message, Request, Role, Sampling};
+pub use perplexity::{Perplexity, Reader};
+pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
+pub use solo::Solo;
+pub use speed::{Speed, SpeedOptions, median};

@@ -108,9 +108,8 @@ pub enum Input {
     Tokens(Vec<Token>),
 }
 
-/// How tokens are drawn. `None`: the model's or the configuration's default. Ranges as in `proto/openapi.yaml`;
-/// doors check them.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// How tokens are drawn. `None`: the default. Ranges as in `proto/openapi.yaml`; doors check them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy; 0.0 to 2.0. Default 0.8.
     pub temperature: Option<f32>,
@@ -118,8 +117,72 @@ pub struct Sampling {
     pub top_k: Option<u32>,
     /// Keep the smallest set with this probability; above 0, to 1. Default 0.95.
     pub top_p: Option<f32>,
+    /// Keep those at least this many times as likely as the likeliest; 0 to 1. Default 0, off.
+    pub min_p: Option<f32>,
+    /// Keep the most typical with this probability; above 0, to 1. Default 1, off.
+    pub typical_p: Option<f32>,
+    /// Divides the logit of a token seen lately; 0.5 to 2. Default 1, off.
+    pub repeat_penalty: Option<f32>,
+    /// Taken off for each time a token was seen lately; -2 to 2. Default 0, off.
+    pub frequency_penalty: Option<f32>,
+    /// Taken off a token seen lately; -2 to 2. Default 0, off.
+    pub presence_penalty: Option<f32>,
+    /// So many tokens of prompt and answer are lately, up to `LAST_N_MAX`. Default 64.
+    pub repeat_last_n: Option<u32>,
+    /// Taken off what makes a repetition one token too long; 0 to 5. Default 0, off.
+    pub dry_multiplier: Option<f32>,
+    /// Multiplies that for each further token; 1 to 4. Default 1.75.
+    pub dry_base: Option<f32>,
+    /// Repetitions of so many tokens are allowed, 1 and more. Default 2.
+    pub dry_allowed_length: Option<u32>,
+    /// So many tokens back DRY looks, up to `LAST_N_MAX`. Default 1024.
+    pub dry_last_n: Option<u32>,
+    /// No repetition reaches over a token whose text holds one of these. Default: newline, colon, quote, asterisk.
+    pub dry_breakers: Option<Vec<String>>,
+    /// Mirostat 2 instead of the cuts. Default off.
+    pub mirostat: bool,
+    /// The surprise that mirostat keeps to, in bits; above 0, to 20. Default 5.
+    pub mirostat_tau: Option<f32>,
+    /// How fast mirostat approaches it; above 0, to 1. Default 0.1.
+    pub mirostat_eta: Option<f32>,
+    /// Added to the logits of these tokens, -100 to 100; at most `N_LOGIT_BIAS_MAX`.
+    pub logit_bias: Vec<(Token, f32)>,
+    /// The model cannot end its answer before so many tokens. Default 0.
+    pub min_tokens: u32,
+    /// Tell how likely each token was, and so many of the likeliest beside it, up to `N_TOP_LOGPROB_MAX`.
+    pub logprobs: Option<u32>,
     /// Absent: random. The one used is in [`super::Done::seed`].
     pub seed: Option<u64>,
+}
+
+/// How much the model may think before it answers, where its template lets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// Not at all.
+    #[default]
+    None,
+    /// A little.
+    Low,
+    /// Some.
+    Medium,
+    /// Much.
+    High,
+}
+
+impl Effort {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::None, Self::Low, Self::Medium, Self::High];
+
+    /// The name on the wire and in templates.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
 }
 
 /// Service class.
@@ -156,6 +219,8 @@ pub struct Request {
     pub input: Input,
     /// The field that `input` came in, for errors.
     pub input_field: &'static str,
+    /// How much to think.
+    pub effort: Effort,
     /// How to draw.
     pub sampling: Sampling,
     /// Most tokens to generate; `None`: as many as the context has room for.

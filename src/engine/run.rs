@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::admit::Loaded;
+use super::admit::{Loaded, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step, Ticket};
@@ -39,7 +39,7 @@ pub(super) enum Command {
 }
 
 /// Bytes of a model that are read in between two looks at what came in.
-const LOAD_SLICE: usize = 64 << 20;
+pub(super) const LOAD_SLICE: usize = 64 << 20;
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 const PROGRESS_EVERY: Micros = 250_000;
@@ -366,7 +366,7 @@ impl Runner {
         }
         if let Some(l) = &self.loading
             && let Some(job) = self.jobs.get_mut(&slot)
-            && now >= job.told_us + PROGRESS_EVERY
+            && (now >= job.told_us + PROGRESS_EVERY || l.done as u64 == l.model.model.file_bytes())
         {
             job.told_us = now;
             let total = l.model.model.file_bytes();
@@ -417,11 +417,7 @@ impl Runner {
                     "model {}: {e}", model.id
                 );
                 if let Some(slot) = self.scheduler.running() {
-                    let code = match e {
-                        ModelError::KvMemory { .. } => Code::InsufficientMemory,
-                        _ => Code::LoadFailed,
-                    };
-                    self.fail(slot, Fault::new(code, format!("model {}: {e}", model.id)));
+                    self.fail(slot, load_fault(&model.id, &e));
                 }
             }
         }

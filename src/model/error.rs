@@ -35,6 +35,15 @@ pub enum ModelError {
         /// The range.
         wanted: String,
     },
+    /// Nothing that turns text into tokens.
+    #[error(
+        "{file}: there is no tokenizer (tokenizer.ggml.model in a GGUF file, tokenizer.json or tokenizer.model in a directory); \
+         fetch the whole model"
+    )]
+    NoTokenizer {
+        /// The model.
+        file: String,
+    },
     /// More positions than the model has embeddings for.
     #[error(
         "a context of {asked} is more than the {max} positions that this model has; ask for at most {max}"

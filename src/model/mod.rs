@@ -16,6 +16,7 @@ mod rope;
 mod scratch;
 pub mod summary;
 pub mod vocab;
+mod weights;
 
 pub use decoder::{Decoder, Part, Stopped, Want};
 pub use error::ModelError;

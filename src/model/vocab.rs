@@ -1,16 +1,48 @@
-//! The tokenizer and chat template that a model file carries.
+//! The tokenizer that a model carries.
 
 use super::ModelError;
 use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
-use crate::format::Checkpoint;
-use crate::text::{Pre, Source, SpacePrefix, VocabKind};
+use crate::format::{Checkpoint, Origin};
+use crate::text::{Pre, Source, SpacePrefix, Tokenizer, TokenizerConfig, VocabKind};
 
-/// Reads what the tokenizer needs; piece texts and merges stay in the file. `None` if the file carries none.
+/// The tokenizer of a model.
+///
+/// # Errors
+/// When it carries none, or what it says of it does not fit together.
+pub fn tokenizer(file: &Checkpoint) -> Result<Tokenizer, ModelError> {
+    let wrong = |source| ModelError::Vocabulary { file: file.file().into(), source };
+    let source = source(file)?.ok_or_else(|| ModelError::NoTokenizer { file: file.file().into() })?;
+    let ends = file.eos_token_ids().iter().map(|id| Token(*id));
+    Tokenizer::new(source).and_then(|t| t.with_ends(ends)).map_err(wrong)
+}
+
+/// What the model's files say of its vocabulary; `None` if they say nothing. Piece texts and merges of a GGUF stay in
+/// the file.
 ///
 /// # Errors
 /// When a key has another type than it should, or lengths do not agree.
-pub fn source(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
+pub fn source(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
+    match file.origin() {
+        Origin::Gguf { .. } => of_gguf(file),
+        Origin::HuggingFace => of_directory(file),
+    }
+}
+
+/// `tokenizer.json`, or else `tokenizer.model`, with `tokenizer_config.json`.
+fn of_directory(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
+    let wrong = |source| ModelError::Vocabulary { file: file.file().into(), source };
+    let bytes = |b: &crate::base::SharedBytes| TokenizerConfig::parse((**b).as_ref());
+    let config = file.tokenizer_config().map(bytes).transpose().map_err(wrong)?;
+    let found = match (file.tokenizer_json(), file.tokenizer_model()) {
+        (Some(json), _) => Source::from_tokenizer_json((**json).as_ref(), config.as_ref()),
+        (None, Some(model)) => Source::from_sentencepiece((**model).as_ref(), config.as_ref()),
+        (None, None) => return Ok(None),
+    };
+    found.map(Some).map_err(wrong)
+}
+
+fn of_gguf(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
     let key = |k: &str| format!("tokenizer.ggml.{k}");
     let hyper = |k: &str, found: String, wanted: String| ModelError::Hyper {
         file: gguf.file().into(),

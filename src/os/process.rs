@@ -1,4 +1,4 @@
-//! What this process may use.
+//! What this process may use, and has used.
 
 use std::io;
 
@@ -14,4 +14,26 @@ pub fn limit(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     setrlimit(Resource::Core, at(0))?;
     setrlimit(Resource::Cpu, at(cpu_s))?;
     Ok(setrlimit(Resource::As, at(memory_bytes))?)
+}
+
+/// The most memory that this process has had resident so far, in bytes; mapped files count with what of them is in
+/// use. `None` where the kernel does not tell.
+#[must_use]
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_grows_with_what_is_touched() {
+        let before = peak_rss_bytes().expect("the kernel tells");
+        let touched = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let after = peak_rss_bytes().expect("the kernel tells");
+        assert!(before > 0 && after >= touched.len() as u64, "{before}, then {after}");
+    }
 }

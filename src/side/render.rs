@@ -57,6 +57,14 @@ struct Job<'a> {
     input: Cow<'a, TemplateInput>,
 }
 
+/// What the child says.
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Prompt(String),
+    Refused(String),
+    Unread(String),
+}
+
 /// Renders `source` in a child that is `program`, started with [`ARGUMENT`].
 ///
 /// # Errors
@@ -92,8 +100,11 @@ pub fn render(program: &Path, source: &str, input: &TemplateInput) -> Result<Str
     if !status.success() {
         return Err(RenderError::Ended { status });
     }
-    let answer: Result<String, String> = serde_json::from_slice(&answer).map_err(|e| wrong(e.into()))?;
-    answer.map_err(|what| RenderError::Refused { what })
+    match serde_json::from_slice(&answer).map_err(|e| wrong(e.into()))? {
+        Answer::Prompt(prompt) => Ok(prompt),
+        Answer::Unread(names) => Err(TextError::Unread { names }.into()),
+        Answer::Refused(what) => Err(RenderError::Refused { what }),
+    }
 }
 
 /// Longest answer: each byte of the prompt escaped.
@@ -109,7 +120,11 @@ pub fn serve() -> std::io::Result<()> {
     std::io::stdin().lock().read_to_end(&mut bytes)?;
     let job: Job<'_> = serde_json::from_slice(&bytes)?;
     let answer = Template::new(&job.source).and_then(|template| template.render(&job.input));
-    let answer = answer.map_err(|e| e.to_string());
+    let answer = match answer {
+        Ok(prompt) => Answer::Prompt(prompt),
+        Err(TextError::Unread { names }) => Answer::Unread(names),
+        Err(e) => Answer::Refused(e.to_string()),
+    };
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, &answer)?;
     out.flush()

@@ -3,6 +3,30 @@
 use crate::base::limits::{N_VOCAB_MAX, RENDERED_BYTES_MAX, ROLE_BYTES_MAX, SPECIAL_BYTES_MAX};
 use crate::base::limits::{TEMPLATE_BYTES_MAX, TEMPLATE_FUEL};
 
+impl TextError {
+    pub(super) fn file(file: &'static str, what: String) -> Self {
+        Self::File { file, what }
+    }
+
+    /// The message of the JSON reader may hold text of the file, so it is shortened.
+    pub(super) fn json(file: &'static str, error: &serde_json::Error) -> Self {
+        let message = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let what: String =
+            message.strip_suffix(&place).unwrap_or(&message).chars().take(SHOWN_MAX * 2).collect();
+        Self::file(file, format!("{what}{place}; the file is damaged or of another kind"))
+    }
+}
+
+/// Characters of a file's text that a message repeats.
+const SHOWN_MAX: usize = 100;
+
+/// Text of a file for a message: quoted, and shortened.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN_MAX)]);
+    format!("{:?}", text.chars().take(SHOWN_MAX).collect::<String>())
+}
+
 /// The pre-tokenizers that are built in.
 fn names() -> String {
     super::Pre::names().collect::<Vec<_>>().join(", ")
@@ -46,6 +70,26 @@ pub enum TextError {
         /// The higher id.
         later: u32,
     },
+    /// A file beside a model that is damaged, or contradicts itself.
+    #[error("{file}: {what}")]
+    File {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong, and where.
+        what: String,
+    },
+    /// A component of such a file that is not built in.
+    #[error("{file}: {part} {found} is not supported; {known} is what works")]
+    Component {
+        /// The file's name.
+        file: &'static str,
+        /// Where it stands.
+        part: &'static str,
+        /// What stands there, shortened.
+        found: String,
+        /// What is built in.
+        known: &'static str,
+    },
     /// A way of cutting text into words that is not built in.
     #[error("pre-tokenizer {found:?} is not known; use a model with one of these: {}", names())]
     PreTokenizer {
@@ -81,6 +125,12 @@ pub enum TextError {
     Json {
         /// What is wrong, with line and column.
         what: String,
+    },
+    /// A template that has no use for what is asked of it.
+    #[error("the chat template reads none of {names}")]
+    Unread {
+        /// The variables.
+        names: String,
     },
     /// A template that is wrong, or does not take these messages.
     #[error("the chat template fails in line {line}: {what}")]

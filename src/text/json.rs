@@ -318,7 +318,6 @@ fn is_printable(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     fn printed(expression: &str) -> String {
         let mut env = minijinja::Environment::new();

@@ -8,12 +8,14 @@
 
 mod bpe;
 mod error;
+mod hf;
 mod index;
 mod json;
 mod merge;
 mod moment;
 mod pretok;
 mod python;
+mod sentencepiece;
 mod source;
 mod special;
 mod split;
@@ -25,6 +27,7 @@ mod unicode;
 mod vocab;
 
 pub use error::TextError;
+pub use hf::TokenizerConfig;
 pub use json::Json;
 pub use moment::Moment;
 pub use pretok::Pre;

@@ -8,7 +8,7 @@ use super::split::{Case, Fold, Pattern};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pre {
     /// One after the other: each cuts the words of the one before.
-    pub(super) patterns: Vec<Pattern>,
+    patterns: Vec<Pattern>,
     /// Whether a word that is a piece is taken as it is, be it out of the merges' reach.
     pub(super) ignore_merges: bool,
     /// Whether bos goes before a prompt where the file does not say.
@@ -89,6 +89,11 @@ impl Pre {
         Ok(Self { patterns: patterns.to_vec(), ignore_merges: *ignore_merges, adds_bos: *adds_bos })
     }
 
+    /// Patterns that a `tokenizer.json` spells out.
+    pub(super) fn new(patterns: Vec<Pattern>, ignore_merges: bool) -> Self {
+        Self { patterns, ignore_merges, adds_bos: false }
+    }
+
     /// Whether bos goes before a prompt where the file does not say.
     #[must_use]
     pub fn adds_bos(&self) -> bool {
@@ -150,7 +155,7 @@ mod tests {
         );
         assert_eq!(
             cut("deepseek-v3", "a1234 漢字かな\u{200d}🙂 .b"),
-            ["a", "123", "4", " ", "漢字かな", "\u{200d}", "🙂", " ", ".b"]
+            ["a", "123", "4", " ", "漢字かな", "\u{200d}", "🙂", " .", "b"]
         );
     }
 

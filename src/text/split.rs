@@ -34,7 +34,7 @@ pub(super) enum Pattern {
     SpacedSigns,
     /// `\s+$`
     TrailingSpace,
-    /// `[一-龥ࠀ-一가-퟿]+`
+    /// `[一-龥ࠀ-一가-퟿]+`, of which white space is none.
     AsianWide,
     /// `[一-龥぀-ゟ゠-ヿ]+`
     Asian,
@@ -119,16 +119,16 @@ impl Pattern {
             Self::SpacedCased => spaced(text, first, |c| {
                 c.is_ascii_alphabetic() || DEEPSEEK_CASED.iter().any(|r| r.contains(&c))
             }),
-            // The ideographic space is in the list, but white space is told first.
+            // The list has the ideographic space; to llama.cpp white space above ASCII is in no list.
             Self::SpacedSigns => spaced(
                 text,
                 first,
                 |c| matches!(c, '!'..='/' | ':'..='~' | '！'..='／' | '：'..='～' | '‘'..='‟' | '、'..='。'),
             ),
             Self::TrailingSpace => None,
-            Self::AsianWide => {
-                some(run(text, |c| matches!(c, '\u{800}'..='\u{9fa5}' | '\u{ac00}'..='\u{d7ff}')))
-            }
+            Self::AsianWide => some(run(text, |c| {
+                matches!(c, '\u{800}'..='\u{9fa5}' | '\u{ac00}'..='\u{d7ff}') && !c.is_whitespace()
+            })),
             Self::Asian => {
                 some(run(text, |c| matches!(c, '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}')))
             }

@@ -25,6 +25,8 @@ pub struct Chat {
     /// Further variables by name: `tools`, `documents`, `enable_thinking`. What is not here is undefined: a template is
     /// told nothing that the caller did not say.
     pub variables: Vec<(String, Json)>,
+    /// Of these variables the template must read one, if any are named: what they ask for is asked in vain otherwise.
+    pub must_read: Vec<String>,
     /// Whether the model is to answer next.
     pub add_generation_prompt: bool,
     /// What the template takes for now.
@@ -79,6 +81,13 @@ impl Template {
     /// When the template refuses the messages or fails, or goes beyond the limits of work and length.
     pub fn render(&self, input: &TemplateInput) -> Result<String, TextError> {
         let TemplateInput { chat, bos, eos } = input;
+        if !chat.must_read.is_empty() {
+            let template = self.env.get_template(NAME).map_err(|e| described(&e))?;
+            let read = template.undeclared_variables(false);
+            if !chat.must_read.iter().any(|name| read.contains(name)) {
+                return Err(TextError::Unread { names: chat.must_read.join(", ") });
+            }
+        }
         let moment = chat.moment;
         let variables = chat.variables.iter().map(|(name, value)| (name.as_str(), value.0.clone()));
         let ours = [
@@ -187,6 +196,7 @@ mod tests {
         let chat = Chat {
             messages: messages.to_vec(),
             variables: vec![("tools".into(), Json::null())],
+            must_read: Vec::new(),
             add_generation_prompt: true,
             moment: Moment::from_unix(1_773_500_966),
         };
@@ -214,6 +224,26 @@ mod tests {
             let error = render(wrong, &[]).expect_err("must fail");
             assert!(matches!(error, TextError::Template { line: 2, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_asked_in_vain_is_refused() {
+        let render = |source: &str, names: &[&str]| {
+            let chat = Chat {
+                messages: vec![Json::message("user", "enable_thinking")],
+                variables: vec![("enable_thinking".into(), true.into())],
+                must_read: names.iter().map(|&name| name.to_owned()).collect(),
+                add_generation_prompt: true,
+                moment: Moment::from_unix(0),
+            };
+            Template::new(source)?.render(&TemplateInput { chat, bos: String::new(), eos: String::new() })
+        };
+        let names = ["enable_thinking", "thinking"];
+        let source = "{% if enable_thinking is defined and enable_thinking %}on{% endif %}";
+        assert_eq!(render(source, &names).as_deref(), Ok("on"));
+        let without = "enable_thinking {{ messages[0].thinking }}{{ 'thinking' }}";
+        assert!(matches!(render(without, &names), Err(TextError::Unread { .. })));
+        assert!(render(without, &[]).is_ok());
     }
 
     #[test]

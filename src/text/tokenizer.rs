@@ -94,6 +94,22 @@ impl Tokenizer {
         })
     }
 
+    /// The same with further tokens that end an answer.
+    ///
+    /// # Errors
+    /// When one is outside the vocabulary.
+    pub fn with_ends(mut self, ends: impl IntoIterator<Item = Token>) -> Result<Self, TextError> {
+        for token in ends {
+            if token.index() >= self.vocab.len() {
+                return Err(TextError::TokenId { what: "eos", id: token.0, last: self.vocab.len() - 1 });
+            }
+            self.ends.push(token);
+        }
+        self.ends.sort_unstable();
+        self.ends.dedup();
+        Ok(self)
+    }
+
     /// Entries of the vocabulary.
     #[must_use]
     pub fn n_vocab(&self) -> usize {
@@ -116,6 +132,12 @@ impl Tokenizer {
     #[must_use]
     pub fn is_end(&self, token: Token) -> bool {
         self.ends.binary_search(&token).is_ok()
+    }
+
+    /// The tokens that end an answer.
+    #[must_use]
+    pub fn ends(&self) -> &[Token] {
+        &self.ends
     }
 
     /// Whether this token steers the model and has no text of its own.
@@ -169,6 +191,7 @@ impl Tokenizer {
         let chat = Chat {
             messages: chat.messages.iter().map(marked).collect(),
             variables: chat.variables.iter().map(|(name, value)| (name.clone(), marked(value))).collect(),
+            must_read: chat.must_read.clone(),
             ..*chat
         };
         let text_of = |token: Option<Token>| {
@@ -268,7 +291,13 @@ mod tests {
 
     fn said(role: &str, content: &str, add_generation_prompt: bool) -> Chat {
         let messages = vec![Json::message(role, content)];
-        Chat { messages, variables: Vec::new(), add_generation_prompt, moment: Moment::from_unix(0) }
+        Chat {
+            messages,
+            variables: Vec::new(),
+            must_read: Vec::new(),
+            add_generation_prompt,
+            moment: Moment::from_unix(0),
+        }
     }
 
     /// Letters, a few merges, then a user-defined token and five control tokens.
@@ -413,12 +442,12 @@ mod tests {
         let tokens = tokens.expect("renders");
         assert_eq!(tokens.first().copied(), t.bos());
         assert!(tokens[1..].iter().all(|&token| !t.is_special(token)), "{seen}");
-        assert_eq!(t.decode(&tokens), seen.as_bytes());
+        assert_eq!(t.decode(&tokens, false), seen.as_bytes());
         assert_eq!(seen.matches("<|end|>").count(), 8, "{seen}");
         // Names that a template looks up stay as they are, though `end` is a part of `<|end|>`.
         let by_name = Template::new("{{ messages[0].call.end }}").expect("a template");
         let tokens = t.encode_chat(|input| by_name.render(input), &chat).expect("renders");
-        assert_eq!(t.decode(&tokens), b"|>");
+        assert_eq!(t.decode(&tokens, false), b"|>");
     }
 
     #[test]

@@ -47,6 +47,65 @@ fn a_call_is_answered_with_text_and_info() {
     });
 }
 
+/// The same request at both doors gives the same text and the same likelihoods.
+#[test]
+fn both_doors_draw_alike() {
+    let house = House::new(HttpOptions::default());
+    let mut fields = everything();
+    fields["max_tokens"] = json!(12);
+    fields["logprobs"] = json!(2);
+    let (text, tokens) = told(&house, fields);
+    let strip =
+        |event: &Value| json!({"ids": event["ids"], "logprob": event["logprob"], "top": event["top"]});
+    let tokens: Vec<Value> = tokens.iter().map(strip).collect();
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        let numbers = [
+            ("temperature", 0.9),
+            ("top_p", 0.97),
+            ("min_p", 0.01),
+            ("typical_p", 0.98),
+            ("repeat_penalty", 1.1),
+            ("frequency_penalty", 0.1),
+            ("presence_penalty", 0.1),
+            ("dry_multiplier", 0.8),
+            ("dry_base", 1.5),
+        ];
+        let counts = [
+            ("top_k", 30_u32),
+            ("repeat_last_n", 32),
+            ("dry_allowed_length", 2),
+            ("dry_last_n", 64),
+            ("min_tokens", 5),
+            ("max_tokens", 12),
+            ("logprobs", 2),
+        ];
+        let options = || {
+            let mut options = Options::from([
+                ("raw", Variant::new(true)),
+                ("seed", Variant::new(11_u64)),
+                ("dry_breakers", Variant::new(vec!["."])),
+                ("logit_bias", Variant::new(HashMap::from([(29_u32, 0.5)]))),
+                ("reasoning_effort", Variant::new("none")),
+            ]);
+            options.extend(numbers.map(|(key, x)| (key, Variant::new(x))));
+            options.extend(counts.map(|(key, x)| (key, Variant::new(x))));
+            options
+        };
+        let (said, info): (String, HashMap<String, OwnedVariant>) =
+            manager.call("Generate", &("Once upon a time", options())).await.unwrap();
+        assert_eq!(said, text);
+        let Variant::Str(json) = &*info["logprobs"] else { panic!("{info:?}") };
+        assert_eq!(serde_json::from_str::<Vec<Value>>(json.as_str()).unwrap(), tokens);
+        let (_, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("Once upon a time", options())).await.unwrap();
+        let lines = drained(stream).await;
+        let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let events: Vec<Value> = events.filter(|event| event["ids"].is_array()).collect();
+        assert_eq!(events.iter().map(strip).collect::<Vec<_>>(), tokens);
+    });
+}
+
 #[test]
 fn errors_have_their_names_and_begin_with_the_code() {
     on_a_pair(|client| async move {
@@ -61,6 +120,12 @@ fn errors_have_their_names_and_begin_with_the_code() {
                 Options::from([("max_tokens", Variant::new(0_u32))]),
                 "InvalidArgs",
                 "invalid_value: max_tokens",
+            ),
+            (Options::from([("typical_p", Variant::new(0.0))]), "InvalidArgs", "invalid_value: typical_p"),
+            (
+                Options::from([("reasoning_effort", Variant::new("high"))]),
+                "NotSupported",
+                "unsupported_field: reasoning_effort",
             ),
             (Options::from([("regex", Variant::new("a"))]), "NotSupported", "unsupported_field: regex"),
             (

@@ -9,6 +9,7 @@ mod dbus;
 mod support;
 
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -260,6 +261,164 @@ fn a_stream_keeps_the_order_of_its_chunks() {
     assert!(names.contains(&"token") && names.contains(&"prefill"));
 }
 
+/// Every sampler at once, in the native names.
+fn everything() -> Value {
+    json!({
+        "temperature": 0.9, "top_k": 30, "top_p": 0.97, "min_p": 0.01, "typical_p": 0.98, "repeat_penalty": 1.1,
+        "frequency_penalty": 0.1, "presence_penalty": 0.1, "repeat_last_n": 32, "dry_multiplier": 0.8,
+        "dry_base": 1.5, "dry_allowed_length": 2, "dry_last_n": 64, "dry_breakers": ["."], "logit_bias": {"29": 0.5},
+        "min_tokens": 5, "seed": 11,
+    })
+}
+
+/// The text and the likelihoods of an answer to a raw input.
+fn told(house: &House, mut fields: Value) -> (String, Vec<Value>) {
+    fields["input"] = json!("Once upon a time");
+    fields["raw"] = json!(true);
+    let reply = house.post(NATIVE, fields);
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let events = reply.lines();
+    assert_eq!(events.last().unwrap()["event"], "done", "{}", reply.body);
+    let text = events.iter().filter_map(|event| event["text"].as_str()).collect();
+    (text, events.into_iter().filter(|event| event["ids"].is_array()).collect())
+}
+
+#[test]
+fn a_seed_fixes_the_answer_whatever_the_threads() {
+    let houses = [1, 2, 3].map(|threads| {
+        House(Inside::start(support::engine(support::stories(), threads, 512), HttpOptions::default()))
+    });
+    for mirostat in [0, 2] {
+        let ask = |seed: u64| {
+            let mut fields = everything();
+            fields["max_tokens"] = json!(60);
+            fields["mirostat"] = json!(mirostat);
+            fields["seed"] = json!(seed);
+            fields
+        };
+        let answers: Vec<_> = houses.iter().map(|house| told(house, ask(11)).0).collect();
+        assert!(!answers[0].is_empty() && answers.iter().all(|text| *text == answers[0]), "{answers:?}");
+        assert_ne!(told(&houses[0], ask(12)).0, answers[0]);
+    }
+}
+
+#[test]
+fn samplers_do_what_they_say() {
+    let house = House::new(HttpOptions::default());
+    let greedy = |more: Value| {
+        let mut fields = json!({"temperature": 0, "max_tokens": 24, "logprobs": 3});
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        told(&house, fields)
+    };
+    let (text, tokens) = greedy(json!({}));
+    assert_eq!(tokens.len(), 24, "one event for each token");
+    for token in &tokens {
+        let top = token["top"].as_array().unwrap();
+        let logprobs: Vec<f64> = top.iter().map(|one| one["logprob"].as_f64().unwrap()).collect();
+        assert_eq!(top.len(), 3);
+        assert!(logprobs.is_sorted_by(|a, b| a >= b) && logprobs[0] <= 0.0, "{token}");
+        // Greedy: the drawn one is the likeliest.
+        assert_eq!((&token["ids"][0], &token["logprob"]), (&top[0]["id"], &top[0]["logprob"]));
+    }
+    let first = tokens[0]["ids"][0].as_u64().unwrap().to_string();
+    let (other, told_too) = greedy(json!({"logit_bias": {first.as_str(): -100}}));
+    assert_ne!(other, text);
+    assert_eq!(told_too[0]["top"], tokens[0]["top"], "what the model found likely knows nothing of the bias");
+    assert_ne!(told_too[0]["ids"], tokens[0]["ids"]);
+    let (only, _) = greedy(json!({"logit_bias": {first.as_str(): 100}, "max_tokens": 3, "logprobs": null}));
+    let piece = tokens[0]["top"][0]["token"].as_str().unwrap();
+    assert_eq!(only, piece.repeat(3).trim_start(), "a bias of 100 forces a token");
+    // Where one token is forced, DRY forbids to go on with it.
+    let dry =
+        json!({"logit_bias": {first.as_str(): 8}, "dry_multiplier": 5, "dry_base": 4, "max_tokens": 12});
+    let ids = |tokens: &[Value]| tokens.iter().map(|t| t["ids"][0].as_u64().unwrap()).collect::<Vec<_>>();
+    let (_, dried) = greedy(dry);
+    assert!(ids(&dried).iter().any(|id| id.to_string() != first), "{dried:?}");
+}
+
+#[test]
+fn the_least_tokens_come_before_any_end() {
+    let house = House::new(HttpOptions::default());
+    // The end token, forced.
+    let fields = |min: u32| json!({"logit_bias": {"2": 100}, "max_tokens": 9, "min_tokens": min, "seed": 1});
+    let count = |min: u32| {
+        let mut fields = fields(min);
+        fields["input"] = json!("Once");
+        fields["raw"] = json!(true);
+        let done = house.post(NATIVE, fields).lines().pop().unwrap();
+        (
+            done["usage"]["completion_tokens"].as_u64().unwrap(),
+            done["stop_detail"].as_str().unwrap().to_owned(),
+        )
+    };
+    assert_eq!(count(0), (0, "eos".into()));
+    assert_eq!(count(4), (4, "eos".into()));
+    assert_eq!(count(9), (9, "max_tokens".into()));
+}
+
+#[test]
+fn likelihoods_have_the_shapes_of_the_interface() {
+    let house = House::new(HttpOptions::default());
+    let ask = json!({"messages": hi(), "max_tokens": 4, "seed": 1, "logprobs": true, "top_logprobs": 2});
+    let whole = house.post(CHAT, ask.clone()).json();
+    let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    assert_eq!(content.len() as u64, whole["usage"]["completion_tokens"].as_u64().unwrap());
+    for one in &content {
+        assert!(one["token"].is_string() && one["logprob"].as_f64().unwrap() <= 0.0, "{one}");
+        assert!(one["bytes"].as_array().unwrap().iter().all(Value::is_u64));
+        assert_eq!(one["top_logprobs"].as_array().unwrap().len(), 2);
+        assert!(one["top_logprobs"][1]["bytes"].is_array());
+    }
+    let mut streamed = ask.clone();
+    streamed["stream"] = json!(true);
+    let data = house.post(CHAT, streamed).data();
+    let chunks = data[..data.len() - 1].iter().map(|d| serde_json::from_str::<Value>(d).unwrap());
+    let told: Vec<Value> =
+        chunks.filter_map(|c| Some(c["choices"][0]["logprobs"]["content"].as_array()?[0].clone())).collect();
+    assert_eq!(told, content, "the same in a stream");
+
+    let ask = json!({"prompt": "Once", "max_tokens": 4, "seed": 1, "logprobs": 2});
+    let body = house.post("/v1/completions", ask).json();
+    let (text, logprobs) = (body["choices"][0]["text"].as_str().unwrap(), &body["choices"][0]["logprobs"]);
+    for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[key].as_array().unwrap().len(), 4, "{key}");
+    }
+    let offsets: Vec<u64> =
+        logprobs["text_offset"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
+    assert!(offsets[0] == 0 && offsets.is_sorted() && offsets[3] <= text.chars().count() as u64, "{body}");
+    let none = house.post(CHAT, json!({"messages": hi(), "max_tokens": 1})).json();
+    assert!(none["choices"][0]["logprobs"].is_null());
+}
+
+#[test]
+fn fields_of_sampling_are_checked() {
+    let house = House::new(HttpOptions::default());
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"messages": hi(), "max_tokens": 4});
+        body[field] = value;
+        body
+    };
+    for (body, code, param) in [
+        (with("min_p", json!(2)), "invalid_value", "min_p"),
+        (with("typical_p", json!(0.5)), "unknown_field", "typical_p"),
+        (with("sotto", json!({"typical_p": 0})), "invalid_value", "sotto.typical_p"),
+        (with("sotto", json!({"mirostat": 1})), "invalid_value", "sotto.mirostat"),
+        (with("sotto", json!({"min_tokens": 5})), "invalid_value", "sotto.min_tokens"),
+        (with("top_logprobs", json!(2)), "invalid_value", "top_logprobs"),
+        (with("logprobs", json!(2)), "invalid_value", "logprobs"),
+        (with("logit_bias", json!({"512": 1})), "invalid_value", "logit_bias"),
+        (with("reasoning_effort", json!("huge")), "invalid_value", "reasoning_effort"),
+        (with("reasoning_effort", json!("low")), "unsupported_field", "reasoning_effort"),
+    ] {
+        let reply = house.post(CHAT, body.clone());
+        assert_eq!((reply.status, reply.code().as_str()), (400, code), "{body} {}", reply.body);
+        assert_eq!(reply.json()["error"]["param"], param, "{body}");
+    }
+    let fine = json!({"messages": hi(), "max_completion_tokens": 6, "reasoning_effort": "none", "top_logprobs": 0,
+        "sotto": {"min_tokens": 6, "typical_p": 0.9, "mirostat": 2, "dry_multiplier": 0.5, "dry_breakers": "x"}});
+    assert_eq!(house.post(CHAT, fine).status, 200);
+}
+
 #[test]
 fn a_lenient_caller_is_told_what_was_ignored() {
     let house = House::new(HttpOptions::default());
@@ -386,21 +545,38 @@ fn free_place(house: &House) -> UnixStream {
 #[test]
 fn the_client_hears_every_event_and_every_refusal() {
     let house = House::new(HttpOptions::default());
-    let mut client = Client::connect(&house.0.socket).unwrap();
-    for _ in 0..2 {
-        let mut heard = Vec::new();
-        client.generate(json!({"input": "hi", "max_tokens": 3}), &mut |event| heard.push(event)).unwrap();
-        assert!(heard.iter().any(|event| matches!(event, ClientEvent::Text(text) if !text.is_empty())));
-        assert!(matches!(heard.last(), Some(ClientEvent::Done(done)) if done["finish_reason"].is_string()));
-    }
-    let refused = client.generate(json!({"input": 1}), &mut |_| panic!("an event of a refusal")).unwrap_err();
-    assert!(
-        matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
-        "{refused}"
-    );
-    assert_eq!(client.get("/v1/models").unwrap()["object"], "list");
-    let nobody = Client::connect(Path::new("/nonexistent/sotto.sock")).unwrap_err();
-    assert!(nobody.to_string().contains("start sottod"), "{nobody}");
+    let client = Client::new(&house.0.socket);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..2 {
+            let mut heard = Vec::new();
+            let body = json!({"input": "hi", "max_tokens": 3});
+            let hear = &mut |event| {
+                heard.push(event);
+                ControlFlow::Continue(())
+            };
+            client.generate(body, hear).await.unwrap();
+            assert!(heard.iter().any(|event| matches!(event, ClientEvent::Text(text) if !text.is_empty())));
+            let done = heard.last();
+            assert!(matches!(done, Some(ClientEvent::Done(done)) if done["finish_reason"].is_string()));
+        }
+        let mut n_heard = 0;
+        let once = &mut |_| {
+            n_heard += 1;
+            ControlFlow::Break(())
+        };
+        client.generate(json!({"input": "hi", "max_tokens": 300}), once).await.unwrap();
+        assert_eq!(n_heard, 1, "who breaks off hears no more");
+        let silent = &mut |_| panic!("an event of a refusal");
+        let refused = client.generate(json!({"input": 1}), silent).await.unwrap_err();
+        assert!(
+            matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
+            "{refused}"
+        );
+        assert_eq!(client.get("/v1/models").await.unwrap()["object"], "list");
+        let nobody = Client::new(Path::new("/nonexistent/sotto.sock")).get("/v1/models").await.unwrap_err();
+        assert!(nobody.to_string().contains("start sottod"), "{nobody}");
+    });
 }
 
 #[test]

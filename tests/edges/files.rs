@@ -260,6 +260,41 @@ fn a_template_that_never_ends_costs_its_own_request() {
     assert!(grown < 4_096, "hostile templates cost {grown} KiB");
 }
 
+/// Off unless asked, and asked in vain where the template has no switch. The templates repeat what they are told in
+/// their refusal.
+#[test]
+fn a_model_thinks_only_when_asked() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    let switch = "{{ raise_exception('told ' ~ enable_thinking ~ ', ' ~ reasoning_effort|default('nothing') ~ ', ' ~ \
+        thinking|default('nothing') ~ ', ' ~ (tools is defined)) }}";
+    for (name, template) in [("switch", switch), ("none", "{{ raise_exception('no switch') }}")] {
+        let mut file = gguf::llama(TINY);
+        file.set("tokenizer.chat_template", V::Str(template.into()));
+        std::fs::write(models.join(format!("{name}.gguf")), file.bytes()).unwrap();
+    }
+    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
+    let daemon = Daemon::start(&folder, &stories(), &config);
+    for (model, effort, code, words) in [
+        ("switch", None, "invalid_value", "told False, nothing, nothing, False"),
+        ("switch", Some("none"), "invalid_value", "told False, nothing, nothing, False"),
+        ("switch", Some("high"), "invalid_value", "told True, high, True, False"),
+        ("none", None, "invalid_value", "no switch"),
+        ("none", Some("low"), "unsupported_field", "reasoning_effort: the chat template of model none"),
+    ] {
+        let messages = json!([{"role": "user", "content": "hi"}]);
+        for (route, body) in [
+            (CHAT, json!({"model": model, "messages": messages, "reasoning_effort": effort})),
+            (NATIVE, json!({"model": model, "input": "hi", "reasoning_effort": effort})),
+        ] {
+            let answer = ask(&daemon.socket, &post(route, body.to_string()));
+            assert_eq!((answer.status, answer.error("code").as_str()), (400, code), "{body}: {answer:?}");
+            says(&answer.error("message"), &[words]);
+        }
+    }
+}
+
 #[test]
 fn a_cache_that_cannot_be_had_is_refused_with_its_size() {
     let folder = Folder::new();

@@ -6,6 +6,7 @@
 pub(crate) mod gguf;
 pub(crate) mod golden;
 pub(crate) mod http;
+pub(crate) mod pty;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};

@@ -1,15 +1,25 @@
 //! Who answers: a daemon behind its socket, or an engine in this process.
 
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Sender};
+use std::future::pending;
+use std::path::Path;
+#[cfg(feature = "http")]
+use std::{cell::Cell, ops::ControlFlow};
 
-use super::show::Show;
+use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+#[cfg(feature = "http")]
+use super::sampling;
+use super::show::{Show, Step};
 use super::{Failure, HowArgs};
 use crate::app::catalog;
 #[cfg(feature = "http")]
 use crate::door::client::{Client, ClientEvent};
+use crate::door::done;
 use crate::engine::{
-    Caller, Class, Door, Engine, Event, Fault, GenerationId, Input, Offer, Options, Request, Sampling, Sink,
+    Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
+    Request, Sampling, Sink,
 };
 use crate::os::clock;
 
@@ -20,12 +30,46 @@ const NO_DEADLINE_S: u64 = 315_360_000;
 pub(super) struct Question {
     pub input: Input,
     pub sampling: Sampling,
+    pub effort: Effort,
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
 }
 
-/// Who answers.
-pub(super) enum Backend {
+/// What came back.
+pub(super) struct Answer {
+    /// The answer, or what there was of it when it was stopped.
+    pub text: String,
+    /// The fields of the event `done`; `None` if Ctrl-C stopped it.
+    pub done: Option<Value>,
+}
+
+impl Answer {
+    /// Both as one object.
+    pub(super) fn json(&self) -> Value {
+        let mut all = self.done.clone().unwrap_or_default();
+        if let Some(fields) = all.as_object_mut() {
+            fields.remove("event");
+            fields.insert("text".into(), self.text.as_str().into());
+        }
+        all
+    }
+
+    /// Tokens of prompt and answer, if it ended because they fill the context.
+    pub(super) fn filled_context(&self) -> Option<u64> {
+        let done = self.done.as_ref()?;
+        (done.get("stop_detail")? == "context").then(|| done.pointer("/usage/total_tokens")?.as_u64())?
+    }
+}
+
+/// Who answers, and how to wait for it.
+pub(super) struct Backend {
+    who: Who,
+    runtime: Runtime,
+    /// Ctrl-C ends the answer under way and not the program.
+    pub stoppable: bool,
+}
+
+enum Who {
     /// A daemon, asked for this model.
     #[cfg(feature = "http")]
     Daemon { client: Client, model: Option<String>, has_template: bool },
@@ -35,51 +79,94 @@ pub(super) enum Backend {
 
 /// Whether `model` means a file rather than a name: it exists, or looks like a path.
 fn is_file(model: &str) -> bool {
-    model.ends_with(".gguf") || model.contains('/') || Path::new(model).is_file()
+    model.ends_with(".gguf") || model.contains('/') || Path::new(model).exists()
+}
+
+/// What `--model` says, else the environment.
+fn named(model: Option<&str>) -> Option<String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads SOTTO_MODEL (API text, section 6)"
+    )]
+    let model = model.map(str::to_owned).or_else(|| std::env::var("SOTTO_MODEL").ok());
+    model.filter(|m| !m.is_empty())
+}
+
+/// The model file to use in this process: a path, the name of an installed one, or none for the one in the box.
+pub(super) fn model_file(model: Option<&str>) -> Result<ModelFile, Failure> {
+    let Some(model) = named(model) else {
+        let found = catalog::in_the_box();
+        let found = found.ok_or_else(|| {
+            Failure::usage("the model in the box is not installed; name a .gguf file, by --model or as MODEL")
+        })?;
+        return Ok(catalog::file(&found));
+    };
+    if is_file(&model) {
+        let path = Path::new(&model);
+        return match path.exists() {
+            true => Ok(catalog::file(path)),
+            false => Err(Failure::usage(format!("{model}: no such file; name a .gguf file"))),
+        };
+    }
+    let dirs = catalog::default_dirs();
+    catalog::scan(&dirs).into_iter().find(|m| m.id == model).ok_or_else(|| {
+        let dirs = dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
+        Failure::usage(format!("no model {model} in {dirs}; name a .gguf file"))
+    })
 }
 
 impl Backend {
     /// The one that the flags ask for.
     pub(super) fn open(how: &HowArgs) -> Result<Self, Failure> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the one place that reads SOTTO_MODEL (API text, section 6)"
-        )]
-        let model = how.model.clone().or_else(|| std::env::var("SOTTO_MODEL").ok().filter(|m| !m.is_empty()));
-        match model {
-            Some(file) if is_file(&file) => Self::local(how, Path::new(&file)),
-            Some(name) if how.local => {
-                let found = catalog::scan(&catalog::default_dirs()).into_iter().find(|m| m.id == name);
-                let dirs = catalog::default_dirs()
-                    .iter()
-                    .map(|d| d.display().to_string())
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                let found = found
-                    .ok_or_else(|| Failure::usage(format!("no model {name} in {dirs}; name a .gguf file")))?;
-                Self::local(how, &found.path)
-            }
-            None if how.local => {
-                let found = catalog::in_the_box();
-                Self::local(
-                    how,
-                    &found.ok_or_else(|| {
-                        Failure::usage("the model in the box is not installed; name one by --model FILE")
-                    })?,
-                )
-            }
-            name => Self::daemon(how, name),
-        }
+        let runtime = Builder::new_current_thread().enable_io().build();
+        let runtime = runtime.map_err(|e| Failure::internal(format!("cannot wait for an answer: {e}")))?;
+        let model = named(how.model.as_deref());
+        let who = match &model {
+            Some(model) if how.local || is_file(model) => Who::local(how, model_file(Some(model))?),
+            None if how.local => Who::local(how, model_file(None)?),
+            _ => Who::daemon(how, model, &runtime),
+        }?;
+        Ok(Self { who, runtime, stoppable: false })
     }
 
-    fn local(how: &HowArgs, path: &Path) -> Result<Self, Failure> {
-        if !path.exists() {
-            return Err(Failure::usage(format!(
-                "--model {}: no such file; name a .gguf file",
-                path.display()
-            )));
-        }
-        let model = catalog::file(path);
+    /// Generates, showing what comes.
+    pub(super) fn generate(&self, question: &Question, show: &mut Show) -> Result<Answer, Failure> {
+        let mut text = String::new();
+        show.step(Step::Waiting, 0, 0);
+        let done = self.runtime.block_on(async {
+            let answer = async {
+                match &self.who {
+                    #[cfg(feature = "http")]
+                    Who::Daemon { client, model, has_template } => {
+                        if !*has_template && matches!(question.input, Input::Chat(_)) {
+                            show.no_template(model.as_deref().unwrap_or("of the daemon"));
+                        }
+                        remote(client, body(model.as_deref(), question)?, show, &mut text).await
+                    }
+                    Who::Local(engine) => local(engine, question, show, &mut text).await,
+                }
+            };
+            // Whichever is dropped unfinished is cancelled by that.
+            tokio::select! {
+                biased;
+                () = interrupted(self.stoppable) => Ok(None),
+                done = answer => done.map(Some),
+            }
+        });
+        show.finish();
+        Ok(Answer { text, done: done? })
+    }
+}
+
+/// Ends when Ctrl-C is pressed. Until the first call with `catch` Ctrl-C ends the program.
+async fn interrupted(catch: bool) {
+    if !catch || tokio::signal::ctrl_c().await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+impl Who {
+    fn local(how: &HowArgs, model: ModelFile) -> Result<Self, Failure> {
         let defaults = Options::default();
         let options = Options {
             default_model: Some(model.id.clone()),
@@ -95,7 +182,9 @@ impl Backend {
     }
 
     #[cfg(feature = "http")]
-    fn daemon(how: &HowArgs, model: Option<String>) -> Result<Self, Failure> {
+    fn daemon(how: &HowArgs, model: Option<String>, runtime: &Runtime) -> Result<Self, Failure> {
+        use crate::door::client::ClientError;
+
         if let Some(flag) =
             [("--context", how.context), ("--threads", how.threads)].into_iter().find(|f| f.1.is_some())
         {
@@ -103,41 +192,30 @@ impl Backend {
                 format!("{} is the daemon's to decide; use it with --local or --model FILE", flag.0);
             return Err(Failure::usage(message));
         }
-        let mut client = Client::connect(&how.socket).map_err(|e| {
-            Failure::usage(format!("{e}, or run the model in this process with --local or --model FILE"))
-        })?;
+        let client = Client::new(&how.socket);
         // The daemon knows whether its model has a template once it has read the file's header.
         let name = model.as_deref().unwrap_or("default");
-        let info = client.get(&format!("/v1/models/{name}")).unwrap_or_default();
+        let info = match runtime.block_on(client.get(&format!("/v1/models/{name}"))) {
+            Err(e @ ClientError::Connect { .. }) => {
+                return Err(Failure::usage(format!(
+                    "{e}, or run the model in this process with --local or --model FILE"
+                )));
+            }
+            told => told.unwrap_or_default(),
+        };
         let capabilities = info.pointer("/sotto/capabilities").and_then(|c| c.as_array()).cloned();
         let has_template = capabilities.is_none_or(|c| c.iter().any(|c| c == "chat"));
         Ok(Self::Daemon { client, model, has_template })
     }
 
     #[cfg(not(feature = "http"))]
-    fn daemon(_: &HowArgs, _: Option<String>) -> Result<Self, Failure> {
+    fn daemon(_: &HowArgs, _: Option<String>, _: &Runtime) -> Result<Self, Failure> {
         Err(Failure::usage("this sotto was built without the socket; use --local or --model FILE"))
-    }
-
-    /// Generates, showing what comes; returns the answer.
-    pub(super) fn generate(&mut self, question: &Question, show: &mut Show) -> Result<String, Failure> {
-        let answer = match self {
-            #[cfg(feature = "http")]
-            Self::Daemon { client, model, has_template } => {
-                if !*has_template && matches!(question.input, Input::Chat(_)) {
-                    show.no_template(model.as_deref().unwrap_or("of the daemon"));
-                }
-                remote(client, model.as_deref(), question, show)
-            }
-            Self::Local(engine) => local(engine, question, show),
-        };
-        show.finish();
-        answer
     }
 }
 
 /// Events on their way to the main thread. Unbounded, but an answer is not: the context bounds it.
-struct ToMain(Sender<Event>);
+struct ToMain(UnboundedSender<Event>);
 
 impl Sink for ToMain {
     fn offer(&mut self, event: &Event) -> Offer {
@@ -148,7 +226,12 @@ impl Sink for ToMain {
     }
 }
 
-fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String, Failure> {
+async fn local(
+    engine: &Engine,
+    question: &Question,
+    show: &mut Show,
+    answer: &mut String,
+) -> Result<Value, Failure> {
     let bits = clock::random_bits().map_err(|e| Failure::internal(format!("no random bits: {e}")))?;
     let request = Request {
         id: GenerationId::from_bits(bits),
@@ -156,41 +239,45 @@ fn local(engine: &Engine, question: &Question, show: &mut Show) -> Result<String
         model: None,
         input: question.input.clone(),
         input_field: "input",
-        sampling: question.sampling,
+        effort: question.effort,
+        sampling: question.sampling.clone(),
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),
         class: Class::Interactive,
         deadline_ms: None,
     };
-    let (to_main, events) = mpsc::channel();
+    let (to_main, mut events) = unbounded_channel();
     let _handle = engine.submit(request, Box::new(ToMain(to_main)))?;
-    let mut answer = String::new();
-    for event in events {
+    let mut n_prompt = 0;
+    while let Some(event) = events.recv().await {
         match event {
-            Event::Admitted(a) if a.no_template => show.no_template(&a.model),
-            Event::Loading { done, total, .. } => show.progress("loading", done, total),
-            Event::Prefill { done, total, .. } => show.progress("reading", done as u64, total as u64),
-            Event::Text { text } => {
+            Event::Admitted(a) => {
+                n_prompt = a.prompt_tokens as u64;
+                if a.no_template {
+                    show.no_template(&a.model);
+                }
+                show.step(Step::Reading, 0, n_prompt);
+            }
+            Event::Loading { done, total, .. } if done == total => show.step(Step::Reading, 0, n_prompt),
+            Event::Loading { done, total, .. } => show.step(Step::Loading, done, total),
+            Event::Prefill { done, total, .. } => show.step(Step::Reading, done as u64, total as u64),
+            Event::Text { text, .. } => {
                 show.text(&text)?;
                 answer.push_str(&text);
             }
-            Event::Done(_) => return Ok(answer),
+            Event::Done(end) => return Ok(done::fields(&end)),
             Event::Failed(fault) => return Err(fault.into()),
             _ => {}
         }
     }
-    Err(Fault::new(crate::engine::Code::Internal, "the engine stopped without an answer").into())
+    Err(Fault::new(Code::Internal, "the engine stopped without an answer").into())
 }
 
+/// A request of `POST /sotto/v1/generate`.
 #[cfg(feature = "http")]
-fn remote(
-    client: &mut Client,
-    model: Option<&str>,
-    question: &Question,
-    show: &mut Show,
-) -> Result<String, Failure> {
+fn body(model: Option<&str>, question: &Question) -> Result<Value, Failure> {
     let mut body = serde_json::Map::new();
-    let mut put = |key: &str, value: Option<serde_json::Value>| {
+    let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(key.into(), value);
         }
@@ -207,49 +294,59 @@ fn remote(
         }
         Input::Tokens(_) => return Err(Failure::internal("the command line makes no tokens")),
     }
-    // Through their decimal text, so that 0.8 is not sent as 0.800000011920929.
-    let float = |x: f32| x.to_string().parse::<serde_json::Number>().ok().map(serde_json::Value::Number);
-    put("temperature", question.sampling.temperature.and_then(float));
-    put("top_p", question.sampling.top_p.and_then(float));
-    put("top_k", question.sampling.top_k.map(Into::into));
-    put("seed", question.sampling.seed.map(Into::into));
     put("max_tokens", question.max_tokens.map(Into::into));
     put("stop", (!question.stop.is_empty()).then(|| question.stop.clone().into()));
-    let (mut answer, mut end, mut broken) = (String::new(), None, None);
-    let called = client.generate(body.into(), &mut |event| match event {
-        ClientEvent::Queued { position } => show.waiting(position),
-        ClientEvent::Loading { done, total } => show.progress("loading", done, total),
-        ClientEvent::Prefill { done, total } => show.progress("reading", done, total),
-        ClientEvent::Text(text) => {
-            broken = broken.take().or_else(|| show.text(&text).err());
-            answer.push_str(&text);
-        }
-        ClientEvent::Done(_) => end = Some(Ok(())),
-        ClientEvent::Error { code, message } => {
-            end = Some(Err(Failure { code: exit_code(&code), message: format!("{code}: {message}") }))
-        }
-        ClientEvent::Unknown => {}
-    });
-    if let Some(failure) = broken {
-        return Err(failure);
-    }
-    called.map_err(Failure::usage)?;
-    match end {
-        Some(result) => result.map(|()| answer),
-        None => Err(Failure::internal(
-            "the daemon went away before the end of the answer; its journal has the reason",
-        )),
-    }
+    body.extend(sampling::fields(&question.sampling, question.effort));
+    Ok(body.into())
 }
 
 #[cfg(feature = "http")]
-fn exit_code(code: &str) -> u8 {
-    let known = crate::engine::Code::ALL.iter().find(|c| c.as_str() == code);
-    known.map_or(crate::app::EXIT_USAGE, |c| crate::app::exit_code(*c))
+async fn remote(
+    client: &Client,
+    body: Value,
+    show: &mut Show,
+    answer: &mut String,
+) -> Result<Value, Failure> {
+    let end = Cell::new(None);
+    let finish = |how| {
+        end.set(Some(how));
+        ControlFlow::Break(())
+    };
+    let called = client
+        .generate(body, &mut |event| {
+            match event {
+                ClientEvent::Queued { position } => show.step(Step::Queued, position, 0),
+                ClientEvent::Loading { done, total } if done == total => show.step(Step::Waiting, 0, 0),
+                ClientEvent::Loading { done, total } => show.step(Step::Loading, done, total),
+                ClientEvent::Prefill { done, total } => show.step(Step::Reading, done, total),
+                ClientEvent::Text(text) => {
+                    answer.push_str(&text);
+                    if let Err(failure) = show.text(&text) {
+                        return finish(Err(failure));
+                    }
+                }
+                ClientEvent::Done(done) => return finish(Ok(done)),
+                ClientEvent::Error { code, message } => return finish(Err(told(&code, &message))),
+                ClientEvent::Unknown => {}
+            }
+            ControlFlow::Continue(())
+        })
+        .await;
+    called.map_err(|e| match e {
+        crate::door::client::ClientError::Refused { code, message, .. } => told(&code, &message),
+        other => Failure::usage(other),
+    })?;
+    end.into_inner().unwrap_or_else(|| {
+        Err(Failure::internal(
+            "the daemon went away before the end of the answer; its journal has the reason",
+        ))
+    })
 }
 
-/// The file that the flags name where only a file will do.
-pub(super) fn file_or_box(file: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    let found = file.or_else(catalog::in_the_box);
-    found.ok_or_else(|| Failure::usage("the model in the box is not installed; name a .gguf file"))
+/// A failure in the daemon's words.
+#[cfg(feature = "http")]
+fn told(code: &str, message: &str) -> Failure {
+    let fault = Code::ALL.iter().copied().find(|c| c.as_str() == code);
+    let exit = fault.map_or(crate::app::EXIT_USAGE, crate::app::exit_code);
+    Failure { code: exit, message: format!("{code}: {message}"), fault }
 }

@@ -1,91 +1,132 @@
 //! What a model file holds.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use clap::Args;
+use serde_json::json;
 
-use super::show::Show;
+use super::show::{self, Table, count, size};
 use super::{Failure, backend};
 use crate::model::KvType;
 use crate::model::summary::Summary;
 
-/// Prints the summary of `file`.
-pub(super) fn run(file: Option<PathBuf>, n_ctx: usize) -> Result<(), Failure> {
-    let path = backend::file_or_box(file)?;
-    let summary = Summary::open(&path).map_err(Failure::usage)?;
-    let mut show = Show::new(true);
-    let shown = show.text(&describe(&summary, n_ctx));
-    show.finish();
-    shown?;
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A model file or the name of an installed model; without it the model in the box
+    model: Option<String>,
+    /// Positions to count the memory for
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    context: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the summary of a model; nothing but its header is read.
+pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let file = backend::model_file(args.model.as_deref())?;
+    let summary = Summary::open(&file.path).map_err(Failure::usage)?;
+    let n_ctx = args.context as usize;
+    let n_ctx = summary.hyper.as_ref().map_or(n_ctx, |h| n_ctx.min(h.n_ctx_train));
+    if args.json {
+        show::json(&object(&summary, n_ctx))?;
+    } else {
+        describe(&summary, n_ctx).print()?;
+    }
     match summary.runs {
         Ok(()) => Ok(()),
-        Err(why) => Err(Failure { code: 1, message: format!("sotto cannot run it: {why}") }),
+        Err(why) => Err(Failure::new(1, format!("sotto cannot run it: {why}"))),
     }
 }
 
-fn describe(s: &Summary, n_ctx: usize) -> String {
-    let mut out = String::new();
-    let mut line = |key: &str, value: String| {
-        // Metadata comes from outside: no control character reaches the terminal. Writing to a string cannot fail.
-        let clean: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let _ = writeln!(out, "{key:<14}{clean}");
-    };
-    line("file", format!("{}, {}", s.path.display(), bytes(s.file_bytes)));
+fn describe(s: &Summary, n_ctx: usize) -> Table {
+    let mut table = Table::default();
+    let mut line = |key: &str, value: &str| table.line(key, value);
+    line("file", &format!("{}, {}", s.path.display(), size(s.file_bytes)));
     for (key, value) in [("name", &s.name), ("license", &s.license)] {
         if let Some(value) = value {
-            line(key, value.clone());
+            line(key, value);
         }
     }
-    line("architecture", s.architecture.clone());
-    line("weights", count(s.parameters));
-    for (name, n, size) in &s.types {
-        line("", format!("{name:<6}{:>12} weights{:>12}", n, bytes(*size)));
+    line("architecture", &s.architecture);
+    line("weights", &count(s.parameters));
+    let bytes: u64 = s.types.iter().map(|t| t.2).sum();
+    for (name, n, n_bytes) in &s.types {
+        let share = 100.0 * *n_bytes as f64 / bytes.max(1) as f64;
+        line("", &format!("{name:<6}{n:>14} weights{:>12}{share:>8.1} %", size(*n_bytes)));
     }
     if let Some(h) = &s.hyper {
-        line("layers", format!("{} of width {}, feed-forward {}", h.n_layer, h.n_embd, h.n_ff));
-        line("heads", format!("{} of width {}, {} for keys and values", h.n_head, h.head_dim, h.n_head_kv));
-        line("context", format!("{} tokens", h.n_ctx_train));
+        line("layers", &format!("{} of width {}, feed-forward {}", h.n_layer, h.n_embd, h.n_ff));
+        line("heads", &format!("{} of width {}, {} for keys and values", h.n_head, h.head_dim, h.n_head_kv));
+        line("context", &format!("{} tokens", h.n_ctx_train));
     }
     let kind = s.tokenizer.as_ref().map(|(model, pre)| match pre {
         Some(pre) => format!("{model}, {pre}"),
         None => model.clone(),
     });
-    line("vocabulary", format!("{} tokens, {}", s.n_vocab, kind.as_deref().unwrap_or("no tokenizer")));
-    line(
-        "chat",
-        if s.chat { "template in the file" } else { "no template: texts are continued as they stand" }.into(),
-    );
-    let n_ctx = s.hyper.as_ref().map_or(n_ctx, |h| n_ctx.min(h.n_ctx_train));
-    if let Some(m) = s.memory(n_ctx, KvType::F16) {
+    line("vocabulary", &format!("{} tokens, {}", s.n_vocab, kind.as_deref().unwrap_or("no tokenizer")));
+    let chat = if s.chat { "template in the file" } else { "no template: texts are continued as they stand" };
+    line("chat", chat);
+    let mut key = "memory";
+    for kv in KvType::ALL {
+        let Some(m) = s.memory(n_ctx, kv) else { continue };
         let all = m.weights + m.kv + m.scratch;
         line(
-            "memory",
-            format!(
-                "{} at {n_ctx} positions: weights {} (mapped), cache {}, buffers {}",
-                bytes(all),
-                bytes(m.weights),
-                bytes(m.kv),
-                bytes(m.scratch)
+            key,
+            &format!(
+                "{} at {n_ctx} positions: weights {}, cache of {} {}, buffers {}",
+                size(all),
+                size(m.weights),
+                kv.name(),
+                size(m.kv),
+                size(m.scratch)
             ),
         );
+        key = "";
     }
-    out
+    table
 }
 
-/// Bytes for a person, in powers of 1000.
-fn bytes(n: u64) -> String {
-    match n {
-        0..10_000 => format!("{n} B"),
-        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
-    }
-}
-
-/// A count for a person.
-fn count(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{n}"),
-        1_000_000..1_000_000_000 => format!("{:.1} million", n as f64 / 1e6),
-        _ => format!("{:.2} billion", n as f64 / 1e9),
-    }
+fn object(s: &Summary, n_ctx: usize) -> serde_json::Value {
+    let types: Vec<_> = s
+        .types
+        .iter()
+        .map(|(name, n, bytes)| json!({ "type": name, "parameters": n, "bytes": bytes }))
+        .collect();
+    let sizes = s.hyper.as_ref().map(|h| {
+        json!({
+            "n_layer": h.n_layer,
+            "n_embd": h.n_embd,
+            "n_ff": h.n_ff,
+            "n_head": h.n_head,
+            "n_head_kv": h.n_head_kv,
+            "head_dim": h.head_dim,
+            "n_ctx_train": h.n_ctx_train,
+        })
+    });
+    let memory = KvType::ALL.into_iter().filter_map(|kv| {
+        let m = s.memory(n_ctx, kv)?;
+        Some(json!({
+            "n_ctx": n_ctx,
+            "kv_type": kv.name(),
+            "weights_bytes": m.weights,
+            "kv_bytes": m.kv,
+            "scratch_bytes": m.scratch,
+            "total_bytes": m.weights + m.kv + m.scratch,
+        }))
+    });
+    json!({
+        "file": s.path.display().to_string(),
+        "file_bytes": s.file_bytes,
+        "name": s.name,
+        "license": s.license,
+        "architecture": s.architecture,
+        "parameters": s.parameters,
+        "types": types,
+        "sizes": sizes,
+        "n_vocab": s.n_vocab,
+        "tokenizer": s.tokenizer.as_ref().map(|(model, pre)| json!({ "model": model, "pre": pre })),
+        "chat_template": s.chat,
+        "memory": memory.collect::<Vec<_>>(),
+        "runs": s.runs.is_ok(),
+        "why_not": s.runs.as_ref().err(),
+    })
 }

@@ -1,19 +1,24 @@
 //! `sotto`: asks a daemon, or runs a model in its own process.
 
+mod ask;
 mod backend;
+mod bench;
 mod chat;
 mod inspect;
+mod lines;
+mod perplexity;
+mod sampling;
 mod show;
+mod tokenize;
 
-use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use self::backend::{Backend, Question};
+use self::backend::Question;
+use self::sampling::SamplingArgs;
 use super::{EXIT_INTERNAL, EXIT_USAGE};
-use crate::base::limits::INPUT_BYTES_MAX;
-use crate::engine::{Fault, Input, Message, Role, Sampling};
+use crate::engine::{Code, Fault, Input};
 
 /// Where the daemon listens when no flag says otherwise.
 pub(super) const SOCKET: &str = "/run/sotto/api.sock";
@@ -29,50 +34,19 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Ask one question and print the answer
-    Ask(AskArgs),
+    Ask(ask::AskArgs),
     /// Talk with the model; every answer knows the conversation so far
-    Chat(ChatArgs),
+    Chat(chat::ChatArgs),
     /// Continue a text, byte for byte, without any template
-    Complete(CompleteArgs),
+    Complete(ask::CompleteArgs),
     /// Tell what a model file holds and what it needs
-    Inspect(InspectArgs),
-}
-
-#[derive(Debug, Args)]
-struct AskArgs {
-    /// The question; `-` or nothing reads it from standard input
-    question: Option<String>,
-    /// Instructions that come before the question
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-    #[command(flatten)]
-    how: HowArgs,
-}
-
-#[derive(Debug, Args)]
-struct ChatArgs {
-    /// Instructions that come before the conversation
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-    #[command(flatten)]
-    how: HowArgs,
-}
-
-#[derive(Debug, Args)]
-struct CompleteArgs {
-    /// The text to continue; `-` or nothing reads it from standard input
-    prompt: Option<String>,
-    #[command(flatten)]
-    how: HowArgs,
-}
-
-#[derive(Debug, Args)]
-struct InspectArgs {
-    /// A model file; without it the model in the box
-    file: Option<PathBuf>,
-    /// Positions to count the memory for
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    context: u32,
+    Inspect(inspect::InspectArgs),
+    /// Tell the tokens of a text, or the text of tokens
+    Tokenize(tokenize::TokenizeArgs),
+    /// Measure how well a model foretells a text
+    Perplexity(perplexity::PerplexityArgs),
+    /// Measure how fast a model runs here
+    Bench(bench::BenchArgs),
 }
 
 /// Flags of everything that generates.
@@ -90,18 +64,8 @@ struct HowArgs {
     /// Most tokens to generate [default: as many as the context has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
-    /// 0 takes the likeliest token, higher is more varied, up to 2 [default: 0.8]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 2.0, false))]
-    temperature: Option<f32>,
-    /// Draw among the N likeliest tokens only; 0 is off [default: 40]
-    #[arg(long, value_name = "N")]
-    top_k: Option<u32>,
-    /// Draw among the likeliest tokens that have this share together [default: 0.95]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| in_range(s, 0.0, 1.0, true))]
-    top_p: Option<f32>,
-    /// The same seed gives the same answer
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(..1 << 53))]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -113,25 +77,12 @@ struct HowArgs {
     threads: Option<u32>,
 }
 
-/// A number from `min` to `max`; `above` excludes `min` itself.
-fn in_range(text: &str, min: f32, max: f32, above: bool) -> Result<f32, String> {
-    let x: f32 = text.parse().map_err(|_| "a number is wanted".to_owned())?;
-    match x >= min && x <= max && !(above && x == min) {
-        true => Ok(x),
-        false => Err(format!("{} {min} to {max} is possible", if above { "above" } else { "from" })),
-    }
-}
-
 impl HowArgs {
     fn question(&self, input: Input) -> Question {
         Question {
             input,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                seed: self.seed,
-            },
+            sampling: self.sampling.sampling(),
+            effort: self.sampling.effort(),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
         }
@@ -143,21 +94,27 @@ impl HowArgs {
 struct Failure {
     code: u8,
     message: String,
+    /// What the engine or the daemon calls it.
+    fault: Option<Code>,
 }
 
 impl Failure {
+    fn new(code: u8, message: impl std::fmt::Display) -> Self {
+        Self { code, message: message.to_string(), fault: None }
+    }
+
     fn usage(message: impl std::fmt::Display) -> Self {
-        Self { code: EXIT_USAGE, message: message.to_string() }
+        Self::new(EXIT_USAGE, message)
     }
 
     fn internal(message: impl std::fmt::Display) -> Self {
-        Self { code: EXIT_INTERNAL, message: message.to_string() }
+        Self::new(EXIT_INTERNAL, message)
     }
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self { code: super::exit_code(fault.code), message: fault.to_string() }
+        Self { code: super::exit_code(fault.code), message: fault.to_string(), fault: Some(fault.code) }
     }
 }
 
@@ -176,64 +133,19 @@ pub fn run() -> u8 {
         }
     };
     let done = match cli.command {
-        Command::Ask(args) => ask(args),
-        Command::Chat(args) => chat::run(&args.how, args.system),
-        Command::Complete(args) => complete(args),
-        Command::Inspect(args) => inspect::run(args.file, args.context as usize),
+        Command::Ask(args) => ask::ask(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Complete(args) => ask::complete(args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => 0,
         Err(failure) => {
             show::error(&failure.message);
             failure.code
-        }
-    }
-}
-
-fn ask(args: AskArgs) -> Result<(), Failure> {
-    let question = text(args.question, "question")?;
-    let mut messages: Vec<Message> =
-        args.system.into_iter().map(|content| Message { role: Role::System, content }).collect();
-    messages.push(Message { role: Role::User, content: question });
-    let mut backend = Backend::open(&args.how)?;
-    let question = args.how.question(Input::Chat(messages));
-    let mut show = show::Show::new(true);
-    backend.generate(&question, &mut show)?;
-    Ok(())
-}
-
-fn complete(args: CompleteArgs) -> Result<(), Failure> {
-    let prompt = text(args.prompt, "prompt")?;
-    let mut backend = Backend::open(&args.how)?;
-    let question = args.how.question(Input::Text(prompt));
-    let mut show = show::Show::new(false);
-    backend.generate(&question, &mut show)?;
-    Ok(())
-}
-
-/// The argument, or standard input without its last newline.
-fn text(argument: Option<String>, what: &str) -> Result<String, Failure> {
-    match argument {
-        Some(text) if text != "-" => Ok(text),
-        None if std::io::stdin().is_terminal() => {
-            Err(Failure::usage(format!("no {what}: give it as an argument, or pipe it in")))
-        }
-        _ => {
-            let mut bytes = Vec::new();
-            let read = std::io::stdin().take(INPUT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
-            read.map_err(|e| Failure::usage(format!("standard input: {e}")))?;
-            if bytes.len() > INPUT_BYTES_MAX {
-                return Err(Failure::usage(format!(
-                    "standard input has more than the {INPUT_BYTES_MAX} bytes that are taken"
-                )));
-            }
-            let mut text = String::from_utf8(bytes).map_err(|e| {
-                Failure::usage(format!("standard input: no UTF-8 at byte {}", e.utf8_error().valid_up_to()))
-            })?;
-            if text.ends_with('\n') {
-                text.pop();
-            }
-            Ok(text)
         }
     }
 }

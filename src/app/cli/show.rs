@@ -2,17 +2,102 @@
 #![expect(clippy::print_stderr, reason = "this file is the command line's way to its user")]
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Failure;
+use crate::os::thread;
 
-/// Shows one answer as it comes.
+/// Nobody needs to see a step that is over sooner; also how often a bar is drawn anew.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// A step that may take a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// For the daemon or the model.
+    Waiting,
+    /// In the daemon's queue; `done` is how many are ahead.
+    Queued,
+    /// The model's bytes.
+    Loading,
+    /// The prompt's tokens.
+    Reading,
+    /// Windows of a text.
+    Windows,
+    /// Tokens of a measurement.
+    Measuring,
+}
+
+impl Step {
+    /// How indicatif draws it.
+    fn template(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting, {elapsed}",
+            Self::Queued => "waiting, {pos} ahead, {elapsed}",
+            Self::Loading => "loading {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
+            Self::Reading => "reading {bar:30} {percent:>3}%, {pos} of {len} tokens{left}",
+            Self::Windows => "{msg} {bar:30} {percent:>3}%, {pos} of {len} windows{left}",
+            Self::Measuring => "measuring {bar:30} {percent:>3}%{left}",
+        }
+    }
+}
+
+/// The time left, once there is something to guess it from.
+fn left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 {
+        // A bar is no place to fail.
+        let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
+    }
+}
+
+/// A line on the terminal that appears once its step has taken [`PATIENCE`].
+struct Bar {
+    step: Step,
+    bar: ProgressBar,
+    /// Dropped when the step is over; then [`Self::thread`] ends, drawing nothing more.
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Bar {
+    fn new(step: Step, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        if let Ok(style) = ProgressStyle::with_template(step.template()) {
+            bar.set_style(style.with_key("left", left));
+        }
+        let (over, wait) = mpsc::channel::<()>();
+        let late = bar.clone();
+        let appear = move || {
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                late.set_draw_target(ProgressDrawTarget::stderr());
+                late.enable_steady_tick(PATIENCE);
+            }
+        };
+        // Without a thread there is no bar, and nothing else is amiss.
+        Self { step, bar, over: Some(over), thread: thread::start("progress", appear).ok() }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        drop(self.over.take());
+        drop(self.thread.take().map(JoinHandle::join));
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows one answer or measurement as it comes.
 pub(super) struct Show {
     /// End the output with a newline always, not only on a terminal.
     newline: bool,
-    bar: Option<ProgressBar>,
+    /// The text is printed by somebody else, in another form.
+    silent: bool,
+    /// stdout is a terminal.
+    terminal: bool,
+    bar: Option<Bar>,
     began: bool,
     told_no_template: bool,
     ends_line: bool,
@@ -21,79 +106,183 @@ pub(super) struct Show {
 impl Show {
     /// `newline`: the answer is for reading, so it ends with one; else it is bytes, and only a terminal gets one.
     pub(super) fn new(newline: bool) -> Self {
-        Self { newline, bar: None, began: false, told_no_template: false, ends_line: true }
+        Self {
+            newline,
+            silent: false,
+            terminal: std::io::stdout().is_terminal(),
+            bar: None,
+            began: false,
+            told_no_template: false,
+            ends_line: true,
+        }
     }
 
-    /// A step before the answer is at `done` of `total`. Only terminals see it, and not when it is over at once.
-    pub(super) fn progress(&mut self, what: &'static str, done: u64, total: u64) {
+    /// Shows progress only.
+    pub(super) fn silent() -> Self {
+        Self { silent: true, ..Self::new(false) }
+    }
+
+    /// `step` is at `done` of `total`. Only terminals see it, and not when it is over at once.
+    pub(super) fn step(&mut self, step: Step, done: u64, total: u64) {
+        self.step_with(step, done, total, String::new);
+    }
+
+    /// The same, with a word on it.
+    pub(super) fn step_with(&mut self, step: Step, done: u64, total: u64, word: impl FnOnce() -> String) {
         if self.began || !std::io::stderr().is_terminal() {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {percent}%") {
-                bar.set_style(style);
+        if self.bar.as_ref().is_none_or(|b| b.step != step || b.bar.length() != Some(total)) {
+            // The old line goes before the new one comes.
+            self.bar = None;
+            self.bar = Some(Bar::new(step, total));
+        }
+        if let Some(Bar { bar, .. }) = &self.bar {
+            bar.set_position(done);
+            if step == Step::Windows {
+                bar.set_message(word());
             }
-            bar.enable_steady_tick(Duration::from_millis(250));
-            bar
-        });
-        bar.set_message(what);
-        bar.set_length(total);
-        bar.set_position(done);
-    }
-
-    /// Others are ahead in the queue.
-    #[cfg(feature = "http")]
-    pub(super) fn waiting(&mut self, position: u64) {
-        if std::io::stderr().is_terminal() {
-            eprintln!("sotto: waiting, {position} ahead");
         }
     }
 
     /// The model has no chat template; said once.
     pub(super) fn no_template(&mut self, model: &str) {
         if !std::mem::replace(&mut self.told_no_template, true) {
-            eprintln!("sotto: model {model} has no chat template; the text is continued as it stands");
+            self.bar = None;
+            note(&format!("model {model} has no chat template; the text is continued as it stands"));
         }
     }
 
-    /// A piece of the answer.
+    /// A piece of the answer. A terminal gets no control character but newline and tab: what a model writes shall not
+    /// steer it.
     ///
     /// # Errors
     /// When stdout cannot be written; a reader that went away is the end, not an error.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
-        self.clear();
+        self.bar = None;
+        if self.silent {
+            return Ok(());
+        }
         self.began = true;
         self.ends_line = text.ends_with('\n');
-        let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Failure { code: 0, message: String::new() }),
-            Err(e) => Err(Failure::usage(format!("standard output: {e}"))),
+        match self.terminal {
+            true => out(&plain(text)),
+            false => out(text),
         }
     }
 
     /// The answer is complete.
     pub(super) fn finish(&mut self) {
-        self.clear();
-        let terminal = std::io::stdout().is_terminal();
-        if self.began && (self.newline || terminal) && !(self.newline && self.ends_line) {
+        self.bar = None;
+        if self.began && (self.newline || self.terminal) && !(self.newline && self.ends_line) {
             // A reader that went away misses nothing.
-            let _ = std::io::stdout().lock().write_all(b"\n");
+            let _ = out("\n");
         }
         self.began = false;
     }
+}
 
-    fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+/// `text` with a mark for each control character that is no newline or tab.
+pub(super) fn plain(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// Writes to stdout.
+///
+/// # Errors
+/// When it cannot be written; a reader that went away is the end, not an error.
+pub(super) fn out(text: &str) -> Result<(), Failure> {
+    bytes(text.as_bytes())
+}
+
+/// The same for what need not be text.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Failure::new(0, "")),
+        Err(e) => Err(Failure::usage(format!("standard output: {e}"))),
     }
+}
+
+/// Prints one object on a line of stdout.
+pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
+    out(&format!("{value}\n"))
+}
+
+/// Says something beside the answer.
+pub(super) fn note(message: &str) {
+    eprintln!("sotto: {}", plain(message));
 }
 
 /// Says why the command failed.
 pub(super) fn error(message: &str) {
     if !message.is_empty() {
-        eprintln!("sotto: {message}");
+        note(message);
+    }
+}
+
+/// Bytes for a person, in powers of 1000.
+pub(super) fn size(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
+
+/// A count for a person.
+pub(super) fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{n}"),
+        1_000_000..1_000_000_000 => format!("{:.1} million", n as f64 / 1e6),
+        _ => format!("{:.2} billion", n as f64 / 1e9),
+    }
+}
+
+/// Four digits of a speed.
+pub(super) fn speed(x: f64) -> String {
+    match x {
+        100.0.. => format!("{x:.0}"),
+        10.0.. => format!("{x:.1}"),
+        _ => format!("{x:.2}"),
+    }
+}
+
+/// Lines of a key and its value; an empty key goes on with the one above.
+#[derive(Default)]
+pub(super) struct Table(String);
+
+impl Table {
+    /// Adds a line. Values come from outside: no control character reaches the terminal.
+    pub(super) fn line(&mut self, key: &str, value: &str) {
+        let clean: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.0.push_str(&format!("{key:<14}{clean}\n"));
+    }
+
+    /// Prints it.
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        out(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_has_a_template_that_can_be_drawn() {
+        use Step::{Loading, Measuring, Queued, Reading, Waiting, Windows};
+        for step in [Waiting, Queued, Loading, Reading, Windows, Measuring] {
+            let style = ProgressStyle::with_template(step.template());
+            assert!(style.is_ok(), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_model_writes_does_not_steer_a_terminal() {
+        assert_eq!(plain("a\tb\n\u{1b}[2Jé\u{9b}\r"), "a\tb\n\u{fffd}[2Jé\u{fffd}\u{fffd}");
     }
 }

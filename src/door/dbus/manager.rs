@@ -13,6 +13,7 @@ use crate::base::limits::REPLY_BYTES_MAX;
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
+use crate::door::wire;
 use crate::engine::{Code, Done, Engine, Event, Fault};
 
 use super::callers::Callers;
@@ -57,11 +58,13 @@ impl Manager {
         let known = self.callers.know(connection, header.sender()).await?;
         let request = asked.ask.request(new_id(), known.caller, asked.input, "input");
         let generation = Generation::start(&self.engine, request)?;
-        let (text, done) = tokio::select! {
+        let (text, logprobs, done) = tokio::select! {
             answer = whole(generation) => answer?,
             () = known.gone() => return Err(Fault::new(Code::Cancelled, "the caller left the bus").into()),
         };
-        Ok((text, info(&done)))
+        let mut info = info(&done);
+        info.extend(logprobs.and_then(|json| Some(("logprobs", variant(json)?))));
+        Ok((text, info))
     }
 
     #[zbus(out_args("generation", "stream"))]
@@ -154,17 +157,28 @@ impl Manager {
     }
 }
 
-/// The complete answer. D-Bus text has no NUL, so one in an answer becomes U+FFFD.
-async fn whole(mut generation: Generation) -> Result<(String, Done), Fault> {
+/// The complete answer, and what its tokens tell as a JSON array, if they do. D-Bus text has no NUL, so one in an answer
+/// becomes U+FFFD.
+async fn whole(mut generation: Generation) -> Result<(String, Option<String>, Done), Fault> {
     let mut answer = String::new();
+    let mut told = String::new();
     loop {
         match generation.next().await {
-            Event::Text { text } => answer += &text.replace('\0', "\u{fffd}"),
-            Event::Done(done) => return Ok((answer, done)),
+            Event::Text { text, logprob } => {
+                answer += &text.replace('\0', "\u{fffd}");
+                if let Some(logprob) = logprob {
+                    told += if told.is_empty() { "[" } else { "," };
+                    told += &wire::logprob_text(&logprob);
+                }
+            }
+            Event::Done(done) => {
+                let told = (!told.is_empty()).then(|| told + "]");
+                return Ok((answer, told, done));
+            }
             Event::Failed(fault) => return Err(fault),
             _ => {}
         }
-        if answer.len() > REPLY_BYTES_MAX {
+        if answer.len() + told.len() > REPLY_BYTES_MAX {
             let message =
                 format!("the answer passed {REPLY_BYTES_MAX} bytes; use StartGeneration or the socket");
             return Err(Fault::new(Code::BodyTooLarge, message));

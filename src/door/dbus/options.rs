@@ -38,12 +38,12 @@ fn signature(key: &str) -> Option<&'static str> {
         "model" | "system" | "class" | "format" | "schema" | "grammar" | "regex" | "tools"
         | "tool_choice" | "reasoning_effort" | "messages_json" => "s",
         "raw" | "cache" | "parallel_tool_calls" => "b",
-        "max_tokens" | "top_k" | "deadline_ms" | "logprobs" => "u",
+        "max_tokens" | "min_tokens" | "top_k" | "repeat_last_n" | "dry_allowed_length" | "dry_last_n"
+        | "mirostat" | "deadline_ms" | "logprobs" => "u",
         "seed" => "t",
-        "temperature" | "top_p" | "min_p" | "repeat_penalty" | "frequency_penalty" | "presence_penalty" => {
-            "d"
-        }
-        "stop" | "choices" => "as",
+        "temperature" | "top_p" | "min_p" | "typical_p" | "repeat_penalty" | "frequency_penalty"
+        | "presence_penalty" | "dry_multiplier" | "dry_base" | "mirostat_tau" | "mirostat_eta" => "d",
+        "stop" | "choices" | "dry_breakers" => "as",
         "messages" => "a(ss)",
         "logit_bias" => "a{ud}",
         _ => return None,
@@ -63,7 +63,6 @@ fn to_json(value: &Variant<'_>) -> Value {
             [role, content] => json!({ "role": to_json(role), "content": to_json(content) }),
             _ => Value::Null,
         },
-        // Only whether there is anything matters: what is in it is not supported yet.
         Variant::Dict(entries) => entries
             .iter()
             .map(|(key, value)| (to_json(key).to_string(), to_json(value)))
@@ -184,13 +183,23 @@ mod tests {
             ("max_tokens", Variant::new(7_u32)),
             ("seed", Variant::new(3_u64)),
             ("stop", Variant::new(vec!["x"])),
-            ("min_p", Variant::new(0.0)),
+            ("min_p", Variant::new(0.25)),
+            ("logit_bias", Variant::new(HashMap::from([(12_u32, -1.5)]))),
+            ("dry_breakers", Variant::new(vec!["."])),
+            ("mirostat", Variant::new(2_u32)),
+            ("logprobs", Variant::new(3_u32)),
+            ("reasoning_effort", Variant::new("low")),
             ("tools", Variant::new("[]")),
             ("format", Variant::new("text")),
         ])
         .unwrap();
         assert_eq!((asked.ask.max_tokens, asked.ask.sampling.seed), (Some(7), Some(3)));
         assert_eq!(asked.format, Some(Format::Text));
+        let sampling = &asked.ask.sampling;
+        assert_eq!((sampling.min_p, sampling.logprobs, sampling.mirostat), (Some(0.25), Some(3), true));
+        assert_eq!(sampling.logit_bias, [(crate::base::Token(12), -1.5)]);
+        assert_eq!(sampling.dry_breakers.as_deref(), Some(&[".".to_owned()][..]));
+        assert_eq!(asked.ask.effort, crate::engine::Effort::Low);
         let Input::Chat(messages) = asked.input else { panic!("no conversation") };
         assert_eq!(
             messages.iter().map(|m| m.role).collect::<Vec<_>>(),
@@ -206,7 +215,13 @@ mod tests {
             ("tools", Variant::new("["), Code::InvalidValue),
             ("schema", Variant::new("{}"), Code::UnsupportedField),
             ("regex", Variant::new("a"), Code::UnsupportedField),
-            ("logprobs", Variant::new(1_u32), Code::UnsupportedField),
+            ("logprobs", Variant::new(21_u32), Code::InvalidValue),
+            ("min_p", Variant::new(1.5), Code::InvalidValue),
+            ("mirostat", Variant::new(1_u32), Code::InvalidValue),
+            ("min_tokens", Variant::new(1_i32), Code::InvalidValue),
+            ("logit_bias", Variant::new(HashMap::from([(1_u32, f64::NAN)])), Code::InvalidValue),
+            ("logit_bias", Variant::new(HashMap::from([("1", 1.0)])), Code::InvalidValue),
+            ("reasoning_effort", Variant::new("much"), Code::InvalidValue),
             ("format", Variant::new("xml"), Code::InvalidValue),
             ("temprature", Variant::new(1.0), Code::UnknownField),
             ("system", Variant::new("x".repeat(INPUT_BYTES_MAX)), Code::BodyTooLarge),

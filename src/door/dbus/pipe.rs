@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::base::limits::EVENT_BYTES_MAX;
 use crate::door::wire;
-use crate::engine::{Code, Engine, Event, Fault, Handle, Offer, Request, Sink};
+use crate::engine::{Code, Engine, Event, Fault, Handle, Logprob, Offer, Request, Sink};
 
 use super::options::Format;
 
@@ -53,8 +53,8 @@ struct PipeSink {
     shared: Option<Arc<Shared>>,
     last: Option<oneshot::Sender<Last>>,
     format: Format,
-    /// Bytes already written of the text that is offered again.
-    n_sent: usize,
+    /// What is already written of the text that is offered again: nothing, or so many bytes.
+    sent: Option<usize>,
 }
 
 enum Wrote {
@@ -74,20 +74,23 @@ fn write(pipe: &Sender, bytes: &[u8]) -> Wrote {
 }
 
 impl PipeSink {
-    fn offer_text(&mut self, pipe: &Shared, text: &str) -> Offer {
-        while let Some(rest) = text.get(self.n_sent..).filter(|rest| !rest.is_empty()) {
+    fn offer_text(&mut self, pipe: &Shared, text: &str, logprob: Option<&Logprob>) -> Offer {
+        loop {
+            let rest = text.get(self.sent.unwrap_or(0)..).unwrap_or_default();
+            // The first line tells of the token.
+            let logprob = logprob.filter(|_| self.sent.is_none() && self.format == Format::Events);
+            if rest.is_empty() && logprob.is_none() {
+                break;
+            }
             let (n, bytes) = match self.format {
-                Format::Events => {
-                    let n = wire::piece_len(rest);
-                    (n, wire::token_line(&rest[..n]))
-                }
+                Format::Events => wire::token_line(rest, logprob),
                 Format::Text => {
                     let n = rest.floor_char_boundary(EVENT_BYTES_MAX);
                     (n, rest.as_bytes()[..n].to_vec())
                 }
             };
             match write(&pipe.pipe, &bytes) {
-                Wrote::All => self.n_sent += n,
+                Wrote::All => self.sent = Some(self.sent.unwrap_or(0) + n),
                 Wrote::Full => {
                     pipe.full.notify_one();
                     return Offer::Full;
@@ -95,7 +98,7 @@ impl PipeSink {
                 Wrote::Gone => return Offer::Gone,
             }
         }
-        self.n_sent = 0;
+        self.sent = None;
         Offer::Taken
     }
 
@@ -118,7 +121,7 @@ impl Sink for PipeSink {
             return self.end(shared, event);
         }
         let offer = match event {
-            Event::Text { text } => self.offer_text(&shared, text),
+            Event::Text { text, logprob } => self.offer_text(&shared, text, logprob.as_deref()),
             state => match line(state, self.format).map(|line| write(&shared.pipe, &line)) {
                 None | Some(Wrote::All) => Offer::Taken,
                 // States are news; a reader that does not keep up misses them.
@@ -138,7 +141,7 @@ pub(super) async fn run(engine: &Engine, request: Request, pipe: Sender, format:
     let stall = Duration::from_secs(engine.options().stall_timeout_s);
     let shared = Arc::new(Shared { pipe, full: Notify::new() });
     let (last, outcome) = oneshot::channel();
-    let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, n_sent: 0 };
+    let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };
     let ended = match engine.submit(request, Box::new(sink)) {
         Ok(handle) => follow(&shared, handle, outcome, format).await,
         Err(fault) => Last::unsaid(fault, format),
@@ -200,10 +203,10 @@ mod tests {
                 shared: Some(shared.clone()),
                 last: Some(last),
                 format: Format::Events,
-                n_sent: 0,
+                sent: None,
             };
             let text = "wörd\n".repeat(40_000);
-            let event = Event::Text { text: text.clone() };
+            let event = Event::Text { text: text.clone(), logprob: None };
             let mut reader = std::fs::File::from(reader);
             let (mut bytes, mut n_full) = (Vec::new(), 0);
             let mut read = |bytes: &mut Vec<u8>| {
@@ -217,7 +220,7 @@ mod tests {
                 shared.pipe.writable().await.unwrap();
             }
             assert!(n_full > 1);
-            let filler = Event::Text { text: "x".repeat(4000) };
+            let filler = Event::Text { text: "x".repeat(4000), logprob: None };
             while sink.offer(&filler) == Offer::Taken {}
             assert_eq!(sink.offer(&Event::Failed(Fault::new(Code::Stalled, "slow"))), Offer::Taken);
             assert!(outcome.try_recv().unwrap().unwritten.is_some());

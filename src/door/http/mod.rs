@@ -5,6 +5,7 @@
 
 mod body;
 mod error;
+mod logprobs;
 mod openai;
 mod routes;
 mod socket;

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
+use crate::base::limits::N_TOP_LOGPROB_MAX;
 use crate::door::ask::{self, Ask, TOOLS_NOT_YET};
 use crate::door::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
+use crate::door::sampling;
 use crate::engine::{Fault, Input};
 
 /// A request in one of OpenAI's shapes.
@@ -33,15 +35,8 @@ const fn rejected(key: &'static str) -> NotYet {
 /// One answer is what this version gives.
 const N_NOT_YET: NotYet = NotYet { key: "n", kind: Kind::Number, neutral: |v| *v == 1 };
 
-const CHAT_NOT_YET: &[NotYet] = &[
-    N_NOT_YET,
-    NotYet { key: "logprobs", kind: Kind::Bool, neutral: |v| *v == false },
-    NotYet { key: "top_logprobs", kind: Kind::Number, neutral: |v| *v == 0 },
-    NotYet { key: "response_format", kind: Kind::Object, neutral: is_text_format },
-];
-
-const COMPLETION_NOT_YET: &[NotYet] =
-    &[N_NOT_YET, NotYet { key: "logprobs", kind: Kind::Number, neutral: |_| false }];
+const CHAT_NOT_YET: &[NotYet] =
+    &[N_NOT_YET, NotYet { key: "response_format", kind: Kind::Object, neutral: is_text_format }];
 
 fn is_text_format(value: &Value) -> bool {
     value
@@ -96,15 +91,31 @@ pub(super) fn chat(fields: &mut Fields) -> Result<Asked, Fault> {
         }
         _ => ask.max_tokens = newer.or(ask.max_tokens),
     }
+    ask.effort = sampling::effort(fields)?;
+    ask.sampling.logprobs = logprobs(fields)?;
+    ask.check("sotto.min_tokens")?;
     let messages = fields.list("messages")?.ok_or_else(|| missing("messages", "give the conversation"))?;
     let input = Input::Chat(ask::messages(messages, "messages")?);
     Ok(Asked { ask, input, input_field: "messages", stream, usage })
 }
 
+/// `logprobs` says whether, `top_logprobs` how many beside.
+fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Fault> {
+    let asked = fields.flag("logprobs")?.unwrap_or(false);
+    let n =
+        fields.whole("top_logprobs", 0, u64::from(N_TOP_LOGPROB_MAX))?.and_then(|n| u32::try_from(n).ok());
+    match n {
+        Some(1..) if !asked => Err(invalid("top_logprobs", "goes with logprobs only; set that to true")),
+        n => Ok(asked.then(|| n.unwrap_or(0))),
+    }
+}
+
 /// A completion request: a prompt continued as it stands.
 pub(super) fn completion(fields: &mut Fields) -> Result<Asked, Fault> {
-    let (ask, stream, usage) = common(fields)?;
-    fields.not_yet(COMPLETION_NOT_YET)?;
+    let (mut ask, stream, usage) = common(fields)?;
+    fields.not_yet(&[N_NOT_YET])?;
+    ask.sampling.logprobs = sampling::logprobs(fields)?;
+    ask.check("sotto.min_tokens")?;
     let input = match fields.take("prompt") {
         Some(Value::String(text)) => Input::Text(text),
         Some(Value::Array(list)) if list.iter().any(Value::is_string) => {

@@ -13,13 +13,14 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
+use crate::base::limits::N_TOLD_MAX;
 use crate::door::queue::Generation;
-use crate::door::wire;
-use crate::engine::{Done, Event, Fault, GenerationId};
+use crate::door::{done, wire};
+use crate::engine::{Code, Done, Event, Fault, GenerationId, Logprob};
 use crate::os::clock;
 
 use super::body::{Body, json_text};
-use super::error;
+use super::{error, logprobs};
 
 /// Whose shape an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +54,15 @@ pub(super) struct Printer {
     model: String,
     begun: bool,
     comment: String,
+    /// Characters of the answer so far.
+    n_chars: usize,
 }
 
 impl Printer {
     pub(super) fn new(id: GenerationId, shape: Shape, framing: Framing, usage: bool) -> Self {
         let created = clock::unix_s();
         let comment = ": admission\n\n".to_owned();
-        Self { shape, framing, usage, id, created, model: String::new(), begun: false, comment }
+        Self { shape, framing, usage, id, created, model: String::new(), begun: false, comment, n_chars: 0 }
     }
 
     /// Prints `event`.
@@ -75,10 +78,16 @@ impl Printer {
             Event::Queued { position } => self.say(format!(": queued {position}\n\n"), out),
             Event::Loading { done, total, .. } => self.say(format!(": loading {done}/{total}\n\n"), out),
             Event::Prefill { done, total, .. } => self.say(format!(": prefill {done}/{total}\n\n"), out),
-            Event::Text { text } => {
+            Event::Text { text, logprob } => {
                 self.begin(out);
                 self.comment = ": decode\n\n".into();
-                let choice = self.choice(text, Value::Null);
+                let logprobs = match (logprob, self.shape) {
+                    (None, _) => Value::Null,
+                    (Some(one), Shape::Completion) => logprobs::completion([(self.n_chars, &**one)]),
+                    (Some(one), _) => logprobs::chat([&**one]),
+                };
+                self.n_chars = self.n_chars.saturating_add(text.chars().count());
+                let choice = self.choice(Some(text), logprobs, Value::Null);
                 self.chunk(json!([choice]), Value::Null, None, out);
             }
             Event::Done(done) => self.end(done, out),
@@ -98,24 +107,27 @@ impl Printer {
     /// Finish chunk, usage chunk, `[DONE]`: each of its own, clients count on it.
     fn end(&mut self, done: &Done, out: &mut Vec<u8>) {
         self.begin(out);
-        let choice = self.choice("", done.stop_detail.reason().as_str().into());
+        let choice = self.choice(None, Value::Null, done.stop_detail.reason().as_str().into());
         self.chunk(json!([choice]), Value::Null, Some(done), out);
         if self.usage {
-            self.chunk(json!([]), wire::usage(&done.usage), None, out);
+            self.chunk(json!([]), done::usage(&done.usage), None, out);
         }
         if self.framing == Framing::Sse {
             out.extend_from_slice(b"data: [DONE]\n\n");
         }
     }
 
-    fn choice(&self, text: &str, finish_reason: Value) -> Value {
-        match self.shape {
-            Shape::Completion => {
-                json!({ "index": 0, "text": text, "finish_reason": finish_reason, "logprobs": null })
-            }
-            _ if text.is_empty() => json!({ "index": 0, "delta": {}, "finish_reason": finish_reason }),
-            _ => json!({ "index": 0, "delta": { "content": text }, "finish_reason": finish_reason }),
+    fn choice(&self, text: Option<&str>, logprobs: Value, finish_reason: Value) -> Value {
+        if self.shape == Shape::Completion {
+            let text = text.unwrap_or_default();
+            return json!({ "index": 0, "text": text, "finish_reason": finish_reason, "logprobs": logprobs });
         }
+        let delta = text.map_or_else(|| json!({}), |text| json!({ "content": text }));
+        let mut choice = json!({ "index": 0, "delta": delta, "finish_reason": finish_reason });
+        if let Some(choice) = choice.as_object_mut().filter(|_| !logprobs.is_null()) {
+            choice.insert("logprobs".into(), logprobs);
+        }
+        choice
     }
 
     fn chunk(&self, choices: Value, usage: Value, done: Option<&Done>, out: &mut Vec<u8>) {
@@ -162,7 +174,7 @@ fn extras(done: &Done) -> Value {
     json!({
         "seed": done.seed,
         "stop_detail": done.stop_detail.as_str(),
-        "timings": wire::timings(&done.timings),
+        "timings": done::timings(&done.timings),
     })
 }
 
@@ -251,9 +263,24 @@ pub(super) async fn streamed(
 /// What ended the generation.
 pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Result<Response<Body>, Fault> {
     let mut answer = String::new();
+    // Each with the number of characters before it.
+    let mut told: Vec<(usize, Logprob)> = Vec::new();
+    let (mut n_chars, mut n_told): (usize, usize) = (0, 0);
     let done = loop {
         match generation.next().await {
-            Event::Text { text } => answer += &text,
+            Event::Text { text, logprob } => {
+                if let Some(one) = logprob {
+                    n_told = n_told.saturating_add(one.top.len()).saturating_add(1);
+                    told.push((n_chars, *one));
+                }
+                if n_told > N_TOLD_MAX {
+                    let message =
+                        format!("logprobs: the answer tells more than {N_TOLD_MAX} tokens; ask for a stream");
+                    return Err(Fault::new(Code::BodyTooLarge, message).at("logprobs"));
+                }
+                n_chars = n_chars.saturating_add(text.chars().count());
+                answer += &text;
+            }
             Event::Done(done) => break done,
             Event::Failed(fault) => return Err(fault),
             _ => {}
@@ -261,11 +288,16 @@ pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Resul
     };
     let finish_reason = done.stop_detail.reason().as_str();
     let chat = printer.shape == Shape::Chat;
+    let logprobs = match (told.is_empty(), chat) {
+        (true, _) => Value::Null,
+        (false, true) => logprobs::chat(told.iter().map(|(_, one)| one)),
+        (false, false) => logprobs::completion(told.iter().map(|(at, one)| (*at, one))),
+    };
     let choice = if chat {
         let message = json!({ "role": "assistant", "content": answer });
-        json!({ "index": 0, "message": message, "finish_reason": finish_reason, "logprobs": null })
+        json!({ "index": 0, "message": message, "finish_reason": finish_reason, "logprobs": logprobs })
     } else {
-        json!({ "index": 0, "text": answer, "finish_reason": finish_reason, "logprobs": null })
+        json!({ "index": 0, "text": answer, "finish_reason": finish_reason, "logprobs": logprobs })
     };
     let body = json!({
         "id": printer.id.as_str(),
@@ -273,7 +305,7 @@ pub(super) async fn whole(mut generation: Generation, printer: Printer) -> Resul
         "created": printer.created,
         "model": done.model,
         "choices": [choice],
-        "usage": wire::usage(&done.usage),
+        "usage": done::usage(&done.usage),
         "sotto": extras(&done),
     });
     Ok(json_text(format!("{body}\n")))

@@ -1,0 +1,98 @@
+//! How fast a model runs here.
+
+use clap::Args;
+use serde_json::json;
+
+use super::show::{self, Show, Step, Table, count, size, speed};
+use super::{Failure, backend};
+use crate::engine::{Solo, SpeedOptions, median};
+use crate::model::Precision;
+use crate::os::process;
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// A model file or the name of an installed model; without it the model in the box
+    model: Option<String>,
+    /// Threads that compute [default: one for each physical core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: Option<u32>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    prompt: u32,
+    /// Tokens decoded after it
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    generate: u32,
+    /// How often; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Opens a model to measure it.
+pub(super) fn open(model: Option<&str>, threads: Option<u32>, show: &mut Show) -> Result<Solo, Failure> {
+    let file = backend::model_file(model)?;
+    let kernels = crate::app::kernels().map_err(Failure::usage)?;
+    let mut progress = |done, total| show.step(Step::Loading, done, total);
+    Ok(Solo::open(kernels, &file, threads.unwrap_or(0) as usize, &mut progress)?)
+}
+
+/// Measures and prints.
+pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    let mut show = Show::silent();
+    let solo = open(args.model.as_deref(), args.threads, &mut show)?;
+    let options = SpeedOptions {
+        n_prompt: args.prompt as usize,
+        n_generate: args.generate as usize,
+        n_repeat: args.repeat as usize,
+    };
+    let mut progress = |done, total| show.step(Step::Measuring, done, total);
+    let measured = solo.speed(Precision::default(), options, &mut progress)?;
+    show.finish();
+    let (prefill, decode) = (median(&measured.prefill_tok_s), median(&measured.decode_tok_s));
+    let model = solo.model();
+    let weights_gb_s = decode * model.step_bytes() as f64 / 1e9;
+    let peak = process::peak_rss_bytes();
+    if args.json {
+        return show::json(&json!({
+            "model": solo.id(),
+            "architecture": model.architecture(),
+            "quantization": model.quantization(),
+            "parameters": model.parameters(),
+            "file_bytes": model.file_bytes(),
+            "step_bytes": model.step_bytes(),
+            "tier": solo.tier(),
+            "threads": solo.threads(),
+            "prompt": args.prompt,
+            "generate": args.generate,
+            "repeat": args.repeat,
+            "load_ms": solo.load_ms(),
+            "prefill_tok_s": prefill,
+            "decode_tok_s": decode,
+            "prefill_runs_tok_s": measured.prefill_tok_s,
+            "decode_runs_tok_s": measured.decode_tok_s,
+            "weights_gb_s": weights_gb_s,
+            "peak_rss_bytes": peak,
+        }));
+    }
+    let runs = |values: &[f64]| {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(0.0, f64::max);
+        format!("{} to {} in {} runs", speed(least), speed(most), values.len())
+    };
+    let mut table = Table::default();
+    let (id, weights, kind) = (solo.id(), count(model.parameters()), model.quantization());
+    table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(model.file_bytes())));
+    table.line("kernels", &format!("{}, {} threads", solo.tier(), solo.threads()));
+    table.line("load", &format!("{:.0} ms", solo.load_ms()));
+    for (key, n, value, all) in [
+        ("prefill", args.prompt, prefill, &measured.prefill_tok_s),
+        ("decode", args.generate, decode, &measured.decode_tok_s),
+    ] {
+        table.line(key, &format!("{:>6} tokens/s of {n} tokens; {}", speed(value), runs(all)));
+    }
+    table.line("weights", &format!("{weights_gb_s:.1} GB/s in decode, {} a token", size(model.step_bytes())));
+    table.line("peak memory", &peak.map_or_else(|| "unknown".into(), size));
+    table.print()
+}

@@ -1,0 +1,114 @@
+//! How well a model foretells a text.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::show::{self, Show, Step, Table, speed};
+use super::{Failure, bench};
+use crate::base::limits::TEXT_FILE_BYTES_MAX;
+use crate::engine::Solo;
+use crate::model;
+use crate::os::clock;
+
+#[derive(Debug, Args)]
+pub(super) struct PerplexityArgs {
+    /// A model file or the name of an installed model
+    model: String,
+    /// A text file
+    file: PathBuf,
+    /// Tokens of a window [default: 512, at most the model's context]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=16_777_216))]
+    context: Option<u32>,
+    /// Read the first N windows only [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    windows: Option<u32>,
+    /// Threads that compute [default: one for each physical core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: Option<u32>,
+    /// How exactly to compute
+    #[arg(long, value_enum, default_value_t = Precision::Default)]
+    precision: Precision,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How exactly to compute.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    /// As answers are computed
+    Default,
+    /// Activations and cache in 32-bit floats
+    F32,
+}
+
+/// Tokens of a window where nobody says otherwise, as in llama.cpp.
+const N_CTX: usize = 512;
+
+/// Measures and prints.
+pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
+    let path = args.file.display();
+    let unread = |e| Failure::usage(format!("{path}: {e}"));
+    let len = std::fs::metadata(&args.file).map_err(unread)?.len();
+    if len > TEXT_FILE_BYTES_MAX {
+        return Err(Failure::usage(format!("{path}: {len} bytes, at most {TEXT_FILE_BYTES_MAX} are taken")));
+    }
+    let text = std::fs::read_to_string(&args.file).map_err(unread)?;
+    let mut show = Show::silent();
+    let solo = bench::open(Some(&args.model), args.threads, &mut show)?;
+    let n_ctx = args.context.map_or(N_CTX.min(solo.model().hyper().n_ctx_train), |n| n as usize);
+    let precision = match args.precision {
+        Precision::Default => model::Precision::default(),
+        Precision::F32 => model::Precision::F32,
+    };
+    let began = clock::now_us();
+    let mut progress = |so_far: &crate::engine::Perplexity, n_windows: usize| {
+        let word = || match so_far.n_windows {
+            0 => "perplexity".to_owned(),
+            _ => format!("perplexity {:.4}", so_far.value()),
+        };
+        show.step_with(Step::Windows, so_far.n_windows as u64, n_windows as u64, word);
+    };
+    let n_windows_max = args.windows.map(|n| n as usize);
+    let found = solo.perplexity(&text, precision, n_ctx, n_windows_max, &mut progress)?;
+    let tok_s = (found.n_windows * n_ctx) as f64 * 1e6 / clock::now_us().saturating_sub(began).max(1) as f64;
+    show.finish();
+    print(args, &solo, &found, n_ctx, tok_s)
+}
+
+fn print(
+    args: &PerplexityArgs,
+    solo: &Solo,
+    found: &crate::engine::Perplexity,
+    n_ctx: usize,
+    tok_s: f64,
+) -> Result<(), Failure> {
+    let precision = match args.precision {
+        Precision::Default => "default",
+        Precision::F32 => "f32",
+    };
+    if args.json {
+        return show::json(&json!({
+            "model": solo.id(),
+            "file": args.file.display().to_string(),
+            "perplexity": found.value(),
+            "perplexity_error": found.error(),
+            "n_ctx": n_ctx,
+            "windows": found.n_windows,
+            "tokens_scored": found.n_tokens,
+            "precision": precision,
+            "tok_s": tok_s,
+            "tier": solo.tier(),
+            "threads": solo.threads(),
+        }));
+    }
+    let mut table = Table::default();
+    table.line("perplexity", &format!("{:.4} ± {:.4}", found.value(), found.error()));
+    table
+        .line("windows", &format!("{} of {n_ctx} tokens, {} tokens scored", found.n_windows, found.n_tokens));
+    table.line("computed", &format!("precision {precision}, {}, {} threads", solo.tier(), solo.threads()));
+    table.line("speed", &format!("{} tokens/s", speed(tok_s)));
+    table.print()
+}

@@ -1,0 +1,189 @@
+//! How well a model foretells a text.
+
+use super::solo::Solo;
+use super::{Code, Fault};
+use crate::base::Token;
+use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::kernel::Pool;
+use crate::model::{Decoder, Kv, Model, Precision, Want};
+use crate::text::Special;
+
+/// Numbers of the logits of one step, at most: 16 MiB.
+const N_LOGIT_MAX: usize = 4 << 20;
+
+/// A model reading windows of tokens, each from an empty cache.
+pub struct Reader<'a> {
+    model: &'a Model,
+    pool: &'a Pool,
+    decoder: Decoder,
+    kv: Kv,
+    n_logit_rows: usize,
+}
+
+impl Reader<'_> {
+    /// Gives `-ln p(tokens[i] | tokens[..i])` to `each`, for every `i` from `first` on, in order.
+    ///
+    /// # Errors
+    /// When a logit is no number.
+    ///
+    /// # Panics
+    /// If `first` is 0, for nothing foretells the first token, or there are more tokens than positions.
+    pub fn read(&mut self, tokens: &[Token], first: usize, each: &mut dyn FnMut(f64)) -> Result<(), Fault> {
+        assert!(first > 0, "the first token has nothing before it");
+        self.kv.truncate(0);
+        let n_vocab = self.model.hyper().n_vocab;
+        // The last token is foretold, and foretells nothing. Logits before `first` are of no use.
+        let fed = &tokens[..tokens.len().saturating_sub(1)];
+        let (silent, told) = fed.split_at((first - 1).min(fed.len()));
+        for chunk in silent.chunks(PREFILL_CHUNK_MAX) {
+            self.step(chunk, Want::None)?;
+        }
+        let mut next = first;
+        for chunk in told.chunks(self.n_logit_rows) {
+            for logits in self.step(chunk, Want::All)?.chunks_exact(n_vocab) {
+                each(surprise(logits, tokens[next])?);
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, tokens: &[Token], want: Want) -> Result<&[f32], Fault> {
+        let stopped = |_| Fault::new(Code::Internal, "a step was stopped that nobody stops");
+        self.decoder.step(self.model, self.pool, &mut self.kv, tokens, want, &mut |_| true).map_err(stopped)
+    }
+}
+
+/// `-ln softmax(logits)[token]`, in double precision.
+fn surprise(logits: &[f32], token: Token) -> Result<f64, Fault> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
+    let nll = sum.ln() - f64::from(logits[token.index()] - top);
+    match nll.is_finite() {
+        true => Ok(nll),
+        false => Err(Fault::new(
+            Code::Internal,
+            "the model gave a logit that is no number; its file is damaged, or its weights do not fit f16 keys",
+        )),
+    }
+}
+
+/// A perplexity, after some windows or all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Perplexity {
+    /// Windows read.
+    pub n_windows: usize,
+    /// Tokens that were foretold.
+    pub n_tokens: usize,
+    sum: f64,
+    sum_of_squares: f64,
+}
+
+impl Perplexity {
+    /// Counts a token of this `-ln p`.
+    fn add(&mut self, nll: f64) {
+        self.n_tokens += 1;
+        self.sum += nll;
+        self.sum_of_squares += nll * nll;
+    }
+
+    /// The exponential of the mean of `-ln p`.
+    #[must_use]
+    pub fn value(&self) -> f64 {
+        (self.sum / self.n_tokens as f64).exp()
+    }
+
+    /// Its standard error, from the spread of `-ln p` over the tokens; 0 for fewer than two.
+    #[must_use]
+    pub fn error(&self) -> f64 {
+        if self.n_tokens < 2 {
+            return 0.0;
+        }
+        let n = self.n_tokens as f64;
+        let mean = self.sum / n;
+        let variance = (self.sum_of_squares / n - mean * mean).max(0.0);
+        (variance / (n - 1.0)).sqrt() * self.value()
+    }
+}
+
+impl Solo {
+    /// A reader of windows of at most `n_ctx` tokens.
+    ///
+    /// # Errors
+    /// When the model has fewer positions, or the memory cannot be had.
+    pub fn reader(&self, precision: Precision, n_ctx: usize) -> Result<Reader<'_>, Fault> {
+        let n_logit_rows = (N_LOGIT_MAX / self.model().hyper().n_vocab.max(1)).clamp(1, PREFILL_CHUNK_MAX);
+        let (decoder, kv) = self.decoder(precision, n_ctx, PREFILL_CHUNK_MAX, n_logit_rows)?;
+        Ok(Reader { model: self.model(), pool: &self.pool, decoder, kv, n_logit_rows })
+    }
+
+    /// The perplexity of `text` as llama.cpp defines it (tools/perplexity): the whole text is tokenized at once, with
+    /// the begin token before it if the model wants one; cut into windows of `n_ctx` tokens, the rest dropped; in each
+    /// window the begin token takes the place of the first token; of each window the tokens after position
+    /// `n_ctx / 2` are foretold. At most `n_windows_max` windows are read. `progress` is told the value so far and how
+    /// many windows there are.
+    ///
+    /// # Errors
+    /// When the text is shorter than a window, a window is shorter than 4 tokens or longer than the model's context,
+    /// or a logit is no number.
+    pub fn perplexity(
+        &self,
+        text: &str,
+        precision: Precision,
+        n_ctx: usize,
+        n_windows_max: Option<usize>,
+        progress: &mut dyn FnMut(&Perplexity, usize),
+    ) -> Result<Perplexity, Fault> {
+        let mut reader = self.reader(precision, n_ctx)?;
+        let tokenizer = self.tokenizer();
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let mut tokens: Vec<Token> = bos.into_iter().collect();
+        tokenizer.encode(text, Special::AsText, &mut tokens);
+        if n_ctx < 4 || tokens.len() < n_ctx {
+            let n = tokens.len();
+            let message = format!(
+                "a text of {n} tokens, windows of {n_ctx}: a window has at least 4 tokens, a text one window"
+            );
+            return Err(Fault::new(Code::InvalidValue, message));
+        }
+        let n_windows = (tokens.len() / n_ctx).min(n_windows_max.unwrap_or(usize::MAX));
+        let mut so_far = Perplexity::default();
+        for window in tokens.chunks_exact_mut(n_ctx).take(n_windows) {
+            progress(&so_far, n_windows);
+            if let Some(bos) = bos {
+                window[0] = bos;
+            }
+            reader.read(window, n_ctx / 2 + 1, &mut |nll| so_far.add(nll))?;
+            so_far.n_windows += 1;
+        }
+        progress(&so_far, n_windows);
+        Ok(so_far)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surprise_is_that_of_a_softmax() {
+        let even = surprise(&[2.0; 8], Token(3)).unwrap();
+        assert!((even - 8.0_f64.ln()).abs() < 1e-12);
+        let far = surprise(&[1000.0, -1000.0], Token(1)).unwrap();
+        assert!((far - 2000.0).abs() < 1e-9, "no overflow, no underflow: {far}");
+        assert!(surprise(&[f32::NAN, 1.0], Token(1)).is_err());
+        assert!(surprise(&[f32::INFINITY, 1.0], Token(1)).is_err());
+    }
+
+    #[test]
+    fn the_error_is_that_of_a_mean() {
+        let mut p = Perplexity::default();
+        assert_eq!(p.error(), 0.0);
+        for nll in [1.0, 2.0, 3.0] {
+            p.add(nll);
+        }
+        // Mean 2, variance 2/3, over n - 1 = 2.
+        assert!((p.value() - 2.0_f64.exp()).abs() < 1e-12);
+        assert!((p.error() - (1.0_f64 / 3.0).sqrt() * 2.0_f64.exp()).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,111 @@
+//! A model alone in its process, to be measured: perplexity ([`super::perplexity`]) and speed ([`super::speed`]). It
+//! steps the decoder itself, for there is nobody to schedule; whatever serves a request goes through the scheduler.
+
+use super::admit::{Loaded, load_fault};
+use super::run::LOAD_SLICE;
+use super::{Code, Fault, ModelFile};
+use crate::base::limits::N_THREADS_MAX;
+use crate::kernel::{Kernels, Pool};
+use crate::model::{Decoder, Kv, Model, ModelError, Precision};
+use crate::os::{clock, thread};
+use crate::text::Tokenizer;
+
+/// A model with threads to run it.
+pub struct Solo {
+    pub(super) loaded: Loaded,
+    pub(super) pool: Pool,
+    load_ms: f64,
+}
+
+impl Solo {
+    /// Opens `file` and reads it in; `progress` is told bytes read and bytes in all. 0 threads are as many as there are
+    /// physical cores that this process may use.
+    ///
+    /// # Errors
+    /// When the file is no model that runs here, or the threads cannot be had.
+    pub fn open(
+        kernels: &'static Kernels,
+        file: &ModelFile,
+        threads: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, Fault> {
+        let began = clock::now_us();
+        let loaded = Loaded::open(&file.id, &file.path).map_err(|e| load_fault(&file.id, &e))?;
+        let n = match threads {
+            0 => thread::n_cores().min(N_THREADS_MAX),
+            n => n,
+        };
+        let pool = Pool::new(kernels, n)
+            .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
+        let total = loaded.model.file_bytes();
+        let mut done = 0;
+        while done < total {
+            progress(done, total);
+            let n = (total - done).min(LOAD_SLICE as u64);
+            // The file is mapped, so its offsets are addresses.
+            loaded.model.populate(done as usize, n as usize);
+            done += n;
+        }
+        progress(total, total);
+        Ok(Self { loaded, pool, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.loaded.model
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.loaded.id
+    }
+
+    /// Its tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.loaded.tokenizer
+    }
+
+    /// Threads that compute.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// The kernel tier in use, such as `avx2`.
+    #[must_use]
+    pub fn tier(&self) -> &'static str {
+        self.pool.kernels().tier().name()
+    }
+
+    /// How long opening and reading took, in milliseconds.
+    #[must_use]
+    pub fn load_ms(&self) -> f64 {
+        self.load_ms
+    }
+
+    /// A decoder for steps of `n_tokens_max` tokens with the logits of `n_logit_rows`, and a cache of `n_ctx` positions.
+    pub(super) fn decoder(
+        &self,
+        precision: Precision,
+        n_ctx: usize,
+        n_tokens_max: usize,
+        n_logit_rows: usize,
+    ) -> Result<(Decoder, Kv), Fault> {
+        let n_ctx_train = self.model().hyper().n_ctx_train;
+        if n_ctx > n_ctx_train {
+            return Err(Fault::new(
+                Code::InvalidValue,
+                format!(
+                    "{n_ctx} positions are needed, model {} has {n_ctx_train}; ask for fewer tokens",
+                    self.id()
+                ),
+            ));
+        }
+        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows);
+        let kv = decoder.kv(self.model(), n_ctx).map_err(|e| load_fault(self.id(), &e))?;
+        Ok((decoder, kv))
+    }
+}

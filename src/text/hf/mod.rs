@@ -1,0 +1,298 @@
+//! `tokenizer.json` and `tokenizer_config.json`, the files of Hugging Face's tokenizers: byte-level and SentencePiece
+//! BPE with the components that families of this program use. Reads bytes, opens no file.
+//!
+//! Added tokens are looked for in text as it was written, whether the file asks for it before or behind its normalizer:
+//! what is found must not depend on text around it, and chat templates keep user's text and tokens apart there.
+
+mod config;
+mod lists;
+mod parts;
+#[cfg(test)]
+mod tests;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::error::shown;
+use super::pretok::Pre;
+use super::source::{Source, SpacePrefix, VocabKind};
+use super::vocab::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, byte_of};
+use super::{Edges, TextError};
+use crate::base::limits::{COMPONENT_BYTES_MAX, N_VOCAB_MAX};
+use crate::base::{Strings, Token};
+
+pub use config::TokenizerConfig;
+pub(super) use lists::Arena;
+
+use config::AddedBody;
+use lists::{MergeList, VocabList};
+use parts::Parts;
+
+/// The name of the file in messages.
+const FILE: &str = "tokenizer.json";
+
+/// The parts of the file that are used; truncation and padding are not.
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow)]
+    normalizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pre_tokenizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    post_processor: Option<&'a RawValue>,
+    #[serde(borrow)]
+    decoder: Option<&'a RawValue>,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    #[serde(flatten)]
+    body: AddedBody,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    vocab: VocabList,
+    #[serde(default)]
+    merges: MergeList,
+    unk_token: Option<String>,
+    fuse_unk: Option<bool>,
+    byte_fallback: Option<bool>,
+    ignore_merges: Option<bool>,
+    dropout: Option<f64>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+}
+
+impl Source {
+    /// What a `tokenizer.json` says, and the `tokenizer_config.json` beside it if there is one. Memory beyond `bytes` is
+    /// that of the pieces and merges with 4 bytes for each.
+    ///
+    /// # Errors
+    /// When the file is no JSON of this form, has a component that is not in the closed list, or contradicts itself.
+    pub fn from_tokenizer_json(bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Self, TextError> {
+        let file: File<'_> = serde_json::from_slice(bytes).map_err(|e| TextError::json(FILE, &e))?;
+        let mut parts = Parts::read(
+            &component(file.normalizer)?,
+            &component(file.pre_tokenizer)?,
+            &component(file.decoder)?,
+            &component(file.post_processor)?,
+        )?;
+        let model = file.model;
+        check(&model)?;
+        let byte_fallback = !parts.spells_bytes && model.byte_fallback == Some(true);
+        let mut table = Table::new(model.vocab, byte_fallback)?;
+        for Added { id, body } in &file.added_tokens {
+            table.add(FILE, *id, body)?;
+        }
+        let (pieces, mut kinds, edges) = table.finish();
+        let find = |what: &'static str, text: &str| {
+            find(&pieces, text).ok_or_else(|| TextError::file(FILE, format!("there is no {what} {text:?}")))
+        };
+        let unk = model.unk_token.as_deref().map(|text| find("unk_token", text)).transpose()?;
+        if let Some(unk) = unk
+            && kinds[unk.index()] == CONTROL
+        {
+            kinds[unk.index()] = UNKNOWN;
+        }
+        let begin = match &parts.begins[..] {
+            [] => None,
+            [(text, id)] if find("special token", text)?.0 == *id => Some(Token(*id)),
+            [(text, id)] => {
+                let what = format!("the post-processor has {text:?} as token {id}, the vocabulary has not");
+                return Err(TextError::file(FILE, what));
+            }
+            more => {
+                let what = format!("{} tokens go before a text, one is supported", more.len());
+                return Err(TextError::file(FILE, what));
+            }
+        };
+        let named = |what, text: Option<&str>| text.map(|text| find(what, text)).transpose();
+        let bos = named("bos_token", config.and_then(TokenizerConfig::bos))?;
+        if let (Some(bos), Some(begin)) = (bos, begin)
+            && bos != begin
+        {
+            let what = format!("a text begins with token {}, but bos_token is {}", begin.0, bos.0);
+            return Err(TextError::file(FILE, what));
+        }
+        let eos = named("eos_token", config.and_then(TokenizerConfig::eos))?;
+        let merges = model.merges.0.into_strings();
+        let vocab = if parts.spells_bytes {
+            let pre = Pre::new(parts.take_patterns(), model.ignore_merges == Some(true));
+            VocabKind::Bytes { pre, merges }
+        } else {
+            VocabKind::Merges { merges }
+        };
+        Ok(Self {
+            model: vocab,
+            pieces,
+            kinds,
+            trusted: true,
+            edges,
+            nfc: parts.nfc,
+            bos: bos.or(begin),
+            eos,
+            eot: None,
+            unk,
+            fuse_unk: model.fuse_unk == Some(true),
+            add_bos: config.and_then(|c| c.add_bos_token).unwrap_or(begin.is_some()),
+            space_prefix: parts.prefix.unwrap_or(SpacePrefix::Never),
+            strips_space: parts.strips,
+        })
+    }
+}
+
+/// A component as a tree.
+fn component(raw: Option<&RawValue>) -> Result<Value, TextError> {
+    let Some(raw) = raw else { return Ok(Value::Null) };
+    let n = raw.get().len();
+    if n > COMPONENT_BYTES_MAX {
+        let what = format!("a component has {n} bytes, at most {COMPONENT_BYTES_MAX} are read");
+        return Err(TextError::file(FILE, what));
+    }
+    serde_json::from_str(raw.get()).map_err(|e| TextError::json(FILE, &e))
+}
+
+/// Refuses models of another kind and habits of BPE that no family here has.
+fn check(model: &Model) -> Result<(), TextError> {
+    let refuse = |found: String, known| Err(TextError::Component { file: FILE, part: "model", found, known });
+    let kind = model.kind.as_deref().unwrap_or("BPE");
+    if kind != "BPE" {
+        return refuse(shown(kind.as_bytes()), "BPE");
+    }
+    if model.dropout.is_some_and(|p| p > 0.0) {
+        return refuse("dropout".into(), "BPE without it");
+    }
+    if model.continuing_subword_prefix.as_deref().is_some_and(|p| !p.is_empty()) {
+        return refuse("continuing_subword_prefix".into(), "BPE without it");
+    }
+    if model.end_of_word_suffix.as_deref().is_some_and(|s| !s.is_empty()) {
+        return refuse("end_of_word_suffix".into(), "BPE without it");
+    }
+    Ok(())
+}
+
+/// A component, shortened.
+fn shown_value(value: &Value) -> String {
+    shown(
+        value["type"]
+            .as_str()
+            .map_or_else(
+                || value.to_string(),
+                |kind| match &value["pattern"] {
+                    Value::Null => kind.to_owned(),
+                    pattern => format!("{kind} {pattern}"),
+                },
+            )
+            .as_bytes(),
+    )
+}
+
+/// The token of this text, whatever it is for.
+pub(super) fn find(pieces: &Strings, text: &str) -> Option<Token> {
+    (0..).zip(pieces.iter()).find(|(_, piece)| *piece == text.as_bytes()).map(|(id, _)| Token(id))
+}
+
+/// A vocabulary that grows by added tokens.
+pub(super) struct Table {
+    pieces: Arena,
+    /// By id, the place in `pieces`.
+    places: Vec<Option<u32>>,
+    kinds: Vec<u8>,
+    edges: Vec<(Token, Edges)>,
+}
+
+impl Table {
+    /// Of the list of a `tokenizer.json`.
+    fn new(list: VocabList, byte_fallback: bool) -> Result<Self, TextError> {
+        let n = list.ids.iter().map(|&id| id as usize + 1).max().unwrap_or(0);
+        let (mut places, mut kinds) = (vec![None; n], vec![UNUSED; n]);
+        for (place, &id) in (0_u32..).zip(&list.ids) {
+            let (piece, id) = (list.pieces.get(place as usize), id as usize);
+            if let Some(other) = places[id].replace(place) {
+                let other = shown(list.pieces.get(other as usize));
+                return Err(TextError::file(
+                    FILE,
+                    format!("pieces {other} and {} have id {id}", shown(piece)),
+                ));
+            }
+            kinds[id] = if byte_fallback && byte_of(piece).is_some() { BYTE } else { NORMAL };
+        }
+        Ok(Self { pieces: list.pieces, places, kinds, edges: Vec::new() })
+    }
+
+    /// Of pieces in the order of their ids.
+    pub(super) fn in_order(pieces: Arena, kinds: Vec<u8>) -> Self {
+        let places = (0..).map(Some).take(kinds.len()).collect();
+        Self { pieces, places, kinds, edges: Vec::new() }
+    }
+
+    /// Adds what `config` lists besides.
+    pub(super) fn add_all(&mut self, config: &TokenizerConfig) -> Result<(), TextError> {
+        for (id, body) in &config.added_tokens_decoder {
+            let id = id.parse().map_err(|_| {
+                TextError::file(config::FILE, format!("{} is no token id", shown(id.as_bytes())))
+            })?;
+            self.add(config::FILE, id, body)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a token special or user-defined; adds it if it is new.
+    fn add(&mut self, file: &'static str, id: u32, body: &AddedBody) -> Result<(), TextError> {
+        let at = id as usize;
+        if at >= N_VOCAB_MAX {
+            return Err(TextError::file(file, format!("added token {id}; {N_VOCAB_MAX} ids are possible")));
+        }
+        if at >= self.kinds.len() {
+            self.places.resize(at + 1, None);
+            self.kinds.resize(at + 1, UNUSED);
+        }
+        let text = body.content.as_bytes();
+        match self.places[at] {
+            Some(place) if self.pieces.get(place as usize) != text => {
+                let (found, text) = (shown(self.pieces.get(place as usize)), shown(text));
+                return Err(TextError::file(
+                    file,
+                    format!("token {id} is {found} and, as an added one, {text}"),
+                ));
+            }
+            Some(_) => {}
+            None => {
+                self.places[at] = u32::try_from(self.pieces.len()).ok();
+                if !self.pieces.push(text) {
+                    return Err(TextError::file(file, "4 GiB of text are too much".into()));
+                }
+            }
+        }
+        if self.kinds[at] != UNKNOWN {
+            self.kinds[at] = if body.special { CONTROL } else { USER_DEFINED };
+        }
+        if body.edges() != Edges::default() {
+            self.edges.push((Token(id), body.edges()));
+        }
+        Ok(())
+    }
+
+    /// Pieces by id, ggml's token types, and edges.
+    pub(super) fn finish(self) -> (Strings, Vec<u8>, Vec<(Token, Edges)>) {
+        let Self { pieces, places, kinds, edges } = self;
+        let in_order = pieces.len() == places.len() && (0..).zip(&places).all(|(i, &place)| place == Some(i));
+        if in_order {
+            return (pieces.into_strings(), kinds, edges);
+        }
+        let mut sorted = Arena::default();
+        for place in places {
+            // No longer than what came in.
+            let _fits = sorted.push(place.map_or(&[], |place| pieces.get(place as usize)));
+        }
+        (sorted.into_strings(), kinds, edges)
+    }
+}

@@ -1,0 +1,253 @@
+//! The components of a `tokenizer.json` around the model: a closed list, told by name. What is not in it is refused:
+//! ignoring it would give other tokens.
+
+use serde_json::Value;
+
+use super::super::TextError;
+use super::super::source::SpacePrefix;
+use super::super::split::{Case, Fold, Pattern};
+use super::super::spm::SPACE;
+use super::{FILE, shown_value};
+
+/// What the components say.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub(super) nfc: bool,
+    /// Whether spaces become [`SPACE`] before anything else.
+    escapes: bool,
+    /// Where a space is put that nobody wrote.
+    pub(super) prefix: Option<SpacePrefix>,
+    patterns: Vec<Pattern>,
+    /// Whether text becomes letters that stand for bytes.
+    pub(super) spells_bytes: bool,
+    /// Whether a pre-tokenizer cuts at spaces.
+    cuts_spaces: bool,
+    /// Whether the decoder drops the first space.
+    pub(super) strips: bool,
+    /// The texts of the tokens that go before a text, with their ids.
+    pub(super) begins: Vec<(String, u32)>,
+}
+
+/// A component, or one of a sequence of them.
+fn each(
+    part: &'static str,
+    list: &'static str,
+    value: &Value,
+    take: &mut dyn FnMut(&str, &Value) -> Result<(), TextError>,
+) -> Result<(), TextError> {
+    if value.is_null() {
+        return Ok(());
+    }
+    match value["type"].as_str() {
+        Some("Sequence") => {
+            let all = value[list].as_array().ok_or_else(|| unknown(part, value, "a Sequence has a list"))?;
+            all.iter().try_for_each(|value| each(part, list, value, take))
+        }
+        Some(kind) => take(kind, value),
+        None => Err(unknown(part, value, "components with a type")),
+    }
+}
+
+fn unknown(part: &'static str, found: &Value, known: &'static str) -> TextError {
+    TextError::Component { file: FILE, part, found: shown_value(found), known }
+}
+
+impl Parts {
+    pub(super) fn read(
+        normalizer: &Value,
+        pre_tokenizer: &Value,
+        decoder: &Value,
+        post_processor: &Value,
+    ) -> Result<Self, TextError> {
+        let mut parts = Self::default();
+        each("normalizer", "normalizers", normalizer, &mut |kind, value| parts.normalizer(kind, value))?;
+        each("pre-tokenizer", "pretokenizers", pre_tokenizer, &mut |kind, value| {
+            parts.pre_tokenizer(kind, value)
+        })?;
+        let mut decodes_bytes = false;
+        each("decoder", "decoders", decoder, &mut |kind, value| {
+            decodes_bytes |= kind == "ByteLevel";
+            parts.decoder(kind, value)
+        })?;
+        each("post-processor", "processors", post_processor, &mut |kind, value| {
+            parts.post_processor(kind, value)
+        })?;
+        let wanted = if !parts.spells_bytes {
+            let escapes = parts.escapes || parts.prefix.is_some();
+            let fits = escapes && parts.patterns.is_empty() && !decodes_bytes;
+            (!fits).then_some("a ByteLevel one, Metaspace, or a normalizer that makes spaces ▁")
+        } else {
+            let fits = !parts.escapes && parts.prefix.is_none() && !parts.cuts_spaces && !parts.strips;
+            (!fits).then_some("ByteLevel without other treatment of spaces")
+        };
+        match wanted {
+            Some(known) => Err(unknown("pre-tokenizer", pre_tokenizer, known)),
+            None => Ok(parts),
+        }
+    }
+
+    /// The patterns of the byte-level kind.
+    pub(super) fn take_patterns(&mut self) -> Vec<Pattern> {
+        std::mem::take(&mut self.patterns)
+    }
+
+    fn normalizer(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+        match kind {
+            "NFC" => self.nfc = true,
+            "Prepend" if value["prepend"] == SPACE => self.prefix = Some(SpacePrefix::Always),
+            "Replace" if value["pattern"]["String"] == " " && value["content"] == SPACE => {
+                self.escapes = true
+            }
+            _ => {
+                return Err(unknown(
+                    "normalizer",
+                    value,
+                    "NFC, Prepend ▁, Replace of a space by ▁, Sequence",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn pre_tokenizer(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+        let refuse = |known| Err(unknown("pre-tokenizer", value, known));
+        if self.spells_bytes {
+            return refuse("nothing behind ByteLevel");
+        }
+        match kind {
+            "ByteLevel" => {
+                if value["add_prefix_space"] == true {
+                    return refuse("ByteLevel without add_prefix_space");
+                }
+                self.spells_bytes = true;
+                if value["use_regex"] != false {
+                    self.patterns.push(Pattern::Gpt2);
+                }
+            }
+            "Digits" => {
+                self.patterns.push(Pattern::Digits(if value["individual_digits"] == true {
+                    1
+                } else {
+                    usize::MAX
+                }));
+            }
+            "Punctuation" if value["behavior"] == "Contiguous" => {
+                self.patterns.push(Pattern::Punctuation { backtick: true });
+            }
+            // The normalizer left none.
+            "Split" if value["pattern"]["String"] == " " && self.escapes => self.cuts_spaces = true,
+            "Split" => {
+                let regex = value["pattern"]["Regex"].as_str();
+                let Some(pattern) = regex.and_then(pattern) else {
+                    return refuse(
+                        "Split by the regular expressions of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen 2 to 3.5, \
+                        Mistral's tekken and DeepSeek 3",
+                    );
+                };
+                // To keep what is found alone, or to drop what is between finds: the same where nothing is between.
+                let invert = value["invert"] == true;
+                match value["behavior"].as_str() {
+                    Some("Isolated") => {}
+                    Some("Removed") if invert && pattern.covers() => {}
+                    _ => return refuse("Split with behavior Isolated"),
+                }
+                self.patterns.push(pattern);
+            }
+            "Metaspace" => {
+                if value["replacement"] != SPACE || value["split"] != false {
+                    return refuse("Metaspace with replacement ▁ and split false");
+                }
+                self.prefix = Some(match (value["prepend_scheme"].as_str(), &value["add_prefix_space"]) {
+                    (Some("never"), _) | (None, Value::Bool(false)) => SpacePrefix::Never,
+                    (Some("first"), _) => SpacePrefix::First,
+                    (Some("always") | None, _) => SpacePrefix::Missing,
+                    (Some(_), _) => return refuse("Metaspace with prepend_scheme always, first or never"),
+                });
+            }
+            _ => return refuse("ByteLevel, Split, Digits, Punctuation, Metaspace, Sequence"),
+        }
+        Ok(())
+    }
+
+    fn decoder(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+        match kind {
+            "ByteLevel" | "ByteFallback" | "Fuse" => {}
+            "Replace" if value["pattern"]["String"] == SPACE && value["content"] == " " => {}
+            "Strip"
+                if value["content"] == " "
+                    && value["stop"] == 0
+                    && (value["start"] == 0 || value["start"] == 1) =>
+            {
+                self.strips |= value["start"] == 1;
+            }
+            "Metaspace" if value["replacement"] == SPACE => {
+                self.strips |= value["prepend_scheme"] != "never" && value["add_prefix_space"] != false;
+            }
+            _ => {
+                let known = "ByteLevel, ByteFallback, Fuse, Replace of ▁ by a space, Strip of one, Metaspace, Sequence";
+                return Err(unknown("decoder", value, known));
+            }
+        }
+        Ok(())
+    }
+
+    fn post_processor(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+        let refuse = |known| Err(unknown("post-processor", value, known));
+        match kind {
+            // Mends offsets only.
+            "ByteLevel" => Ok(()),
+            "TemplateProcessing" => {
+                for item in value["single"].as_array().into_iter().flatten() {
+                    // What follows the text is not wanted: a prompt is to be continued.
+                    if !item["Sequence"].is_null() {
+                        return Ok(());
+                    }
+                    let id = &item["SpecialToken"]["id"];
+                    let Some(name) = id.as_str() else { return refuse("templates of special tokens") };
+                    let ids = value["special_tokens"][name]["ids"].as_array().map_or(&[][..], Vec::as_slice);
+                    let [id] = ids else { return refuse("special tokens with one id") };
+                    let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
+                        return refuse("special tokens with one id");
+                    };
+                    self.begins.push((name.to_owned(), id));
+                }
+                refuse("templates with the text in them")
+            }
+            _ => refuse("ByteLevel, TemplateProcessing, Sequence"),
+        }
+    }
+}
+
+/// The pattern of a regular expression that is known.
+fn pattern(regex: &str) -> Option<Pattern> {
+    let words = |digits, marks| Pattern::Words { fold: Fold::Unicode, digits, marks };
+    let cased = |digits, fold| Pattern::Cased { case: Case::Unicode, digits, fold };
+    Some(match regex {
+        GPT2 | GPT2_SHORT => Pattern::Gpt2,
+        GPT4 | GPT4_SHORT => words(3, false),
+        QWEN2 | QWEN2_SHORT => words(1, false),
+        QWEN35 => words(1, true),
+        TEKKEN => cased(1, None),
+        GPT4O => cased(3, Some(Fold::Unicode)),
+        r"\p{N}{1,3}" => Pattern::Digits(3),
+        r"\p{N}" => Pattern::Digits(1),
+        r"\p{N}+" => Pattern::Digits(usize::MAX),
+        "[一-龥぀-ゟ゠-ヿ]+" => Pattern::Asian,
+        DEEPSEEK3 => Pattern::DeepSeek3,
+        _ => return None,
+    })
+}
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2_SHORT: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// Llama 3's, too.
+const GPT4: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// As tiktoken has it. Only the spelling differs: white space runs greedily up to its last line end, and what is
+/// possessive cannot give anything back.
+const GPT4_SHORT: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SHORT: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const DEEPSEEK3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
