@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
 pub(crate) mod gguf;
+pub(crate) mod golden;
 pub(crate) mod http;
 
 use std::path::{Path, PathBuf};
