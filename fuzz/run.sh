@@ -33,7 +33,7 @@ for target in "${targets[@]}"; do
       done
       ;;
     template)
-      for file in ../shared/fixtures/chat-templates/*.jinja tests/fixtures/bad/found/*.jinja; do
+      for file in tests/fixtures/chat-templates/*.jinja ../shared/fixtures/chat-templates/*.jinja; do
         [ ! -f "$file" ] || cp "$file" "$corpus"
       done
       ;;

@@ -72,6 +72,12 @@ const NEED_UNDEFINED: [&str; 4] = [
     "llama-cpp-microsoft-Phi-4-mini-instruct",
 ];
 
+/// Templates of which some cases are known to differ, and why.
+const KNOWN: [(&str, &str); 1] = [(
+    "meetkai-functionary-medium-v3.1",
+    "markupsafe turns quotes of tools into entities after `|safe +`, which the engine has no hook for",
+)];
+
 /// What became of a set of templates.
 #[derive(Default)]
 struct Outcome {
@@ -166,7 +172,10 @@ fn run(dir: &Path) -> Outcome {
                 {
                     outcome.n_skipped += 1
                 }
-                Err(why) => outcome.wrong.push(format!("{name} / {case}: {why}")),
+                Err(how) => {
+                    let why = KNOWN.iter().find(|(known, _)| *known == name).map_or("", |(_, why)| *why);
+                    outcome.wrong.push(format!("{name} / {case}: {how} {why}"));
+                }
             }
             if conversation.tools.is_null() && conversation.documents.is_null() {
                 let bare = render(conversation.chat(false));
@@ -192,7 +201,7 @@ fn folders() -> Vec<PathBuf> {
     if full.is_none() {
         println!("skipped: the full set of chat templates; set SOTTO_CHAT_TEMPLATES to its folder");
     }
-    full.into_iter().chain([root.join("tests/fixtures/chat-templates")]).filter(|d| d.is_dir()).collect()
+    full.into_iter().chain([root.join("tests/fixtures/chat-templates")]).collect()
 }
 
 #[test]

@@ -23,7 +23,9 @@ use sotto::base::Token;
 use sotto::format::gguf;
 use sotto::model::vocab;
 use sotto::os::map::Map;
-use sotto::text::{Pre, Source, Special, Tokenizer, TokenizerConfig, VocabKind};
+use sotto::text::{
+    Chat, Json, Moment, Pre, Source, Special, TemplateInput, TextError, Tokenizer, TokenizerConfig, VocabKind,
+};
 
 /// The folder that `variable` names, else `name` beside the repository if it is there.
 fn fixtures(variable: &str, name: &str) -> Option<PathBuf> {
@@ -330,10 +332,15 @@ fn long_runs_take_time_in_proportion() {
                 tokenizer.encode(&text, Special::Parse, &mut Vec::new());
             });
             timed(format!("{name} {unit:?} in a chat"), &|| {
-                let messages = [ChatMessage { role: "user", content: &text }];
-                let render =
-                    |input: &TemplateInput<'_>| Ok::<_, TextError>(input.messages[0].content.to_owned());
-                tokenizer.encode_chat(render, &messages, true, Moment::from_unix(0)).unwrap();
+                let chat = Chat {
+                    messages: vec![Json::message("user", &text)],
+                    variables: Vec::new(),
+                    add_generation_prompt: true,
+                    moment: Moment::from_unix(0),
+                    must_read: Vec::new(),
+                };
+                let render = |_: &TemplateInput| Ok::<_, TextError>(text.clone());
+                tokenizer.encode_chat(render, &chat).unwrap();
             });
         }
     }

@@ -197,6 +197,14 @@ pub fn sigmoid(x: f32) -> f32 {
     math::sigmoid(x)
 }
 
+/// `x` as shares `e^x / Σ e^x`.
+pub fn softmax(x: &mut [f32]) {
+    let max = x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    x.iter_mut().for_each(|x| *x = math::exp(*x - max));
+    let sum = sum(x);
+    x.iter_mut().for_each(|x| *x /= sum);
+}
+
 /// `Σ x * y`.
 #[must_use]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {

@@ -3,6 +3,7 @@
 use super::arch::{Act, Router};
 use super::decoder::{Part, Step, Stopped};
 use super::layer::{Dense, Experts, FeedForward};
+use super::load::Scales;
 use super::scratch::Scratch;
 use crate::base::limits::N_EXPERT_MAX;
 use crate::kernel::{Q8Acts, ops};
@@ -81,8 +82,8 @@ fn experts(
     let (n, e, n_expert) = (step.n, step.model.hyper().n_embd, x.experts.len());
     let (input, shares) = (&s.norm[..n * e], &mut s.shares[..n * n_expert]);
     step.multiply(input, e, &mut s.q8, &mut [step.product(&x.router, shares)]);
-    let (router, by) = (step.model.arch().router, step.model.scales().experts);
-    step.pool.for_each_row(shares, n_expert, &|_, row| choose(row, x, router, by));
+    let (router, scales) = (step.model.arch().router, step.model.scales());
+    step.pool.for_each_row(shares, n_expert, &|_, row| choose(row, x, router, scales));
 
     let out = &mut s.out[..n * e];
     match &x.shared {
@@ -120,10 +121,10 @@ fn experts(
 }
 
 /// Turns a token's router logits into the weights of the chosen experts, 0 for the others.
-fn choose(row: &mut [f32], x: &Experts, router: Router, by: f32) {
-    let sigmoid = router == Router::Sigmoid;
-    if sigmoid {
-        row.iter_mut().for_each(|x| *x = ops::sigmoid(*x));
+fn choose(row: &mut [f32], x: &Experts, router: Router, scales: &Scales) {
+    match router {
+        Router::Sigmoid => row.iter_mut().for_each(|x| *x = ops::sigmoid(*x)),
+        Router::Softmax => ops::softmax(row),
     }
     let rank = |row: &[f32], i: usize| row[i] + x.choice_bias.as_ref().map_or(0.0, |b| b[i]);
     let mut chosen = [false; N_EXPERT_MAX];
@@ -133,18 +134,10 @@ fn choose(row: &mut [f32], x: &Experts, router: Router, by: f32) {
         let best = left.reduce(|best, i| if rank(row, i) > rank(row, best) { i } else { best });
         best.into_iter().for_each(|i| chosen[i] = true);
     }
-    if sigmoid {
-        let sum: f32 = row.iter().zip(&chosen).filter(|(_, c)| **c).map(|(x, _)| x).sum();
-        row.iter_mut().for_each(|x| *x /= sum + 1e-6);
-    } else {
-        let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-        let mut sum = 0.0;
-        for (x, _) in row.iter_mut().zip(&chosen).filter(|(_, c)| **c) {
-            *x = (*x - max).exp();
-            sum += *x;
-        }
-        row.iter_mut().for_each(|x| *x /= sum);
-    }
+    let sum: f32 = row.iter().zip(&chosen).filter(|(_, c)| **c).map(|(x, _)| x).sum();
+    // The models' own guard against a sum of nothing; all shares of a softmax may be tiny, but the chosen are not.
+    let sum = if router == Router::Sigmoid { sum + 1e-6 } else { sum };
+    let by = scales.experts / if scales.experts_sum_to_one { sum } else { 1.0 };
     for (x, c) in row.iter_mut().zip(&chosen) {
         *x = if *c { *x * by } else { 0.0 };
     }

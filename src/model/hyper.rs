@@ -145,7 +145,8 @@ pub(super) fn read(keys: Keys<'_>) -> Result<(Hyper, Vec<LayerHyper>), ModelErro
     let n_embd = keys.size("embedding_length", N_COLS_MAX)?;
     let n_ctx_train = keys.size("context_length", N_CTX_MAX)?;
     let n_expert = keys.count("expert_count", N_EXPERT_MAX)?;
-    let n_expert_used = keys.count("expert_used_count", N_EXPERT_MAX)?;
+    // Files without experts may still say how many would be used.
+    let n_expert_used = if n_expert == 0 { 0 } else { keys.count("expert_used_count", N_EXPERT_MAX)? };
     if n_expert_used > n_expert || (n_expert > 0 && n_expert_used == 0) {
         return Err(keys.bad("expert_used_count", n_expert_used, format!("1 to {n_expert} possible")));
     }

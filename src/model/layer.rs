@@ -108,6 +108,8 @@ pub(super) struct ShortConv {
     pub input: Linear,
     /// `[len][n_embd]`.
     pub conv: Vec<f32>,
+    /// `[n_embd]`.
+    pub conv_bias: Option<Vec<f32>>,
     /// `[n_embd, n_embd]`.
     pub output: Linear,
     /// Which of the cache's states.
@@ -144,9 +146,9 @@ pub(super) struct Mamba2 {
 /// A gated delta net.
 #[derive(Debug)]
 pub(super) struct DeltaNet {
-    /// q and k `[n_head_k * head_dim]` each, v `[n_head_v * head_dim]`.
+    /// q and k `[n_head_k * dim_k]` each, v `[n_head_v * dim_v]`.
     pub qkv: Linear,
-    /// Gates of the output, `[n_head_v * head_dim, n_embd]`.
+    /// Gates of the output, `[n_head_v * dim_v, n_embd]`.
     pub z: Linear,
     /// How fast states move and fade, `[n_head_v, n_embd]` each.
     pub beta_alpha: BetaAlpha,
@@ -156,13 +158,16 @@ pub(super) struct DeltaNet {
     pub a: Vec<f32>,
     /// `[n_head_v]`.
     pub dt_bias: Vec<f32>,
-    /// `[head_dim]`.
+    /// `[dim_v]`.
     pub norm: Vec<f32>,
-    /// `[n_embd, n_head_v * head_dim]`.
+    /// `[n_embd, n_head_v * dim_v]`.
     pub output: Linear,
     pub n_head_k: usize,
     pub n_head_v: usize,
-    pub head_dim: usize,
+    /// Width of a head of queries and keys.
+    pub dim_k: usize,
+    /// Width of a head of values.
+    pub dim_v: usize,
     /// Value head `h` belongs to key head `h % n_head_k`; else to `h / (n_head_v / n_head_k)`.
     pub spread: bool,
     /// Which of the cache's states.

@@ -45,6 +45,8 @@ pub(super) struct Scales {
     pub temperature: Option<(f32, usize)>,
     /// What the weights of experts are multiplied with.
     pub experts: f32,
+    /// Whether those of the chosen are made to sum to one first.
+    pub experts_sum_to_one: bool,
 }
 
 impl std::fmt::Debug for Model {
@@ -268,5 +270,6 @@ fn scales(keys: Keys<'_>, h: &Hyper) -> Result<Scales, ModelError> {
         logit_cap: keys.if_set("final_logit_softcapping")?.unwrap_or(0.0),
         temperature,
         experts: keys.if_set("expert_weights_scale")?.unwrap_or(1.0),
+        experts_sum_to_one: keys.file.bool(&keys.name("expert_weights_norm"))?.unwrap_or(true),
     })
 }

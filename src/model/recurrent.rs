@@ -17,7 +17,7 @@ pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, state: &mut State, c:
         let (b, rest) = row.split_at_mut(e);
         let (c_gate, x) = rest.split_at_mut(e);
         x.iter_mut().zip(&*b).for_each(|(x, b)| *x *= b);
-        ops::convolve(x, &c.conv, None, &mut state.conv);
+        ops::convolve(x, &c.conv, c.conv_bias.as_deref(), &mut state.conv);
         for ((y, c), x) in y.iter_mut().zip(&*c_gate).zip(&*x) {
             *y = c * x;
         }
@@ -71,7 +71,7 @@ const L2_EPS: f32 = 1e-6;
 /// `s.out = W_out · (norm(delta(q, k, v, beta, decay)) * silu(z))` with `(q, k, v) = silu(conv(W_qkv · s.norm))`.
 pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, state: &mut State, d: &DeltaNet) {
     let (n, e, eps) = (step.n, step.model.hyper().n_embd, step.model.hyper().norm_eps);
-    let (n_k, n_v, dim) = (d.n_head_k, d.n_head_v, d.head_dim);
+    let (n_k, n_v, dim_k, dim) = (d.n_head_k, d.n_head_v, d.dim_k, d.dim_v);
     let (width, n_inner) = (d.qkv.n_rows(), n_v * dim);
     let (proj, z) = (&mut s.proj[..n * width], &mut s.z[..n * n_inner]);
     let (betas, alphas) = s.steps[..2 * n * n_v].split_at_mut(n * n_v);
@@ -107,12 +107,12 @@ pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, state: &mut State, d: 
     for row in proj.chunks_exact_mut(width) {
         ops::convolve(row, &d.conv, None, &mut state.conv);
     }
-    let root = 1.0 / (dim as f32).sqrt();
+    let (root, n_keys) = (1.0 / (dim_k as f32).sqrt(), n_k * dim_k);
     step.pool.for_each_row(proj, width, &|_, row| {
         ops::silu(row);
-        let (q, k) = row[..2 * n_k * dim].split_at_mut(n_k * dim);
-        q.chunks_exact_mut(dim).for_each(|q| ops::l2_norm(q, L2_EPS, root));
-        k.chunks_exact_mut(dim).for_each(|k| ops::l2_norm(k, L2_EPS, 1.0));
+        let (q, k) = row[..2 * n_keys].split_at_mut(n_keys);
+        q.chunks_exact_mut(dim_k).for_each(|q| ops::l2_norm(q, L2_EPS, root));
+        k.chunks_exact_mut(dim_k).for_each(|k| ops::l2_norm(k, L2_EPS, 1.0));
     });
     let (proj, betas, alphas) = (&*proj, &*betas, &*alphas);
     // By heads, [n_head_v][n_tokens, head_dim]: each is written by one thread.
@@ -120,8 +120,8 @@ pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, state: &mut State, d: 
     step.pool.for_each_pair(n_v, &mut state.state, by_head, &|h, state, out| {
         let key_head = if d.spread { h % n_k } else { h / (n_v / n_k) };
         for (t, (row, y)) in proj.chunks_exact(width).zip(out.chunks_exact_mut(dim)).enumerate() {
-            let part = |at: usize| &row[at * dim..(at + 1) * dim];
-            let (q, k, v) = (part(key_head), part(n_k + key_head), part(2 * n_k + h));
+            let key = |from: usize| &row[from + key_head * dim_k..][..dim_k];
+            let (q, k, v) = (key(0), key(n_keys), &row[2 * n_keys + h * dim..][..dim]);
             let (decay, _) = ops::decay(d.a[h], alphas[t * n_v + h] + d.dt_bias[h]);
             ops::delta_step(state, q, k, v, decay, ops::sigmoid(betas[t * n_v + h]), y);
         }

@@ -136,7 +136,10 @@ fn scaling(keys: Keys<'_>, h: &Hyper) -> Result<Scaling, ModelError> {
                 beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 truncate: keys.file.bool(&truncate)?.unwrap_or(true),
-                magnitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or((log + 1.0) / less),
+                magnitude: keys
+                    .positive("rope.scaling.yarn_attn_factor")?
+                    .or(keys.positive("rope.scaling.attn_factor")?)
+                    .unwrap_or((log + 1.0) / less),
             }
         }
         Some(other) => {

@@ -100,6 +100,11 @@ impl<'a> Loader<'a> {
         self.floats(name, rows, cols)
     }
 
+    /// Columns of a tensor that is still to be found; 0 if there is none.
+    fn width(&self, name: &str) -> usize {
+        self.left.get(name).map_or(0, |t| t.n_cols)
+    }
+
     fn vector_if(&mut self, name: &str, n: usize) -> Result<Option<Vec<f32>>, ModelError> {
         if self.has(name) { self.vector(name, n).map(Some) } else { Ok(None) }
     }
@@ -208,7 +213,7 @@ impl<'a> Loader<'a> {
                 (true, Recurrent::DeltaNet { spread }) => Mixer::DeltaNet(self.delta_net(i, spread)?),
                 _ => Mixer::Attention(Box::new(self.attention(i, of, layers)?)),
             },
-            ffn: self.feed_forward(i, of)?,
+            ffn: self.feed_forward(i)?,
             per_layer: match per_layer {
                 None => None,
                 Some(width) => Some(PerLayer {
@@ -355,6 +360,7 @@ impl<'a> Loader<'a> {
         Ok(ShortConv {
             input: self.linear(&name("in_proj"), 3 * e, e)?,
             conv: self.conv(&name("conv.weight"), e, len)?,
+            conv_bias: self.vector_if(&name("conv.bias"), e)?,
             output: self.linear(&name("out_proj"), e, e)?,
             state: self.state((len - 1) * e, 0, 0),
         })
@@ -395,14 +401,15 @@ impl<'a> Loader<'a> {
         let name = |part: &str| format!("blk.{i}.{part}");
         let len = k.size("ssm.conv_kernel", CONV_LEN_MAX)?;
         let n_inner = k.size("ssm.inner_size", N_COLS_MAX)?;
-        let head_dim = k.size("ssm.state_size", N_COLS_MAX)?;
+        let dim_k = k.size("ssm.state_size", N_COLS_MAX)?;
         let n_head_k = k.size("ssm.group_count", N_COLS_MAX)?;
         let n_head_v = k.size("ssm.time_step_rank", N_COLS_MAX)?;
-        if n_head_v.checked_mul(head_dim) != Some(n_inner) || !n_head_v.is_multiple_of(n_head_k) {
-            let wanted = format!("heads of {head_dim} that fill {n_inner}, a multiple of {n_head_k} wanted");
+        if !n_inner.is_multiple_of(n_head_v) || !n_head_v.is_multiple_of(n_head_k) {
+            let wanted = format!("must divide {n_inner} and be a multiple of {n_head_k} heads of keys");
             return Err(k.bad("ssm.time_step_rank", n_head_v, wanted));
         }
-        let n_conv = 2 * n_head_k * head_dim + n_inner;
+        let dim_v = n_inner / n_head_v;
+        let n_conv = 2 * n_head_k * dim_k + n_inner;
         let beta_alpha = match self.has(&name("ssm_ba.weight")) {
             true => BetaAlpha::Mixed(self.linear(&name("ssm_ba"), 2 * n_head_v, e)?),
             false => BetaAlpha::Split(
@@ -417,46 +424,45 @@ impl<'a> Loader<'a> {
             conv: self.conv(&name("ssm_conv1d.weight"), n_conv, len)?,
             a: self.vector(&name("ssm_a"), n_head_v)?,
             dt_bias: self.vector(&name("ssm_dt.bias"), n_head_v)?,
-            norm: self.vector(&name("ssm_norm.weight"), head_dim)?,
+            norm: self.vector(&name("ssm_norm.weight"), dim_v)?,
             output: self.linear(&name("ssm_out"), e, n_inner)?,
             n_head_k,
             n_head_v,
-            head_dim,
+            dim_k,
+            dim_v,
             spread: spread && k.file.origin() != Origin::HuggingFace,
-            state: self.state((len - 1) * n_conv, n_head_v, n_inner * head_dim),
+            state: self.state((len - 1) * n_conv, n_head_v, n_inner * dim_k),
         })
     }
 
-    fn feed_forward(&mut self, i: usize, of: &LayerHyper) -> Result<FeedForward, ModelError> {
+    fn feed_forward(&mut self, i: usize) -> Result<FeedForward, ModelError> {
         let (h, k) = (self.h, self.keys);
         let name = |part: &str| format!("blk.{i}.{part}");
         if !self.has(&name("ffn_gate_inp.weight")) {
             let sparse = match k.file.floats(&k.name("activation_sparsity_scale"))? {
-                Some(all) => all.get(i).copied().filter(|s| *s > 0.0),
+                Some(all) => all.get(i).copied().filter(|s| s.is_finite()),
                 None => None,
             };
-            return Ok(FeedForward::Dense(Dense { sparse, ..self.dense(i, "", of.n_ff)? }));
+            return Ok(FeedForward::Dense(Dense { sparse, ..self.dense(i, "")? }));
         }
-        let n_ff = k.size_if("expert_feed_forward_length", N_COLS_MAX)?.unwrap_or(of.n_ff);
         let n = h.n_expert;
         if n == 0 {
             return Err(k.bad("expert_count", 0, format!("layer {i} has experts")));
         }
         let experts = if self.has(&name("ffn_up_exps.weight")) {
+            let n_ff = self.width(&name("ffn_down_exps.weight"));
             let up = self.stack(&name("ffn_up_exps"), n, n_ff, h.n_embd)?;
             let gate = self.stack(&name("ffn_gate_exps"), n, n_ff, h.n_embd)?;
             let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
             let three = gate.into_iter().zip(up).zip(down);
             three.map(|((gate, up), down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
         } else {
-            (0..n).map(|x| self.dense(i, &format!(".{x}"), n_ff)).collect::<Result<_, _>>()?
+            (0..n).map(|x| self.dense(i, &format!(".{x}"))).collect::<Result<_, _>>()?
         };
-        let shared_ff = k.count("expert_shared_feed_forward_length", N_COLS_MAX)?;
         let (shared, shared_gate) = match self.has(&name("ffn_up_shexp.weight")) {
             false => (None, None),
             true => {
-                let n_ff = if shared_ff == 0 { n_ff } else { shared_ff };
-                let shared = self.dense(i, "_shexp", n_ff)?;
+                let shared = self.dense(i, "_shexp")?;
                 let gate = name("ffn_gate_inp_shexp");
                 let here = self.has(&format!("{gate}.weight"));
                 (Some(shared), if here { Some(self.linear(&gate, 1, h.n_embd)?) } else { None })
@@ -473,10 +479,12 @@ impl<'a> Loader<'a> {
     }
 
     /// `ffn_gate`, `ffn_up` and `ffn_down` with `suffix`; gate and up may be one matrix, and there may be no gate where
-    /// the activation needs none.
-    fn dense(&mut self, i: usize, suffix: &str, n_ff: usize) -> Result<Dense, ModelError> {
+    /// the activation needs none. Their width is that of the input of `down`: for some (GPT-2, Granite's hybrids) the
+    /// metadata has another.
+    fn dense(&mut self, i: usize, suffix: &str) -> Result<Dense, ModelError> {
         let e = self.h.n_embd;
         let name = |part: &str| format!("blk.{i}.ffn_{part}{suffix}");
+        let n_ff = self.width(&format!("{}.weight", name("down")));
         let down = self.linear(&name("down"), e, n_ff)?;
         let gated = self.has(&format!("{}.weight", name("gate")));
         let plain = self.keys.arch.norm == NormKind::Layer && self.keys.arch.act == Act::Gelu;

@@ -47,6 +47,17 @@ fn configurations_become_the_keys_of_the_converter() {
                 "num_hidden_layers": 4, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0,
                 "sliding_window": 16}),
         ),
+        (
+            "gemma4",
+            "Gemma4ForConditionalGeneration",
+            json!({"text_config": {"num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32,
+                "num_key_value_heads": 1, "intermediate_size": 96, "use_double_wide_mlp": true,
+                "num_kv_shared_layers": 3, "hidden_size_per_layer_input": 16, "sliding_window": 16,
+                "final_logit_softcapping": 8.0, "rms_norm_eps": 1e-6, "hidden_activation": gelu,
+                "layer_types": [sliding, sliding, full, sliding, sliding, full], "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6, "rope_type": "proportional", "partial_rotary_factor": 0.25},
+                    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}}}),
+        ),
         ("hunyuan-dense", "HunYuanDenseV1ForCausalLM", json!({"head_dim": 32, "rope_theta": 10_000.0})),
         (
             "lfm2moe",
@@ -91,6 +102,10 @@ fn configurations_become_the_keys_of_the_converter() {
             n += 1;
         }
         assert!(n > 7, "{name}: {n} keys");
+        if let Some(divisors) = ours.tensor("rope_freqs.weight") {
+            let theirs = gguf.tensor("rope_freqs.weight").expect("it has them too");
+            assert_eq!(ours.bytes(divisors), gguf.bytes(theirs), "{name}: rope_freqs.weight");
+        }
     }
 }
 

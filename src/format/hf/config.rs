@@ -187,12 +187,15 @@ pub(super) fn hyperparameters(
         let wanted = format!("{} computes {}", class.arch, class.activations.join(" or "));
         return Err(config.wrong("hidden_act", found, wanted));
     }
+    // The rotation of layers with full attention is the one that has a part of its head left out.
+    let width =
+        if class.rules.iter().any(|r| matches!(r, Rule::TwoWidths)) { "global_head_dim" } else { "head_dim" };
     let head_dim = match class.rules.iter().find_map(|r| match r {
         Rule::UintOr("attention.key_length", _, n) => Some(*n),
         _ => None,
     }) {
-        Some(default) if config.get("head_dim").is_none() => usize::try_from(default).unwrap_or(HEAD_DIM_MAX),
-        None if config.get("head_dim").is_none() => {
+        Some(default) if config.get(width).is_none() => usize::try_from(default).unwrap_or(HEAD_DIM_MAX),
+        None if config.get(width).is_none() => {
             let n_embd = config.size(&["hidden_size", "n_embd"], usize::MAX)?;
             let n_head = config.size(&["num_attention_heads", "n_head"], usize::MAX)?;
             let head_dim = n_embd.checked_div(n_head).unwrap_or(0);
@@ -202,7 +205,7 @@ pub(super) fn hyperparameters(
             }
             head_dim
         }
-        _ => config.size(&["head_dim"], HEAD_DIM_MAX)?,
+        _ => config.size(&[width], HEAD_DIM_MAX)?,
     };
     let factors = rope::translate(config, class, head_dim, meta)?;
     window(config, class, n_block, meta)?;
@@ -210,7 +213,13 @@ pub(super) fn hyperparameters(
         match rule {
             Rule::ShortConv => short_conv(config, class, n_block, meta)?,
             Rule::DeltaNet => delta_net(config, class, n_block, meta)?,
-            Rule::NoRopeEvery(n) => no_rope(config, *n)?,
+            Rule::NoRopeEvery(n) => no_rope(config, class, n_block, *n, meta)?,
+            Rule::QueryScale(from) => {
+                if let Some(x) = config.float(&[from])?.filter(|x| *x > 0.0 && *x != head_dim as f64) {
+                    meta.float(&format!("{}.attention.scale", class.arch), 1.0 / x.sqrt());
+                }
+            }
+            Rule::TwoWidths => two_widths(config, class, n_block, meta)?,
             _ => {}
         }
     }
@@ -242,6 +251,16 @@ fn simple(config: &Config<'_>, class: &Class, rule: Rule, meta: &mut Meta) -> Re
                 return Err(config.wrong(from, &found.to_string(), wanted));
             }
         }
+        Rule::Flag(to, from, default) => {
+            if !config.bool(from)?.unwrap_or(default) {
+                meta.bool(&key(to), false);
+            }
+        }
+        Rule::Scale(to, from) => {
+            if let Some(x) = config.float(&[from])?.filter(|x| *x != 1.0) {
+                meta.float(&key(to), x);
+            }
+        }
         Rule::Wide(n) if config.uint(&["n_inner"])?.is_none() => {
             let n_embd = config.require("n_embd", config.uint(&["n_embd"])?)?;
             meta.uint(&key("feed_forward_length"), n_embd.saturating_mul(n));
@@ -257,15 +276,19 @@ fn window(config: &Config<'_>, class: &Class, n_block: usize, meta: &mut Meta) -
     if class.rules.iter().any(|r| matches!(r, Rule::WindowZero)) {
         meta.uint(&key("sliding_window"), 0);
     }
-    let Some(every) = class.rules.iter().find_map(|r| if let Rule::Window(n) = r { Some(*n) } else { None })
-    else {
-        return Ok(());
-    };
+    let rule = class.rules.iter().find_map(|r| match r {
+        Rule::Window(n) => Some((*n, false)),
+        Rule::WindowAll => Some((0, true)),
+        _ => None,
+    });
+    let Some((every, all)) = rule else { return Ok(()) };
     let unused = config.bool("use_sliding_window")? == Some(false);
     let Some(width) = config.uint(&["sliding_window"])?.filter(|w| *w > 0 && !unused) else { return Ok(()) };
     let all_but_every =
         |n: u64| -> Vec<bool> { (1..=n_block as u64).map(|i| n == 0 || !i.is_multiple_of(n)).collect() };
-    let pattern = if let Some(types) = config.layer_types(n_block)? {
+    let pattern = if all {
+        vec![true; n_block]
+    } else if let Some(types) = config.layer_types(n_block)? {
         types.iter().map(|t| *t == "sliding_attention").collect()
     } else if let Some(named) =
         config.get("sliding_window_pattern").or_else(|| config.get("_sliding_window_pattern"))
@@ -328,6 +351,43 @@ fn short_conv(
     Ok(())
 }
 
+/// Gemma 4: layers with full attention have wider heads, the last layers take the keys and values of earlier ones and
+/// may be twice as wide.
+fn two_widths(
+    config: &Config<'_>,
+    class: &Class,
+    n_block: usize,
+    meta: &mut Meta,
+) -> Result<(), FormatError> {
+    let key = |k: &str| format!("{}.{k}", class.arch);
+    let wide = config.size(&["global_head_dim"], HEAD_DIM_MAX)? as u64;
+    let narrow = config.size(&["head_dim"], HEAD_DIM_MAX)? as u64;
+    for (name, n) in [("", wide), ("_swa", narrow)] {
+        meta.uint(&key(&format!("attention.key_length{name}")), n);
+        meta.uint(&key(&format!("attention.value_length{name}")), n);
+    }
+    let small = |k: &str| -> Result<Option<u32>, FormatError> {
+        Ok(config.uint(&[k])?.and_then(|n| u32::try_from(n).ok()))
+    };
+    if config.bool("use_double_wide_mlp")? == Some(true) {
+        let n_ff = config.require("intermediate_size", small("intermediate_size")?)?;
+        let n_shared = small("num_kv_shared_layers")?.unwrap_or(0) as usize;
+        let first = n_block.saturating_sub(n_shared);
+        let each: Vec<u32> =
+            (0..n_block).map(|i| if i < first { n_ff } else { n_ff.saturating_mul(2) }).collect();
+        meta.uints(&key("feed_forward_length"), &each);
+    }
+    if let (Some(few), Some(n_head_kv)) =
+        (small("num_global_key_value_heads")?, small("num_key_value_heads")?)
+    {
+        let types = config.require("layer_types", config.layer_types(n_block)?)?;
+        let each: Vec<u32> =
+            types.iter().map(|t| if *t == "full_attention" { few } else { n_head_kv }).collect();
+        meta.uints(&key("attention.head_count_kv"), &each);
+    }
+    Ok(())
+}
+
 /// Qwen3.5: sizes of the gated delta net, and its layers.
 fn delta_net(config: &Config<'_>, class: &Class, n_block: usize, meta: &mut Meta) -> Result<(), FormatError> {
     let key = |k: &str| format!("{}.{k}", class.arch);
@@ -348,22 +408,35 @@ fn delta_net(config: &Config<'_>, class: &Class, n_block: usize, meta: &mut Meta
     Ok(())
 }
 
-/// The layers without rotation must be those that the architecture knows: GGUF has no key for them.
-fn no_rope(config: &Config<'_>, every: u64) -> Result<(), FormatError> {
-    let wanted = format!("every {every}th layer without rotary positions is what the architecture computes");
-    if let Some(found) = config.uint(&["no_rope_layer_interval"])?
-        && found != every
-    {
-        return Err(config.wrong("no_rope_layer_interval", &found.to_string(), wanted));
-    }
-    let Some(value) = config.get("no_rope_layers") else { return Ok(()) };
-    let as_known = match value {
-        Json::List(list) => {
-            (1_u64..).zip(list).all(|(i, v)| *v == Json::Int((!i.is_multiple_of(every)).into()))
+/// The layers without rotation, where they are not those that the architecture knows. GGUF has no key for them: ours is
+/// `rope.layers`.
+fn no_rope(
+    config: &Config<'_>,
+    class: &Class,
+    n_block: usize,
+    every: u64,
+    meta: &mut Meta,
+) -> Result<(), FormatError> {
+    let known = |every: u64| (1..=n_block as u64).map(|i| !i.is_multiple_of(every)).collect::<Vec<bool>>();
+    let turns = match (config.get("no_rope_layers"), config.uint(&["no_rope_layer_interval"])?) {
+        (Some(value @ Json::List(list)), _) => {
+            let flags = list.iter().map(|v| match v {
+                Json::Int(n @ (0 | 1)) => Some(*n == 1),
+                _ => None,
+            });
+            let flags: Option<Vec<bool>> = flags.collect();
+            flags.filter(|f| f.len() == n_block).ok_or_else(|| {
+                let wanted = format!("a list of {n_block} times 0 or 1 wanted");
+                config.wrong("no_rope_layers", &value.describe(), wanted)
+            })?
         }
-        _ => false,
+        (_, Some(n)) if n > 0 => known(n),
+        _ => known(every),
     };
-    if as_known { Ok(()) } else { Err(config.wrong("no_rope_layers", &value.describe(), wanted)) }
+    if turns != known(every) {
+        meta.bools(&format!("{}.rope.layers", class.arch), &turns);
+    }
+    Ok(())
 }
 
 /// The tokens that end an answer: those of `generation_config.json` if it names any.

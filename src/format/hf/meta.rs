@@ -32,6 +32,10 @@ impl Meta {
         self.array(key, Kind::Unsigned(4), list.iter().flat_map(|n| n.to_le_bytes()));
     }
 
+    pub(super) fn bool(&mut self, key: &str, value: bool) {
+        self.values.insert(key.into(), Value::Bool(value));
+    }
+
     pub(super) fn bools(&mut self, key: &str, list: &[bool]) {
         self.array(key, Kind::Bool, list.iter().map(|b| u8::from(*b)));
     }

@@ -55,10 +55,18 @@ pub(super) enum Rule {
     FloatOr(&'static str, &'static [&'static str], f64),
     /// This number.
     Is(&'static str, u64),
+    /// GGUF's key, an entry that is true or false, and what it is where it is absent; written where it is false.
+    Flag(&'static str, &'static str, bool),
+    /// GGUF's key and an entry that something is multiplied with; written where it is not 1.
+    Scale(&'static str, &'static str),
+    /// Scores are divided by the root of this number, not of the width of a head (Gemma 2 and 3).
+    QueryScale(&'static str),
     /// An entry that must have this value where it is there: the architecture computes nothing else.
     Must(&'static str, bool),
     /// A window on some layers: on all but every n-th by the architecture, 0 for all layers.
     Window(u64),
+    /// A window on all layers, whatever else the configuration says of some (Qwen3's mixture).
+    WindowAll,
     /// The window is written as 0 where there is none (Phi-3).
     WindowZero,
     /// Base of the rotary positions on layers with a window, where it is absent.
@@ -71,7 +79,7 @@ pub(super) enum Rule {
     LongRope,
     /// The base grows with `alpha` (Hunyuan).
     Alpha,
-    /// Every n-th layer does not rotate; the architecture knows it.
+    /// Every n-th layer does not rotate, which the architecture knows, or others.
     NoRopeEvery(u64),
     /// Queries grow with their position (Ministral).
     Temperature,
@@ -79,19 +87,27 @@ pub(super) enum Rule {
     ShortConv,
     /// Gated delta net on most layers (Qwen3.5).
     DeltaNet,
+    /// Heads and feed-forward of two widths, keys and values that layers share, embeddings for each layer (Gemma 4).
+    TwoWidths,
     /// The feed-forward is this many times as wide as the residual stream, where it is absent.
     Wide(u64),
 }
 
 use Rule::{
-    Alpha, Base, DeltaNet, Float, FloatOr, Is, LocalBase, LongRope, Must, NoRopeEvery, SameLocalBase,
-    ShortConv, Temperature, Uint, UintOr, Wide, Window, WindowZero,
+    Alpha, Base, DeltaNet, Flag, Float, FloatOr, Is, LocalBase, LongRope, Must, NoRopeEvery, QueryScale,
+    SameLocalBase, Scale, ShortConv, Temperature, TwoWidths, Uint, UintOr, Wide, Window, WindowAll,
+    WindowZero,
 };
 
 /// Tensors outside blocks.
 const OUTER: &[Entry] =
     &[("embed_tokens", "token_embd", Keep), ("norm", "output_norm", Keep), ("lm_head", "output", Keep)];
 const OUTER_GEMMA: &[Entry] = &[("norm", "output_norm", PlusOne)];
+const OUTER_GEMMA4: &[Entry] = &[
+    ("embed_tokens_per_layer", "per_layer_token_embd", Keep),
+    ("per_layer_model_projection", "per_layer_model_proj", Keep),
+    ("per_layer_projection_norm", "per_layer_proj_norm", Keep),
+];
 const OUTER_GPT2: &[Entry] = &[
     ("wte", "token_embd", Keep),
     ("wpe", "position_embd", Keep),
@@ -129,6 +145,16 @@ const GEMMA2: &[Entry] = &[
     ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
     ("self_attn.q_norm", "attn_q_norm", PlusOne),
     ("self_attn.k_norm", "attn_k_norm", PlusOne),
+];
+const GEMMA4: &[Entry] = &[
+    ("input_layernorm", "attn_norm", Keep),
+    ("post_attention_layernorm", "post_attention_norm", Keep),
+    ("pre_feedforward_layernorm", "ffn_norm", Keep),
+    ("post_feedforward_layernorm", "post_ffw_norm", Keep),
+    ("per_layer_input_gate", "inp_gate", Keep),
+    ("per_layer_projection", "proj", Keep),
+    ("post_per_layer_input_norm", "post_norm", Keep),
+    ("layer_scalar", "layer_output_scale.weight", Keep),
 ];
 const QWEN35: &[Entry] = &[
     ("input_layernorm", "attn_norm", PlusOne),
@@ -199,6 +225,7 @@ const GELU_GEMMA: &[&str] = &["gelu_pytorch_tanh", "gelu"];
 
 /// What Gemma 3 leaves out of its configurations.
 const GEMMA3_RULES: &[Rule] = &[
+    QueryScale("query_pre_attn_scalar"),
     UintOr("attention.head_count", &["num_attention_heads"], 8),
     UintOr("attention.head_count_kv", &["num_key_value_heads"], 4),
     UintOr("attention.key_length", &["head_dim"], 256),
@@ -244,8 +271,8 @@ pub(super) const CLASSES: &[Class] = &[
         block: &[PRE_NORM, QWEN_MOE, BLOCK],
         rules: &[
             Uint("expert_feed_forward_length", &["moe_intermediate_size"]),
-            Must("norm_topk_prob", true),
-            Window(0),
+            Flag("expert_weights_norm", "norm_topk_prob", false),
+            WindowAll,
         ],
         activations: SILU,
     },
@@ -273,6 +300,7 @@ pub(super) const CLASSES: &[Class] = &[
         rules: &[
             Float("attn_logit_softcapping", &["attn_logit_softcapping"]),
             Float("final_logit_softcapping", &["final_logit_softcapping"]),
+            QueryScale("query_pre_attn_scalar"),
             Window(2),
         ],
         activations: GELU_GEMMA,
@@ -283,6 +311,21 @@ pub(super) const CLASSES: &[Class] = &[
         outer: &[OUTER_GEMMA, OUTER],
         block: &[GEMMA2, BLOCK],
         rules: GEMMA3_RULES,
+        activations: GELU_GEMMA,
+    },
+    Class {
+        names: &["Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"],
+        arch: "gemma4",
+        outer: &[OUTER_GEMMA4, OUTER],
+        block: &[GEMMA4, BLOCK],
+        rules: &[
+            Float("final_logit_softcapping", &["final_logit_softcapping"]),
+            Uint("attention.shared_kv_layers", &["num_kv_shared_layers"]),
+            UintOr("embedding_length_per_layer_input", &["hidden_size_per_layer_input"], 0),
+            Must("enable_moe_block", false),
+            Window(6),
+            TwoWidths,
+        ],
         activations: GELU_GEMMA,
     },
     Class {
@@ -356,8 +399,8 @@ pub(super) const CLASSES: &[Class] = &[
             Uint("expert_feed_forward_length", &["moe_intermediate_size"]),
             Uint("leading_dense_block_count", &["num_dense_layers"]),
             Is("expert_gating_func", 2),
-            Must("norm_topk_prob", true),
-            Must("use_expert_bias", true),
+            Flag("expert_weights_norm", "norm_topk_prob", true),
+            Scale("expert_weights_scale", "routed_scaling_factor"),
             ShortConv,
         ],
         activations: SILU,

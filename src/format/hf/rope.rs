@@ -3,6 +3,7 @@
 use super::config::{Config, number};
 use super::meta::Meta;
 use super::names::{Class, Rule};
+use crate::base::limits::HEAD_DIM_MAX;
 use crate::format::FormatError;
 use crate::format::checkpoint::narrow;
 use crate::format::json::Json;
@@ -83,11 +84,8 @@ pub(super) fn translate(
         // GPT-2 learns a vector for each position.
         return Ok(Vec::new());
     }
-    let part = rope.float("partial_rotary_factor")?.unwrap_or(if has(|r| matches!(r, Rule::DeltaNet)) {
-        0.25
-    } else {
-        1.0
-    });
+    let usual = if has(|r| matches!(r, Rule::DeltaNet)) { 0.25 } else { 1.0 };
+    let part = rope.float("partial_rotary_factor")?.unwrap_or(usual);
     if !(0.0..=1.0).contains(&part) {
         return Err(config.wrong("partial_rotary_factor", &part.to_string(), "0 to 1 possible"));
     }
@@ -96,8 +94,14 @@ pub(super) fn translate(
         clippy::cast_sign_loss,
         reason = "at most the width of a head"
     )]
-    let n_rot = (head_dim as f64 * part) as usize;
+    let rotated = (head_dim as f64 * part) as usize;
+    let kind = rope.kind()?;
+    // There all dimensions are rotated, those beyond the part by nothing.
+    let n_rot = if kind == "proportional" { head_dim } else { rotated };
     meta.uint(&key("dimension_count"), n_rot as u64);
+    if has(|r| matches!(r, Rule::TwoWidths)) {
+        meta.uint(&key("dimension_count_swa"), config.size(&["head_dim"], HEAD_DIM_MAX)? as u64);
+    }
 
     let mut base = rope.float("rope_theta")?;
     let mut local = match rope.local.and_then(|l| l.get("rope_theta")) {
@@ -112,13 +116,16 @@ pub(super) fn translate(
             _ => {}
         }
     }
-    let kind = rope.kind()?;
     let mut factors = Vec::new();
     match kind {
         "default" | "none" | "mrope" => {}
         "linear" => {
             meta.str(&key("scaling.type"), "linear");
             meta.float(&key("scaling.factor"), rope.need("factor")?);
+        }
+        "proportional" if has(|r| matches!(r, Rule::TwoWidths)) => {
+            let divisors = (0..head_dim / 2).map(|i| if i < rotated / 2 { 1.0 } else { 1e30 });
+            factors.push(("rope_freqs.weight", divisors.collect()));
         }
         "yarn" => yarn(&rope, class, meta)?,
         "llama3" => {
@@ -170,8 +177,9 @@ pub(super) fn translate(
 /// YaRN (arXiv 2309.00071), and what Ministral adds.
 fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), FormatError> {
     let key = |k: &str| format!("{}.rope.scaling.{k}", class.arch);
-    if let Some(v @ Json::Bool(false)) = rope.main.and_then(|m| m.get("truncate")) {
-        return Err(rope.wrong("truncate", v, "the range is rounded to whole dimensions here"));
+    // GGUF has no key for it: ours is `yarn_truncate`.
+    if let Some(Json::Bool(false)) = rope.main.and_then(|m| m.get("truncate")) {
+        meta.bool(&key("yarn_truncate"), false);
     }
     meta.str(&key("type"), "yarn");
     meta.float(&key("factor"), rope.need("factor")?);
@@ -189,13 +197,16 @@ fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), Forma
         }
     }
     let (mscale, all_dim) = (rope.float("mscale")?, rope.float("mscale_all_dim")?);
-    if let (Some(a), Some(b)) = (mscale, all_dim)
-        && a != b
+    let temperature = class.rules.iter().any(|r| matches!(r, Rule::Temperature));
+    if let (Some(a), Some(b), None) = (mscale, all_dim, rope.float("attention_factor")?)
+        && a != 0.0
+        && b != 0.0
+        && !(temperature && a == b)
     {
-        let wanted = format!("equal to mscale_all_dim, {b}, wanted");
-        return Err(rope.config.wrong("rope_parameters.mscale", &a.to_string(), wanted));
+        let log = 0.1 * rope.need("factor")?.ln();
+        meta.float(&key("yarn_attn_factor"), (a * log + 1.0) / (b * log + 1.0));
     }
-    if class.rules.iter().any(|r| matches!(r, Rule::Temperature)) {
+    if temperature {
         if let Some(x) = all_dim {
             meta.float(&key("yarn_log_multiplier"), x);
         }

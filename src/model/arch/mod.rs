@@ -161,9 +161,9 @@ pub enum Act {
 /// How router logits become weights of the chosen experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Router {
-    /// Softmax over the chosen, which is that over all, made to sum to one again.
+    /// Softmax over all; made to sum to one, it is that over the chosen.
     Softmax,
-    /// Sigmoids, made to sum to one; `exp_probs_b` counts for the choice only.
+    /// Sigmoids; `exp_probs_b` counts for the choice only.
     Sigmoid,
 }
 
