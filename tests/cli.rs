@@ -168,7 +168,7 @@ fn inspect_tells_what_is_in_a_file() {
     assert!(line("layers").ends_with(" 5 of width 64, feed-forward 172"));
     assert!(line("heads").ends_with(" 8 of width 8, 4 for keys and values"));
     assert!(line("context").ends_with(" 512 tokens"));
-    assert!(line("memory").contains(" at 256 positions: weights 344.6 kB, cache of f16 163.8 kB, "));
+    assert!(line("memory").contains(" at 256 positions: weights 344.6 kB, f16 cache 163.8 kB, "));
     for kind in ["Q8_0", "F16", "F32"] {
         assert!(text.contains(&format!("              {kind} ")), "{kind}:\n{text}");
     }
@@ -226,6 +226,7 @@ fn tokenize_goes_both_ways() {
     assert_eq!(all, serde_json::json!({"count": 2, "pieces": [" Once", " upon"], "tokens": [403, 407]}));
     assert_eq!(fine(&tokens(&["--decode", "403 407 261 378"], "")), "Once upon a time");
     assert_eq!(object(&tokens(&["--decode", "--json"], "[403, 407]\n"))["text"], "Once upon");
+    assert_eq!(fine(&tokens(&["--decode", "--special", "1 403 2"], "")), "<s> Once</s>");
     for text in ["é 漢字 🙂", " two  spaces ", "tab\tand\nline"] {
         let ids = fine(&tokens(&[text], ""));
         assert_eq!(fine(&tokens(&["--decode"], &ids)), text);

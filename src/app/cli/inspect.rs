@@ -56,6 +56,9 @@ fn describe(s: &Summary, n_ctx: usize) -> Table {
     if let Some(h) = &s.hyper {
         line("layers", &format!("{} of width {}, feed-forward {}", h.n_layer, h.n_embd, h.n_ff));
         line("heads", &format!("{} of width {}, {} for keys and values", h.n_head, h.head_dim, h.n_head_kv));
+        if h.n_expert > 0 {
+            line("experts", &format!("{}, of which a token uses {}", h.n_expert, h.n_expert_used));
+        }
         line("context", &format!("{} tokens", h.n_ctx_train));
     }
     let kind = s.tokenizer.as_ref().map(|(model, pre)| match pre {
@@ -72,7 +75,7 @@ fn describe(s: &Summary, n_ctx: usize) -> Table {
         line(
             key,
             &format!(
-                "{} at {n_ctx} positions: weights {}, cache of {} {}, buffers {}",
+                "{} at {n_ctx} positions: weights {}, {} cache {}, buffers {}",
                 size(all),
                 size(m.weights),
                 kv.name(),
@@ -99,6 +102,8 @@ fn object(s: &Summary, n_ctx: usize) -> serde_json::Value {
             "n_head": h.n_head,
             "n_head_kv": h.n_head_kv,
             "head_dim": h.head_dim,
+            "n_expert": h.n_expert,
+            "n_expert_used": h.n_expert_used,
             "n_ctx_train": h.n_ctx_train,
         })
     });

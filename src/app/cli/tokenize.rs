@@ -23,11 +23,11 @@ pub(super) struct TokenizeArgs {
     /// Print how many there are, and nothing else
     #[arg(long, conflicts_with = "pieces")]
     count: bool,
-    /// Take control tokens that the text spells as such, and not as text
+    /// Take control tokens that the text spells as such, and not as text; with --decode spell them
     #[arg(long)]
     special: bool,
     /// Print the text that the ids stand for; they are separated by spaces or commas
-    #[arg(long, conflicts_with_all = ["pieces", "count", "special"])]
+    #[arg(long, conflicts_with_all = ["pieces", "count"])]
     decode: bool,
     /// Print one JSON object
     #[arg(long)]
@@ -42,7 +42,7 @@ pub(super) fn run(args: TokenizeArgs) -> Result<(), Failure> {
     let tokenizer = vocab::tokenizer(&checkpoint).map_err(Failure::usage)?;
     if args.decode {
         let tokens = ids(&text, tokenizer.n_vocab())?;
-        let text = tokenizer.decode(&tokens, false);
+        let text = tokenizer.decode(&tokens, args.special);
         return match args.json {
             true => show::json(&json!({ "text": String::from_utf8_lossy(&text), "count": tokens.len() })),
             false => bytes(&text),
