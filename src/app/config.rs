@@ -342,7 +342,7 @@ mod tests {
         let wrong = |text: &str| Config::parse("s.toml", text).expect_err(text).to_string();
         for (text, wanted) in [
             ("version = 1\n[api]\nsokcet = \"x\"\n", "s.toml:3:1: unknown field `sokcet`"),
-            ("version = 1\n[engine]\nkv_type = \"q4\"\n", "s.toml:3:12: \"q4\" is no type of cache, one of"),
+            ("version = 1\n[engine]\nkv_type = \"q4\"\n", "s.toml:3:11: \"q4\" is no type of cache, one of"),
             ("version = 1\n[engine]\nprefill_chunk = 129\n", "s.toml:3:17: 129 is out of range, 1 to 128"),
             ("version = 1\n[engine]\nthreads = \"all\"\n", "s.toml:3:11: invalid type: string"),
             ("version = 2\n", "s.toml:1:11: 2 is out of range, 1 to 1"),

@@ -34,7 +34,7 @@ pub struct Summary {
     pub types: Vec<(&'static str, u64, u64)>,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// `tokenizer.ggml.model` and `.pre`.
+    /// `tokenizer.ggml.model` and `.pre`, or the file of a directory.
     pub tokenizer: Option<(String, Option<String>)>,
     /// It has a chat template.
     pub chat: bool,
@@ -46,7 +46,7 @@ impl Summary {
     /// Reads the header of `path`.
     ///
     /// # Errors
-    /// When it is no GGUF with a known set of types.
+    /// When it is no model with a known set of types.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = format::open(path)?;
         let owned =
@@ -66,8 +66,14 @@ impl Summary {
         let architecture = owned("general.architecture")?.unwrap_or_default();
         let tokenizer = match owned("tokenizer.ggml.model")? {
             Some(model) => Some((model, owned("tokenizer.ggml.pre")?)),
-            None => None,
+            None => match (file.tokenizer_json(), file.tokenizer_model()) {
+                (Some(_), _) => Some(("tokenizer.json".into(), None)),
+                (None, Some(_)) => Some(("tokenizer.model".into(), None)),
+                (None, None) => None,
+            },
         };
+        // A directory's vocabulary is not read for this: the rows of the embedding are as many or a few more.
+        let rows = file.tensor("token_embd.weight").map_or(0, |t| t.n_rows);
         Ok(Self {
             path: path.into(),
             name: owned("general.name")?,
@@ -79,7 +85,7 @@ impl Summary {
             file_bytes: file.n_bytes(),
             parameters,
             types,
-            n_vocab: file.strings("tokenizer.ggml.tokens")?.map_or(0, crate::base::Strings::len),
+            n_vocab: file.strings("tokenizer.ggml.tokens")?.map_or(rows, crate::base::Strings::len),
             tokenizer,
             chat: file.str("tokenizer.chat_template")?.is_some(),
         })

@@ -213,7 +213,7 @@ impl<'a> Loader<'a> {
                 (true, Recurrent::DeltaNet { spread }) => Mixer::DeltaNet(self.delta_net(i, spread)?),
                 _ => Mixer::Attention(Box::new(self.attention(i, of, layers)?)),
             },
-            ffn: self.feed_forward(i)?,
+            ffn: self.feed_forward(i, of)?,
             per_layer: match per_layer {
                 None => None,
                 Some(width) => Some(PerLayer {
@@ -435,7 +435,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn feed_forward(&mut self, i: usize) -> Result<FeedForward, ModelError> {
+    fn feed_forward(&mut self, i: usize, of: &LayerHyper) -> Result<FeedForward, ModelError> {
         let (h, k) = (self.h, self.keys);
         let name = |part: &str| format!("blk.{i}.{part}");
         if !self.has(&name("ffn_gate_inp.weight")) {
@@ -443,8 +443,12 @@ impl<'a> Loader<'a> {
                 Some(all) => all.get(i).copied().filter(|s| s.is_finite()),
                 None => None,
             };
-            return Ok(FeedForward::Dense(Dense { sparse, ..self.dense(i, "")? }));
+            return Ok(FeedForward::Dense(Dense {
+                sparse,
+                ..self.dense(i, "", Some(of.n_ff).filter(|_| k.arch.states_ff))?
+            }));
         }
+        let n_ff = k.size_if("expert_feed_forward_length", N_COLS_MAX)?;
         let n = h.n_expert;
         if n == 0 {
             return Err(k.bad("expert_count", 0, format!("layer {i} has experts")));
@@ -458,14 +462,14 @@ impl<'a> Loader<'a> {
             });
         }
         let experts = if self.has(&name("ffn_up_exps.weight")) {
-            let n_ff = self.width(&name("ffn_down_exps.weight"));
+            let n_ff = n_ff.unwrap_or_else(|| self.width(&name("ffn_down_exps.weight")));
             let up = self.stack(&name("ffn_up_exps"), n, n_ff, h.n_embd)?;
             let gate = self.stack(&name("ffn_gate_exps"), n, n_ff, h.n_embd)?;
             let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
             let three = gate.into_iter().zip(up).zip(down);
             three.map(|((gate, up), down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
         } else if self.has(&name("ffn_gate_up_exps.weight")) {
-            let n_ff = self.width(&name("ffn_down_exps.weight"));
+            let n_ff = n_ff.unwrap_or_else(|| self.width(&name("ffn_down_exps.weight")));
             let both = self.stack(&name("ffn_gate_up_exps"), n, 2 * n_ff, h.n_embd)?;
             let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
             let cut = |(both, down): (Linear, Linear)| Dense {
@@ -476,12 +480,13 @@ impl<'a> Loader<'a> {
             };
             both.into_iter().zip(down).map(cut).collect()
         } else {
-            (0..n).map(|x| self.dense(i, &format!(".{x}"))).collect::<Result<_, _>>()?
+            (0..n).map(|x| self.dense(i, &format!(".{x}"), n_ff)).collect::<Result<_, _>>()?
         };
         let (shared, shared_gate) = match self.has(&name("ffn_up_shexp.weight")) {
             false => (None, None),
             true => {
-                let shared = self.dense(i, "_shexp")?;
+                let shared =
+                    self.dense(i, "_shexp", k.size_if("expert_shared_feed_forward_length", N_COLS_MAX)?)?;
                 let gate = name("ffn_gate_inp_shexp");
                 let here = self.has(&format!("{gate}.weight"));
                 (Some(shared), if here { Some(self.linear(&gate, 1, h.n_embd)?) } else { None })
@@ -498,12 +503,11 @@ impl<'a> Loader<'a> {
     }
 
     /// `ffn_gate`, `ffn_up` and `ffn_down` with `suffix`; gate and up may be one matrix, and there may be no gate where
-    /// the activation needs none. Their width is that of the input of `down`: for some (GPT-2, Granite's hybrids) the
-    /// metadata has another.
-    fn dense(&mut self, i: usize, suffix: &str) -> Result<Dense, ModelError> {
+    /// the activation needs none. They are `stated` wide; where that is not known, as wide as the input of `down`.
+    fn dense(&mut self, i: usize, suffix: &str, stated: Option<usize>) -> Result<Dense, ModelError> {
         let e = self.h.n_embd;
         let name = |part: &str| format!("blk.{i}.ffn_{part}{suffix}");
-        let n_ff = self.width(&format!("{}.weight", name("down")));
+        let n_ff = stated.unwrap_or_else(|| self.width(&format!("{}.weight", name("down"))));
         let down = self.linear(&name("down"), e, n_ff)?;
         let gated = self.has(&format!("{}.weight", name("gate")));
         let plain = self.keys.arch.norm == NormKind::Layer && self.keys.arch.act == Act::Gelu;

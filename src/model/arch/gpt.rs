@@ -6,6 +6,7 @@ use super::{Act, Arch, NormKind, Rope, Window};
 /// GPT-2: learned positions, layer norm, no gate.
 pub(super) const GPT2: Arch = Arch {
     gguf: "gpt2",
+    states_ff: false,
     rope: Rope::Learned,
     rope_original: Rope::Learned,
     norm: NormKind::Layer,
@@ -15,7 +16,7 @@ pub(super) const GPT2: Arch = Arch {
 
 /// StarCoder2: as GPT-2, with rotary positions and grouped heads.
 pub(super) const STARCODER2: Arch =
-    Arch { gguf: "starcoder2", rope: Rope::Halves, rope_original: Rope::Halves, ..GPT2 };
+    Arch { gguf: "starcoder2", states_ff: true, rope: Rope::Halves, rope_original: Rope::Halves, ..GPT2 };
 
 /// gpt-oss: sinks, a window on every other layer, experts with biases.
 pub(super) const GPT_OSS: Arch = Arch {

@@ -26,6 +26,7 @@ pub(super) const LLAMA: Arch = Arch {
     act: Act::Silu,
     router: Router::Softmax,
     recurrent: Recurrent::None,
+    states_ff: true,
     embd_scale: false,
     altup: false,
 };

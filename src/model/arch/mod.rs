@@ -52,6 +52,8 @@ pub struct Arch {
     pub router: Router,
     /// What stands in for attention in recurrent layers.
     pub recurrent: Recurrent,
+    /// The file says how wide the feed-forward is. For some its converter writes another number.
+    pub states_ff: bool,
     /// The embedding is multiplied with the root of its width.
     pub embd_scale: bool,
     /// Four residual streams around every layer (Gemma 3n).
