@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::ModelError;
 use super::hyper::Hyper;
 use super::kv::{KvType, Layout};
 use super::load::Model;
 use super::scratch::Scratch;
+use super::{ModelError, vocab};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::format;
 
@@ -34,7 +34,7 @@ pub struct Summary {
     pub types: Vec<(&'static str, u64, u64)>,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// `tokenizer.ggml.model` and `.pre`.
+    /// `tokenizer.ggml.model` and `.pre`, or the file of a directory.
     pub tokenizer: Option<(String, Option<String>)>,
     /// It has a chat template.
     pub chat: bool,
@@ -64,9 +64,17 @@ impl Summary {
         types.sort_by_key(|t| std::cmp::Reverse(t.2));
         let model = Model::open(path);
         let architecture = owned("general.architecture")?.unwrap_or_default();
+        let directory = || {
+            let name = if file.tokenizer_json().is_some() { "tokenizer.json" } else { "tokenizer.model" };
+            file.tokenizer_json().or(file.tokenizer_model()).map(|_| (name.to_owned(), None))
+        };
         let tokenizer = match owned("tokenizer.ggml.model")? {
             Some(model) => Some((model, owned("tokenizer.ggml.pre")?)),
-            None => None,
+            None => directory(),
+        };
+        let pieces = match file.strings("tokenizer.ggml.tokens")? {
+            Some(pieces) => Some(pieces.clone()),
+            None => vocab::source(&file).ok().flatten().map(|source| source.pieces),
         };
         Ok(Self {
             path: path.into(),
@@ -75,11 +83,11 @@ impl Summary {
             license: owned("general.license")?,
             hyper: model.as_ref().ok().map(|m| m.hyper().clone()),
             needs: model.as_ref().ok().map(|m| (m.layout().clone(), Scratch::bytes(m, PREFILL_CHUNK_MAX, 1))),
-            runs: model.map(|_| ()).map_err(|e| e.to_string()),
+            runs: model.and_then(|_| vocab::tokenizer(&file)).map(|_| ()).map_err(|e| e.to_string()),
             file_bytes: file.n_bytes(),
             parameters,
             types,
-            n_vocab: file.strings("tokenizer.ggml.tokens")?.map_or(0, crate::base::Strings::len),
+            n_vocab: pieces.map_or(0, |pieces| pieces.len()),
             tokenizer,
             chat: file.str("tokenizer.chat_template")?.is_some(),
         })

@@ -414,7 +414,7 @@ fn the_command_line_says_what_is_wrong() {
         ),
         (vec!["complete", "--model", &stories, "--stop", "", "x"], 2, vec!["stop", "0 bytes", "256"]),
         (vec!["inspect", "/dev/null"], 2, vec!["/dev/null", "not a regular file"]),
-        (vec!["inspect", "."], 2, vec!["not a regular file"]),
+        (vec!["inspect", "."], 2, vec!["config.json"]),
         (vec!["inspct", "hi"], 2, vec!["inspect"]),
     ];
     for (args, code, words) in rows {
