@@ -28,8 +28,10 @@ for target in "${targets[@]}"; do
       done
       ;;
     tokenizer)
-      for file in "$bad"/vocab/*.gguf; do
-        { printf "Hello, 123 w\xc3\xb6rld's <s>\n"; printf '\0'; cat "$file"; } >"$corpus/$(basename "$file")"
+      for file in "$bad"/vocab/*.gguf tests/fixtures/tokenizers/*/tokenizer.{json,model}; do
+        [ -f "$file" ] || continue
+        name=$(basename "$(dirname "$file")")-$(basename "$file")
+        { printf "Hello, 123 w\xc3\xb6rld's <s>\n\0"; cat "$file"; } >"$corpus/$name"
       done
       ;;
     template)
@@ -40,5 +42,5 @@ for target in "${targets[@]}"; do
   esac
   echo "== $target: $seconds s, $(find "$corpus" -type f | wc -l) files to begin with"
   cargo fuzz run -s none "$target" "$corpus" -- \
-    -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=10 -max_len=16384 -print_final_stats=1
+    -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=10 -max_len=32768 -print_final_stats=1
 done

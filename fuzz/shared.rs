@@ -19,10 +19,11 @@ pub fn use_all(checkpoint: &Checkpoint) {
     for (key, value) in checkpoint.metadata() {
         let _ = value.describe();
         let _ = (checkpoint.uint(key), checkpoint.float(key), checkpoint.bool(key), checkpoint.str(key));
-        let _ = (checkpoint.floats(key), checkpoint.small_ints(key), checkpoint.ints(key), checkpoint.bools(key));
+        let _ =
+            (checkpoint.floats(key), checkpoint.small_ints(key), checkpoint.ints(key), checkpoint.bools(key));
         let _ = checkpoint.uint_per_layer(key, 4);
         if let Ok(Some(strings)) = checkpoint.strings(key) {
-            (0..=strings.len()).for_each(|i| drop(strings.get(i).map(<[u8]>::len)));
+            (0..=strings.len()).for_each(|i| assert_eq!(strings.get(i).is_some(), i < strings.len()));
         }
     }
     for (name, info) in checkpoint.tensors() {

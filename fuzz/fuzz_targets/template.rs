@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sotto::text::{ChatMessage, Moment, Template, TemplateInput};
+use sotto::text::{Chat, Json, Moment, Template, TemplateInput};
 
 /// Values that grow from step to step, or are repeated.
 const UNBOUNDED: &[&str] = &["namespace", "*", "+", "~", "macro", "recursive", "import", "include"];
@@ -16,14 +16,15 @@ fuzz_target!(|data: &[u8]| {
     if UNBOUNDED.iter().any(|word| source.contains(word)) {
         return;
     }
-    let moment = Moment::from_unix(1_700_000_000);
-    let messages = [
-        ChatMessage { role: "system", content: "Be brief." },
-        ChatMessage { role: "user", content: &text },
-        ChatMessage { role: "assistant", content: "" },
-    ];
+    let messages = [("system", "Be brief."), ("user", &*text), ("assistant", "")];
     for add_generation_prompt in [false, true] {
-        let input = TemplateInput { messages: &messages, bos: "<s>", eos: "</s>", add_generation_prompt, moment };
-        let _ = template.render(&input);
+        let chat = Chat {
+            messages: messages.iter().map(|(role, content)| Json::message(role, content)).collect(),
+            variables: vec![("tools".into(), Json::null())],
+            must_read: Vec::new(),
+            add_generation_prompt,
+            moment: Moment::from_unix(1_700_000_000),
+        };
+        let _ = template.render(&TemplateInput { chat, bos: "<s>".into(), eos: "</s>".into() });
     }
 });

@@ -449,6 +449,14 @@ impl<'a> Loader<'a> {
         if n == 0 {
             return Err(k.bad("expert_count", 0, format!("layer {i} has experts")));
         }
+        if self.has(&name("ffn_down.weight")) {
+            // Experts beside a dense network, as Gemma 4's largest has them: another layer.
+            return Err(ModelError::UnknownTensor {
+                file: self.file(),
+                tensor: name("ffn_gate_inp.weight"),
+                arch: k.arch.gguf,
+            });
+        }
         let experts = if self.has(&name("ffn_up_exps.weight")) {
             let n_ff = self.width(&name("ffn_down_exps.weight"));
             let up = self.stack(&name("ffn_up_exps"), n, n_ff, h.n_embd)?;
@@ -456,6 +464,17 @@ impl<'a> Loader<'a> {
             let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
             let three = gate.into_iter().zip(up).zip(down);
             three.map(|((gate, up), down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
+        } else if self.has(&name("ffn_gate_up_exps.weight")) {
+            let n_ff = self.width(&name("ffn_down_exps.weight"));
+            let both = self.stack(&name("ffn_gate_up_exps"), n, 2 * n_ff, h.n_embd)?;
+            let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
+            let cut = |(both, down): (Linear, Linear)| Dense {
+                gate: Some(both.rows(0, n_ff)),
+                up: both.rows(n_ff, n_ff),
+                down,
+                sparse: None,
+            };
+            both.into_iter().zip(down).map(cut).collect()
         } else {
             (0..n).map(|x| self.dense(i, &format!(".{x}"))).collect::<Result<_, _>>()?
         };

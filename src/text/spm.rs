@@ -65,6 +65,8 @@ impl Spm {
         fuse_unk: bool,
         space_prefix: SpacePrefix,
     ) -> Self {
+        // A control token that is named here would be one that text can become.
+        let unk = unk.filter(|&token| vocab.kind(token) != Some(Kind::Control));
         let (mut bytes, mut unk, mut by_word) = ([None; 256], unk, true);
         for (token, kind, piece) in vocab.tokens() {
             match kind {
@@ -229,6 +231,10 @@ mod tests {
         let bare = Spm { unk: None, space_prefix: SpacePrefix::Never, ..fused };
         assert_eq!(texts(&bare, &v, "漢a"), ["a"], "dropped: neither bytes nor unk");
         assert!(Ranks::scores(&scores[1..], v.len()).is_err());
+        let control = vocab(&["<s>", "a"], &[3, 1]);
+        let ranks = Ranks::scores(&[], 2).expect("none");
+        let spm = Spm::new(&control, ranks, Some(Token(0)), false, SpacePrefix::Never);
+        assert_eq!(texts(&spm, &control, "漢a"), ["a"], "no text becomes a control token");
     }
 
     #[test]

@@ -492,6 +492,57 @@ mod tests {
         assert_eq!(refused(source), TextError::SpecialLength { id: 0, len: 257 });
     }
 
+    /// Merges in circles, of pieces that are not there, of no pieces; types, scores and edges of any value.
+    #[test]
+    fn a_source_that_makes_no_sense_gives_an_error_or_tokens_of_the_vocabulary() {
+        let letters =
+            ["a", "b", "ab", "ba", "\u{2581}", "\u{2581}a", "<s>", "<0x61>", "", " ", "é", "<|end|>"];
+        arbtest::arbtest(|u| {
+            let n = u.int_in_range(1..=8)?;
+            let mut any = || u.choose(&letters).copied();
+            let pieces: Vec<&str> = (0..n).map(|_| any()).collect::<Result<_, _>>()?;
+            let merges: Vec<String> =
+                (0..n).map(|_| Ok(any()?.to_owned() + " " + any()?)).collect::<Result<_, _>>()?;
+            let (merges, scores) =
+                (Strings::owned(&merges), (0..n).map(|_| u.arbitrary()).collect::<Result<_, _>>()?);
+            let kinds: Vec<u8> = (0..n).map(|_| u.int_in_range(0..=7)).collect::<Result<_, _>>()?;
+            let token = |u: &mut arbtest::arbitrary::Unstructured<'_>| u.int_in_range(0..=9).map(Token);
+            let edges = vec![
+                (token(u)?, Edges { left: true, word: true, ..Edges::default() }),
+                (token(u)?, Edges { right: true, ..Edges::default() }),
+            ];
+            let (pieces, model) = match u.int_in_range(0..=2)? {
+                0 => {
+                    let pre = Pre::named(Some("default")).expect("a known name");
+                    (pieces_and(&pieces), VocabKind::Bytes { pre, merges })
+                }
+                1 => (Strings::owned(pieces), VocabKind::Scores { scores }),
+                _ => (Strings::owned(pieces), VocabKind::Merges { merges }),
+            };
+            let kinds = if pieces.len() == n { kinds } else { Vec::new() };
+            let (bos, unk, trusted) = (Some(token(u)?), Some(token(u)?), u.arbitrary()?);
+            let source =
+                Source { model, pieces, kinds, edges, bos, unk, trusted, nfc: true, eos: None, ..spm() };
+            let n_vocab = source.pieces.len();
+            let Ok(t) = Tokenizer::new(source) else { return Ok(()) };
+            for text in ["abba ab <s>a <|end|> e\u{301}é", "", "\u{2581}aaaaaaaa"] {
+                for special in [Special::AsText, Special::Parse] {
+                    let tokens = encoded(&t, text, special);
+                    assert!(tokens.iter().all(|token| token.index() < n_vocab));
+                    let controls = tokens.iter().filter(|&&token| t.vocab.kind(token) == Some(Kind::Control));
+                    assert!(special == Special::Parse || controls.count() == 0, "{text}");
+                    let _text = t.decode(&tokens, true);
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// The letters of all bytes, then `more`.
+    fn pieces_and(more: &[&str]) -> Strings {
+        pieces(&[], more)
+    }
+
     #[test]
     fn ends_are_known_by_name_and_are_never_user_text() {
         let mut source = bpe();

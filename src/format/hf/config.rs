@@ -188,12 +188,14 @@ pub(super) fn hyperparameters(
         return Err(config.wrong("hidden_act", found, wanted));
     }
     // The rotation of layers with full attention is the one that has a part of its head left out.
-    let width =
-        if class.rules.iter().any(|r| matches!(r, Rule::TwoWidths)) { "global_head_dim" } else { "head_dim" };
+    let two = class.rules.iter().any(|r| matches!(r, Rule::TwoWidths));
+    let width = if two { "global_head_dim" } else { "head_dim" };
+    let of_full = if two { of_full_layers(config, width, "head_dim", n_block)? } else { None };
     let head_dim = match class.rules.iter().find_map(|r| match r {
         Rule::UintOr("attention.key_length", _, n) => Some(*n),
         _ => None,
     }) {
+        _ if of_full.is_some() => of_full.unwrap_or(1) as usize,
         Some(default) if config.get(width).is_none() => usize::try_from(default).unwrap_or(HEAD_DIM_MAX),
         None if config.get(width).is_none() => {
             let n_embd = config.size(&["hidden_size", "n_embd"], usize::MAX)?;
@@ -215,9 +217,9 @@ pub(super) fn hyperparameters(
             Rule::DeltaNet => delta_net(config, class, n_block, meta)?,
             Rule::NoRopeEvery(n) => no_rope(config, class, n_block, *n, meta)?,
             Rule::QueryScale(from) => {
-                if let Some(x) = config.float(&[from])?.filter(|x| *x > 0.0 && *x != head_dim as f64) {
-                    meta.float(&format!("{}.attention.scale", class.arch), 1.0 / x.sqrt());
-                }
+                // Always written: for two sizes GGUF's reader would take another one where it is absent.
+                let x = config.float(&[from])?.filter(|x| *x > 0.0).unwrap_or(256.0);
+                meta.float(&format!("{}.attention.scale", class.arch), 1.0 / x.sqrt());
             }
             Rule::TwoWidths => two_widths(config, class, n_block, meta)?,
             _ => {}
@@ -282,7 +284,9 @@ fn window(config: &Config<'_>, class: &Class, n_block: usize, meta: &mut Meta) -
         _ => None,
     });
     let Some((every, all)) = rule else { return Ok(()) };
-    let unused = config.bool("use_sliding_window")? == Some(false);
+    // For some classes transformers takes an absent entry for no.
+    let by_default = !(class.arch.starts_with("qwen") || class.arch == "smollm3");
+    let unused = !config.bool("use_sliding_window")?.unwrap_or(by_default);
     let Some(width) = config.uint(&["sliding_window"])?.filter(|w| *w > 0 && !unused) else { return Ok(()) };
     let all_but_every =
         |n: u64| -> Vec<bool> { (1..=n_block as u64).map(|i| n == 0 || !i.is_multiple_of(n)).collect() };
@@ -360,8 +364,8 @@ fn two_widths(
     meta: &mut Meta,
 ) -> Result<(), FormatError> {
     let key = |k: &str| format!("{}.{k}", class.arch);
-    let wide = config.size(&["global_head_dim"], HEAD_DIM_MAX)? as u64;
     let narrow = config.size(&["head_dim"], HEAD_DIM_MAX)? as u64;
+    let wide = of_full_layers(config, "global_head_dim", "head_dim", n_block)?.map_or(narrow, u64::from);
     for (name, n) in [("", wide), ("_swa", narrow)] {
         meta.uint(&key(&format!("attention.key_length{name}")), n);
         meta.uint(&key(&format!("attention.value_length{name}")), n);
@@ -377,15 +381,38 @@ fn two_widths(
             (0..n_block).map(|i| if i < first { n_ff } else { n_ff.saturating_mul(2) }).collect();
         meta.uints(&key("feed_forward_length"), &each);
     }
-    if let (Some(few), Some(n_head_kv)) =
-        (small("num_global_key_value_heads")?, small("num_key_value_heads")?)
-    {
+    // transformers takes the count of heads of layers with full attention only where keys are values too.
+    let few = match config.bool("attention_k_eq_v")? {
+        Some(true) => of_full_layers(config, "num_global_key_value_heads", "num_key_value_heads", n_block)?,
+        _ => None,
+    };
+    if let (Some(few), Some(n_head_kv)) = (few, small("num_key_value_heads")?) {
         let types = config.require("layer_types", config.layer_types(n_block)?)?;
         let each: Vec<u32> =
             types.iter().map(|t| if *t == "full_attention" { few } else { n_head_kv }).collect();
         meta.uints(&key("attention.head_count_kv"), &each);
     }
     Ok(())
+}
+
+/// A size of the layers with full attention (Gemma 4): under its own name, or as transformers 5 writes it, in
+/// `per_layer_config` under the numbers of these layers. Within the widest head, which bounds heads of keys too.
+fn of_full_layers(
+    config: &Config<'_>,
+    own: &str,
+    each: &str,
+    n_block: usize,
+) -> Result<Option<u32>, FormatError> {
+    let by_layer = config.get("per_layer_config");
+    let found = config
+        .get(own)
+        .or_else(|| by_layer.and_then(|by| (0..n_block).find_map(|i| by.get(&i.to_string())?.get(each))));
+    let size = |n: &i128| u32::try_from(*n).ok().filter(|n| (1..=HEAD_DIM_MAX as u32).contains(n));
+    match found {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::Int(n)) if size(n).is_some() => Ok(size(n)),
+        Some(other) => Err(config.wrong(own, &other.describe(), format!("1 to {HEAD_DIM_MAX} possible"))),
+    }
 }
 
 /// Qwen3.5: sizes of the gated delta net, and its layers.

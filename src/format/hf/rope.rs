@@ -186,7 +186,6 @@ fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), Forma
     meta.uint(&key("original_context_length"), rope.length("original_max_position_embeddings")?);
     let optional = [
         ("yarn_ext_factor", "extrapolation_factor"),
-        ("yarn_attn_factor", "attn_factor"),
         ("yarn_attn_factor", "attention_factor"),
         ("yarn_beta_fast", "beta_fast"),
         ("yarn_beta_slow", "beta_slow"),
