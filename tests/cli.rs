@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -377,14 +377,17 @@ fn a_conversation_over_a_pipe() {
 #[test]
 fn a_conversation_outlives_its_connections() {
     let folder = Folder::new();
-    let mut daemon = Daemon::start(&folder, &stories(), "");
+    let daemon = Daemon::start(&folder, &stories(), "");
     let socket = daemon.socket.display().to_string();
-    let mut command = sotto(&["chat", "--socket", &socket, "--max-tokens", "4"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = sotto(&["chat", "--socket", &socket, "--max-tokens", "4", "--temperature", "0"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut chat = Running(command.spawn().unwrap());
     let mut keys = chat.0.stdin.take().unwrap();
     keys.write_all(b"Once\n").unwrap();
-    daemon.logged("finished");
+    // The newline comes when the answer is complete.
+    let mut answer = String::new();
+    BufReader::new(chat.0.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.ends_with('\n') && answer.len() > 1, "{answer:?}");
     drop(daemon);
     let mut daemon = Daemon::start(&folder, &stories(), "");
     keys.write_all(b"upon\n").unwrap();
