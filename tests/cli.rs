@@ -1,10 +1,14 @@
 //! The command line as it is run: what goes to stdout and stderr, exit codes, pipes, and a terminal.
 #![cfg(feature = "http")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on stops, and says what it skips"
+)]
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -14,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::gguf::{SLOW, TINY, V, llama};
 use support::pty::Terminal;
-use support::{Daemon, Folder, Running, have, run, sotto, stderr, stdout, stories};
+use support::{Daemon, Folder, Running, have, run, shared, sotto, stderr, stdout, stories};
 
 fn model() -> String {
     stories().display().to_string()
@@ -192,6 +196,17 @@ fn inspect_tells_what_is_in_a_file() {
 }
 
 #[test]
+fn inspect_reads_directories() {
+    let Some(folder) = shared("models/stories260k/hf") else {
+        println!("skipped: inspect of a directory; the full set of fixtures is not beside the checkout");
+        return;
+    };
+    let all = object(&run(&["inspect", &folder.display().to_string(), "--json"]));
+    assert_eq!((&all["n_vocab"], &all["architecture"]), (&512.into(), &"llama".into()));
+    assert_eq!((&all["tokenizer"]["model"], &all["sizes"]["n_layer"]), (&"tokenizer.json".into(), &5.into()));
+}
+
+#[test]
 fn inspect_says_why_a_model_does_not_run() {
     let folder = Folder::new();
     let mut file = llama(TINY);
@@ -205,6 +220,12 @@ fn inspect_says_why_a_model_does_not_run() {
     let all: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!((output.status.code(), &all["runs"]), (Some(1), &false.into()));
     assert!(all["why_not"].as_str().unwrap().contains("mamba") && all["sizes"].is_null());
+    let mut file = llama(TINY);
+    file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+    let path = folder.write("mute.gguf", file.bytes()).display().to_string();
+    let output = run(&["inspect", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains(" no tokenizer") && stderr(&output).contains("tokenizer"));
     fails(&run(&["inspect", "gone"]), 2, &["no model gone", "/usr/share/sotto/models"]);
     fails(&run(&["inspect", "./gone"]), 2, &["./gone: no such file"]);
 }
@@ -356,14 +377,17 @@ fn a_conversation_over_a_pipe() {
 #[test]
 fn a_conversation_outlives_its_connections() {
     let folder = Folder::new();
-    let mut daemon = Daemon::start(&folder, &stories(), "");
+    let daemon = Daemon::start(&folder, &stories(), "");
     let socket = daemon.socket.display().to_string();
-    let mut command = sotto(&["chat", "--socket", &socket, "--max-tokens", "4"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = sotto(&["chat", "--socket", &socket, "--max-tokens", "4", "--temperature", "0"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut chat = Running(command.spawn().unwrap());
     let mut keys = chat.0.stdin.take().unwrap();
     keys.write_all(b"Once\n").unwrap();
-    daemon.logged("finished");
+    // The newline comes when the answer is complete.
+    let mut answer = String::new();
+    BufReader::new(chat.0.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.ends_with('\n') && answer.len() > 1, "{answer:?}");
     drop(daemon);
     let mut daemon = Daemon::start(&folder, &stories(), "");
     keys.write_all(b"upon\n").unwrap();

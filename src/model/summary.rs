@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::ModelError;
 use super::hyper::Hyper;
 use super::kv::{KvType, Layout};
 use super::load::Model;
 use super::scratch::Scratch;
+use super::{ModelError, vocab};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::format;
 
@@ -46,7 +46,7 @@ impl Summary {
     /// Reads the header of `path`.
     ///
     /// # Errors
-    /// When it is no model with a known set of types.
+    /// When it is no GGUF with a known set of types.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = format::open(path)?;
         let owned =
@@ -64,16 +64,18 @@ impl Summary {
         types.sort_by_key(|t| std::cmp::Reverse(t.2));
         let model = Model::open(path);
         let architecture = owned("general.architecture")?.unwrap_or_default();
+        let directory = || {
+            let name = if file.tokenizer_json().is_some() { "tokenizer.json" } else { "tokenizer.model" };
+            file.tokenizer_json().or(file.tokenizer_model()).map(|_| (name.to_owned(), None))
+        };
         let tokenizer = match owned("tokenizer.ggml.model")? {
             Some(model) => Some((model, owned("tokenizer.ggml.pre")?)),
-            None => match (file.tokenizer_json(), file.tokenizer_model()) {
-                (Some(_), _) => Some(("tokenizer.json".into(), None)),
-                (None, Some(_)) => Some(("tokenizer.model".into(), None)),
-                (None, None) => None,
-            },
+            None => directory(),
         };
-        // A directory's vocabulary is not read for this: the rows of the embedding are as many or a few more.
-        let rows = file.tensor("token_embd.weight").map_or(0, |t| t.n_rows);
+        let pieces = match file.strings("tokenizer.ggml.tokens")? {
+            Some(pieces) => Some(pieces.clone()),
+            None => vocab::source(&file).ok().flatten().map(|source| source.pieces),
+        };
         Ok(Self {
             path: path.into(),
             name: owned("general.name")?,
@@ -81,11 +83,11 @@ impl Summary {
             license: owned("general.license")?,
             hyper: model.as_ref().ok().map(|m| m.hyper().clone()),
             needs: model.as_ref().ok().map(|m| (m.layout().clone(), Scratch::bytes(m, PREFILL_CHUNK_MAX, 1))),
-            runs: model.map(|_| ()).map_err(|e| e.to_string()),
+            runs: model.and_then(|_| vocab::tokenizer(&file)).map(|_| ()).map_err(|e| e.to_string()),
             file_bytes: file.n_bytes(),
             parameters,
             types,
-            n_vocab: file.strings("tokenizer.ggml.tokens")?.map_or(rows, crate::base::Strings::len),
+            n_vocab: pieces.map_or(0, |pieces| pieces.len()),
             tokenizer,
             chat: file.str("tokenizer.chat_template")?.is_some(),
         })

@@ -125,7 +125,7 @@ fn damaged() -> Vec<Damage> {
         row(
             "other sizes than the tensors",
             with(&|f| f.set("llama.feed_forward_length", V::U32(64))),
-            &["blk.0.ffn_gate.weight", "32 rows of 32", "64 rows of 32"],
+            &["blk.0.ffn_down.weight", "32 rows of 32", "32 rows of 64"],
         ),
         row(
             "four billion layers",

@@ -20,6 +20,7 @@ pub(super) enum Step {
     /// For the daemon or the model.
     Waiting,
     /// In the daemon's queue; `done` is how many are ahead.
+    #[cfg(feature = "http")]
     Queued,
     /// The model's bytes.
     Loading,
@@ -36,6 +37,7 @@ impl Step {
     fn template(self) -> &'static str {
         match self {
             Self::Waiting => "waiting, {elapsed}",
+            #[cfg(feature = "http")]
             Self::Queued => "waiting, {pos} ahead, {elapsed}",
             Self::Loading => "loading {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
             Self::Reading => "reading {bar:30} {percent:>3}%, {pos} of {len} tokens{left}",
@@ -274,8 +276,11 @@ mod tests {
 
     #[test]
     fn every_step_has_a_template_that_can_be_drawn() {
-        use Step::{Loading, Measuring, Queued, Reading, Waiting, Windows};
-        for step in [Waiting, Queued, Loading, Reading, Windows, Measuring] {
+        use Step::{Loading, Measuring, Reading, Waiting, Windows};
+        let steps = [Waiting, Loading, Reading, Windows, Measuring];
+        #[cfg(feature = "http")]
+        let steps = [&steps[..], &[Step::Queued]].concat();
+        for step in steps {
             let style = ProgressStyle::with_template(step.template());
             assert!(style.is_ok(), "{step:?}");
         }
