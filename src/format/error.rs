@@ -80,7 +80,7 @@ pub enum FormatError {
         /// The number.
         found: u32,
         /// What is possible.
-        allowed: &'static str,
+        allowed: String,
     },
     /// A value of another type or range than its key asks for.
     #[error(

@@ -435,7 +435,7 @@ impl<'a> Reader<'a> {
                     file: self.file.into(),
                     what: what.into(),
                     found: type_number,
-                    allowed: "GGUF has 0 to 12, and arrays do not nest here",
+                    allowed: "GGUF has 0 to 12, and arrays do not nest here".into(),
                 });
             }
         })
@@ -491,7 +491,7 @@ impl<'a> Reader<'a> {
                 file: self.file.into(),
                 what: format!("tensor {name}"),
                 found: type_number,
-                allowed: "F32 (0), F16 (1), Q4_0 (2), Q8_0 (8), Q4_K (12), Q6_K (14) and BF16 (30) are read",
+                allowed: format!("read are {}", quants()),
             });
         };
         let bad = |why: String| FormatError::Shape {
@@ -557,4 +557,10 @@ fn scalar(kind: Kind, raw: &[u8]) -> Value {
         Kind::Float(_) => Value::Float(f64::from_bits(bits)),
         Kind::Bool => Value::Bool(bits != 0),
     }
+}
+
+/// The tensor types that are read, with their numbers.
+fn quants() -> String {
+    let names: Vec<String> = Quant::ALL.iter().map(|q| format!("{} ({})", q.name(), q.ggml())).collect();
+    names.join(", ")
 }

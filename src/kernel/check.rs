@@ -6,6 +6,7 @@ use half::f16;
 use super::tensor::{KvView, Q8Acts, Rows};
 use super::*;
 use crate::base::rng::Rng;
+use crate::quant;
 
 fn tiers() -> Vec<&'static Kernels> {
     available().into_iter().map(|t| select(Some(t)).expect("available")).collect()
@@ -13,6 +14,21 @@ fn tiers() -> Vec<&'static Kernels> {
 
 fn floats(rng: &mut Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.next_f32() * 2.0 - 1.0).collect()
+}
+
+/// Where a block has its 16-bit floats.
+fn floats_at(quant: Quant) -> &'static [usize] {
+    match quant {
+        Quant::F32 | Quant::MXFP4 => &[],
+        Quant::F16 | Quant::BF16 | Quant::Q4_0 | Quant::Q5_0 | Quant::Q8_0 => &[0],
+        Quant::IQ4_NL | Quant::IQ4_XS => &[0],
+        Quant::Q4_1 | Quant::Q5_1 | Quant::Q4_K | Quant::Q5_K => &[0, 2],
+        Quant::Q2_K => &[80, 82],
+        Quant::Q3_K => &[108],
+        Quant::Q6_K => &[208],
+        Quant::TQ1_0 => &[52],
+        Quant::TQ2_0 => &[64],
+    }
 }
 
 /// Random bytes as rows of `quant`, with scales of a normal size; one byte further in, so that nothing is aligned.
@@ -27,12 +43,9 @@ fn weights(rng: &mut Rng, quant: Quant, n_rows: usize, n_cols: usize) -> Vec<u8>
             Quant::F32 => block.copy_from_slice(&(rng.next_f32() - 0.5).to_le_bytes()),
             Quant::F16 => block.copy_from_slice(&f16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
             Quant::BF16 => block.copy_from_slice(&half::bf16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
-            Quant::Q4_0 | Quant::Q8_0 => block[..2].copy_from_slice(&small(rng)),
-            Quant::Q4_K => {
-                block[..2].copy_from_slice(&small(rng));
-                block[2..4].copy_from_slice(&small(rng));
-            }
-            Quant::Q6_K => block[208..].copy_from_slice(&small(rng)),
+            // A power of two from 2^-8 to 2^-5.
+            Quant::MXFP4 => block[0] = 120 + block[0] % 4,
+            _ => floats_at(quant).iter().for_each(|at| block[*at..at + 2].copy_from_slice(&small(rng))),
         }
     }
     bytes
@@ -154,21 +167,98 @@ fn products_agree_and_batches_change_no_bit() {
     }
 }
 
+/// Blocks of one byte over and over with scales of 1, against activations of ±127 whose codes are exact.
 #[test]
 fn extreme_codes_do_not_overflow() {
     for k in tiers() {
-        let n = 64 * Q8_BLOCK;
-        let mut bytes = Vec::new();
-        for _ in 0..64 {
-            bytes.extend(f16::ONE.to_le_bytes());
-            bytes.extend([0x80_u8; 32]);
+        for quant in Quant::ALL.into_iter().filter(|q| k.takes_codes(*q)) {
+            for byte in [0x00, 0x0f, 0x7f, 0x80, 0xf0, 0xff] {
+                let n_cols = 64 * 256;
+                let mut bytes = vec![byte; quant.row_bytes(n_cols).expect("whole blocks")];
+                for block in bytes.chunks_exact_mut(quant.block_bytes()) {
+                    let ones = floats_at(quant).iter();
+                    ones.for_each(|at| block[*at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes()));
+                    if quant == Quant::MXFP4 {
+                        block[0] = 128;
+                    }
+                }
+                let mut row = vec![0.0; n_cols];
+                quant::unpack_row(quant, &bytes, &mut row);
+                for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
+                    let x: Vec<f32> = (0..n_cols).map(|i| 127.0 * signs[i % 2]).collect();
+                    let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let exact: f64 = products.clone().sum();
+                    // One or two float sums for each 32 weights.
+                    let bound =
+                        products.map(f64::abs).sum::<f64>() * f64::from(f32::EPSILON) * n_cols as f64 / 16.0;
+                    let mut acts = Q8Acts::new(1, n_cols);
+                    let (codes, scales, sums) = acts.reshape(1, n_cols);
+                    k.quantize(&x, codes, scales, sums);
+                    let mut y = [0.0];
+                    k.rows_q8(quant, &bytes, &acts.view(), &mut y);
+                    assert!(
+                        (f64::from(y[0]) - exact).abs() <= bound,
+                        "{k:?} {} of {byte:#04x}: {} for {exact}",
+                        quant.name(),
+                        y[0]
+                    );
+                }
+            }
         }
-        let mut acts = Q8Acts::new(1, n);
-        let (codes, scales, sums) = acts.reshape(1, n);
-        k.quantize(&vec![-127.0; n], codes, scales, sums);
-        let mut y = [0.0];
-        k.rows_q8(Quant::Q8_0, &bytes, &acts.view(), &mut y);
-        assert_eq!(y, [128.0 * 127.0 * n as f32], "{k:?}");
+    }
+}
+
+/// The definition's bits, but for what a NaN carries.
+#[test]
+fn unpacking_is_equal_in_all_tiers() {
+    let mut rng = Rng::new(6);
+    for k in tiers() {
+        for quant in Quant::ALL {
+            let n = if quant.block_len() == 1 { 43 } else { 8 * quant.block_len() };
+            let sane = weights(&mut rng, quant, 1, n);
+            let any: Vec<u8> = (0..sane.len()).map(|_| rng.next_u64() as u8).collect();
+            for bytes in [sane, any] {
+                let (mut found, mut wanted) = (vec![0.0; n], vec![0.0; n]);
+                // SAFETY: the machine has the features of the tier; `n` weights are whole blocks.
+                unsafe { (k.unpack[quant as usize])(&bytes[1..], &mut found) };
+                quant::unpack_row(quant, &bytes[1..], &mut wanted);
+                let bits = |x: &[f32]| -> Vec<u32> {
+                    x.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }).collect()
+                };
+                assert_eq!(bits(&found), bits(&wanted), "{k:?} {}", quant.name());
+            }
+        }
+    }
+}
+
+/// Whatever stands in a file: floats come out, at worst a NaN.
+#[test]
+fn damaged_blocks_do_no_harm() {
+    let mut rng = Rng::new(7);
+    for k in tiers() {
+        for quant in Quant::ALL {
+            let (n_rows, n_cols, n_tokens) = (5, 4 * 256, 5);
+            let n_bytes = n_rows * quant.row_bytes(n_cols).expect("whole blocks");
+            let x = floats(&mut rng, n_tokens * n_cols);
+            let mut acts = Q8Acts::new(n_tokens, n_cols);
+            let (codes, scales, sums) = acts.reshape(n_tokens, n_cols);
+            k.quantize(&x, codes, scales, sums);
+            for case in 0..50 {
+                let bytes: Vec<u8> = match case {
+                    0 => vec![0x00; n_bytes],
+                    // All ones is a NaN, 7c an infinity, each in every place.
+                    1 => vec![0xff; n_bytes],
+                    2 => vec![0x7c; n_bytes],
+                    _ => (0..n_bytes).map(|_| rng.next_u64() as u8).collect(),
+                };
+                let mut tile = vec![0.0; n_rows * n_tokens];
+                k.rows_f32(quant, &bytes, &x, n_cols, &mut tile);
+                if k.takes_codes(quant) {
+                    k.rows_q8(quant, &bytes, &acts.view(), &mut tile);
+                }
+                assert!(case != 0 || tile.iter().all(|y| y.is_finite()), "{k:?} {}", quant.name());
+            }
+        }
     }
 }
 

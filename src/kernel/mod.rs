@@ -159,17 +159,9 @@ pub struct Kernels {
 
 const SCALAR: Kernels = Kernels {
     tier: Tier::Scalar,
-    unpack: [
-        scalar::unpack_f32,
-        scalar::unpack_f16,
-        scalar::unpack_bf16,
-        scalar::unpack_q4_0,
-        scalar::unpack_q8_0,
-        scalar::unpack_q4_k,
-        scalar::unpack_q6_k,
-    ],
+    unpack: scalar::UNPACK,
     dot: scalar::dot,
-    q8: [None, None, None, Some(scalar::q4_0), Some(scalar::q8_0), Some(scalar::q4_k), Some(scalar::q6_k)],
+    q8: scalar::PRODUCTS,
     quantize: scalar::quantize,
     rms_norm: scalar::rms_norm,
     swiglu: scalar::swiglu,
@@ -194,10 +186,11 @@ impl Kernels {
         self
     }
 
-    /// The same with another product of `quant` and codes.
+    /// The same with other functions to unpack `quant` and to multiply it with codes.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    const fn with_q8(mut self, quant: Quant, f: Q8Fn) -> Self {
-        self.q8[quant as usize] = Some(f);
+    const fn with_blocks(mut self, quant: Quant, unpack: UnpackFn, product: Q8Fn) -> Self {
+        self.unpack[quant as usize] = unpack;
+        self.q8[quant as usize] = Some(product);
         self
     }
 

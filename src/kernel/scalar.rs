@@ -2,28 +2,52 @@
 
 use half::f16;
 
-use super::tensor::{Q8Row, Q8View};
-use super::{LANES, Q8_BLOCK, math};
+use super::tensor::Q8View;
+use super::{LANES, Q8_BLOCK, Q8Fn, UnpackFn, math};
 use crate::base::limits::ATTN_BLOCK;
-use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
+use crate::quant::{
+    self, Block, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K,
+    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, Quant, Share,
+};
 
-macro_rules! unpack {
-    ($($name:ident = $quant:ident;)*) => {
-        $(pub(super) fn $name(bytes: &[u8], out: &mut [f32]) {
-            quant::unpack_row(Quant::$quant, bytes, out);
-        })*
-    };
-}
+/// Indexed by format.
+pub(super) const UNPACK: [UnpackFn; Quant::COUNT] = {
+    let mut all: [UnpackFn; Quant::COUNT] = [quant::unpack(Quant::F32); Quant::COUNT];
+    let mut i = 0;
+    while i < Quant::COUNT {
+        all[i] = quant::unpack(Quant::ALL[i]);
+        i += 1;
+    }
+    all
+};
 
-unpack! {
-    unpack_f32 = F32;
-    unpack_f16 = F16;
-    unpack_bf16 = BF16;
-    unpack_q4_0 = Q4_0;
-    unpack_q8_0 = Q8_0;
-    unpack_q4_k = Q4_K;
-    unpack_q6_k = Q6_K;
-}
+/// Indexed by format. Weights that are floats have none: they are multiplied with float activations.
+pub(super) const PRODUCTS: [Option<Q8Fn>; Quant::COUNT] = {
+    let mut all: [Option<Q8Fn>; Quant::COUNT] = [None; Quant::COUNT];
+    let mut i = 0;
+    while i < Quant::COUNT {
+        all[i] = match Quant::ALL[i] {
+            Quant::F32 | Quant::F16 | Quant::BF16 => None,
+            Quant::Q4_0 => Some(product::<BlockQ4_0, 1>),
+            Quant::Q4_1 => Some(product::<BlockQ4_1, 1>),
+            Quant::Q5_0 => Some(product::<BlockQ5_0, 1>),
+            Quant::Q5_1 => Some(product::<BlockQ5_1, 1>),
+            Quant::Q8_0 => Some(product::<BlockQ8_0, 1>),
+            Quant::Q2_K => Some(product::<BlockQ2K, 8>),
+            Quant::Q3_K => Some(product::<BlockQ3K, 8>),
+            Quant::Q4_K => Some(product::<BlockQ4K, 8>),
+            Quant::Q5_K => Some(product::<BlockQ5K, 8>),
+            Quant::Q6_K => Some(product::<BlockQ6K, 8>),
+            Quant::IQ4_NL => Some(product::<BlockIQ4NL, 1>),
+            Quant::IQ4_XS => Some(product::<BlockIQ4XS, 8>),
+            Quant::TQ1_0 => Some(product::<BlockTQ1_0, 8>),
+            Quant::TQ2_0 => Some(product::<BlockTQ2_0, 8>),
+            Quant::MXFP4 => Some(product::<BlockMXFP4, 1>),
+        };
+        i += 1;
+    }
+    all
+};
 
 /// `lanes[i % LANES] += w[i] * x[i]`.
 pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
@@ -54,80 +78,42 @@ pub(super) fn q8_inverse(max: f32) -> f32 {
     if inverse.is_finite() { inverse } else { 0.0 }
 }
 
-fn codes_dot(w: &[i8], x: &[i8]) -> i32 {
-    w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
-}
-
-/// `tile[r][t]` by `row_dot`, blocks in ascending order.
-fn rows<B>(w: &[u8], x: &Q8View<'_>, tile: &mut [f32], row_dot: impl Fn(&[B], Q8Row<'_>) -> f32)
-where
-    B: zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned,
-{
+/// `tile[r][t]`, blocks of weights in ascending order. A block's sums of codes are whole numbers and exact.
+fn product<B: Block<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
     let n_rows = tile.len() / x.n_tokens;
     for (row, tile) in w.chunks_exact(w.len() / n_rows).zip(tile.chunks_exact_mut(x.n_tokens)) {
-        for (t, y) in tile.iter_mut().enumerate() {
-            *y = row_dot(quant::blocks(row), x.row(t));
+        tile.fill(0.0);
+        for (b, block) in quant::blocks::<B>(row).iter().enumerate() {
+            let (d, dmin) = block.floats(quant::f16_value);
+            let (codes, scales, mins) = (block.codes(), block.scales(), block.mins());
+            for (t, y) in tile.iter_mut().enumerate() {
+                let x = x.row(t);
+                for j in 0..G {
+                    let (i, [first, second]) = (G * b + j, halves(&codes[j], &x.codes[G * b + j]));
+                    let dot = i32::from(scales[j][0]) * first + i32::from(scales[j][1]) * second;
+                    *y += d * x.scales[i] * dot as f32;
+                    match B::MINS {
+                        Share::Block => {}
+                        Share::Group => *y -= dmin * f32::from(mins[j][0]) * x.sums[i],
+                        Share::Half => {
+                            let [first, second] = halves(&[1; Q8_BLOCK], &x.codes[i]);
+                            let sum = i32::from(mins[j][0]) * first + i32::from(mins[j][1]) * second;
+                            *y -= dmin * x.scales[i] * sum as f32;
+                        }
+                    }
+                }
+            }
         }
     }
 }
 
-fn scale(bits: zerocopy::little_endian::U16) -> f32 {
-    f16::from_bits(bits.get()).to_f32()
-}
-
-pub(super) fn q4_0(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-    rows(w, x, tile, |row: &[BlockQ4_0], x| {
-        let mut sum = 0.0;
-        for (i, block) in row.iter().enumerate() {
-            sum += scale(block.d) * x.scales[i] * codes_dot(&block.codes(), &x.codes[i]) as f32;
-        }
-        sum
-    });
-}
-
-pub(super) fn q8_0(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-    rows(w, x, tile, |row: &[BlockQ8_0], x| {
-        let mut sum = 0.0;
-        for (i, block) in row.iter().enumerate() {
-            sum += scale(block.d) * x.scales[i] * codes_dot(&block.qs, &x.codes[i]) as f32;
-        }
-        sum
-    });
-}
-
-pub(super) fn q4_k(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-    rows(w, x, tile, |row: &[BlockQ4K], x| {
-        let mut sum = 0.0;
-        for (b, block) in row.iter().enumerate() {
-            let (d, dmin) = (scale(block.d), scale(block.dmin));
-            let (scales, mins) = block.scales_and_mins();
-            for j in 0..8 {
-                let i = 8 * b + j;
-                let nibble = |byte: &u8| (if j % 2 == 0 { byte & 15 } else { byte >> 4 }) as i8;
-                let codes: [i8; 32] = std::array::from_fn(|c| nibble(&block.qs[j / 2 * 32 + c]));
-                let dot = i32::from(scales[j]) * codes_dot(&codes, &x.codes[i]);
-                sum += d * x.scales[i] * dot as f32 - dmin * f32::from(mins[j]) * x.sums[i];
-            }
-        }
-        sum
-    });
-}
-
-pub(super) fn q6_k(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-    rows(w, x, tile, |row: &[BlockQ6K], x| {
-        let mut sum = 0.0;
-        for (b, block) in row.iter().enumerate() {
-            for j in 0..8 {
-                let (i, codes) = (8 * b + j, block.codes(j));
-                let first = codes_dot(&codes[..16], &x.codes[i][..16]);
-                let second = codes_dot(&codes[16..], &x.codes[i][16..]);
-                let dot =
-                    i32::from(block.scales[2 * j]) * first + i32::from(block.scales[2 * j + 1]) * second;
-                sum += scale(block.d) * x.scales[i] * dot as f32;
-            }
-        }
-        sum
-    });
+/// Products of the first 16 codes and of the last 16.
+fn halves(w: &[i8; Q8_BLOCK], x: &[i8; Q8_BLOCK]) -> [i32; 2] {
+    let sum = |start: usize| {
+        let pairs = w[start..start + 16].iter().zip(&x[start..start + 16]);
+        pairs.map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
+    };
+    [sum(0), sum(16)]
 }
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {

@@ -1,16 +1,39 @@
 //! Layer 1: how weights are stored. Block layouts, sizes, and the reference unpacking that every kernel is held to.
 
+mod block;
 mod float;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
+mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
+mod tq1_0;
+mod tq2_0;
 
+pub use block::{Block, Share, blocks, f16_value};
+pub use iq4_nl::{BlockIQ4NL, IQ4};
+pub use iq4_xs::BlockIQ4XS;
+pub use mxfp4::{BlockMXFP4, E2M1};
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
 pub use q4_0::BlockQ4_0;
-pub use q4_k::BlockQ4K;
+pub use q4_1::BlockQ4_1;
+pub use q4_k::{BlockQ4K, Scales6};
+pub use q5_0::BlockQ5_0;
+pub use q5_1::BlockQ5_1;
+pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+pub use tq1_0::{BlockTQ1_0, POW3};
+pub use tq2_0::BlockTQ2_0;
 
 use crate::base::limits::N_COLS_MAX;
 
@@ -27,71 +50,113 @@ pub enum Quant {
     BF16,
     /// 32 weights: f16 scale, 4-bit codes minus 8.
     Q4_0,
+    /// 32 weights: f16 scale and offset, 4-bit codes.
+    Q4_1,
+    /// 32 weights: f16 scale, 5-bit codes minus 16.
+    Q5_0,
+    /// 32 weights: f16 scale and offset, 5-bit codes.
+    Q5_1,
     /// 32 weights: f16 scale, int8 codes.
     Q8_0,
-    /// 256 weights: 8 sub-blocks of 32 with 6-bit scales and minima.
+    /// 256 weights: 2-bit codes, 16 sub-blocks of 16 with 4-bit scales and minima.
+    Q2_K,
+    /// 256 weights: 3-bit codes, 16 sub-blocks of 16 with 6-bit scales.
+    Q3_K,
+    /// 256 weights: 4-bit codes, 8 sub-blocks of 32 with 6-bit scales and minima.
     Q4_K,
-    /// 256 weights: 16 sub-blocks of 16 with int8 scales.
+    /// 256 weights: 5-bit codes, 8 sub-blocks of 32 with 6-bit scales and minima.
+    Q5_K,
+    /// 256 weights: 6-bit codes, 16 sub-blocks of 16 with int8 scales.
     Q6_K,
+    /// 32 weights: f16 scale, 4-bit codes of a table.
+    IQ4_NL,
+    /// 256 weights: 4-bit codes of the same table, 8 sub-blocks of 32 with 6-bit scales.
+    IQ4_XS,
+    /// 256 weights: f16 scale, ternary codes, five a byte.
+    TQ1_0,
+    /// 256 weights: f16 scale, ternary codes, four a byte.
+    TQ2_0,
+    /// 32 weights: a power of two, 4-bit floats.
+    MXFP4,
 }
 
 impl Quant {
     /// Number of formats.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = Self::ALL.len();
     /// Every format.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::F32, Self::F16, Self::BF16, Self::Q4_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+    pub const ALL: [Self; 18] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::MXFP4,
+    ];
+
+    /// Name, ggml type number, weights and bytes of a block.
+    const fn spec(self) -> (&'static str, u32, usize, usize) {
+        match self {
+            Self::F32 => ("F32", 0, 1, 4),
+            Self::F16 => ("F16", 1, 1, 2),
+            Self::BF16 => ("BF16", 30, 1, 2),
+            Self::Q4_0 => ("Q4_0", 2, 32, size_of::<BlockQ4_0>()),
+            Self::Q4_1 => ("Q4_1", 3, 32, size_of::<BlockQ4_1>()),
+            Self::Q5_0 => ("Q5_0", 6, 32, size_of::<BlockQ5_0>()),
+            Self::Q5_1 => ("Q5_1", 7, 32, size_of::<BlockQ5_1>()),
+            Self::Q8_0 => ("Q8_0", 8, 32, size_of::<BlockQ8_0>()),
+            Self::Q2_K => ("Q2_K", 10, 256, size_of::<BlockQ2K>()),
+            Self::Q3_K => ("Q3_K", 11, 256, size_of::<BlockQ3K>()),
+            Self::Q4_K => ("Q4_K", 12, 256, size_of::<BlockQ4K>()),
+            Self::Q5_K => ("Q5_K", 13, 256, size_of::<BlockQ5K>()),
+            Self::Q6_K => ("Q6_K", 14, 256, size_of::<BlockQ6K>()),
+            Self::IQ4_NL => ("IQ4_NL", 20, 32, size_of::<BlockIQ4NL>()),
+            Self::IQ4_XS => ("IQ4_XS", 23, 256, size_of::<BlockIQ4XS>()),
+            Self::TQ1_0 => ("TQ1_0", 34, 256, size_of::<BlockTQ1_0>()),
+            Self::TQ2_0 => ("TQ2_0", 35, 256, size_of::<BlockTQ2_0>()),
+            Self::MXFP4 => ("MXFP4", 39, 32, size_of::<BlockMXFP4>()),
+        }
+    }
 
     /// The format with this ggml type number (GGUF tensor info), if it is one of ours.
     #[must_use]
     pub fn from_ggml(n: u32) -> Option<Self> {
-        Some(match n {
-            0 => Self::F32,
-            1 => Self::F16,
-            2 => Self::Q4_0,
-            8 => Self::Q8_0,
-            12 => Self::Q4_K,
-            14 => Self::Q6_K,
-            30 => Self::BF16,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|q| q.ggml() == n)
+    }
+
+    /// The ggml type number.
+    #[must_use]
+    pub fn ggml(self) -> u32 {
+        self.spec().1
     }
 
     /// The field's name.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_K => "Q4_K",
-            Self::Q6_K => "Q6_K",
-        }
+        self.spec().0
     }
 
     /// Weights in one block.
     #[must_use]
     pub fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q8_0 => 32,
-            Self::Q4_K | Self::Q6_K => 256,
-        }
+        self.spec().2
     }
 
     /// Bytes of one block.
     #[must_use]
     pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q8_0 => 34,
-            Self::Q4_K => 144,
-            Self::Q6_K => 210,
-        }
+        self.spec().3
     }
 
     /// Bytes of a row of `n_cols` weights; `None` if blocks do not divide it or it is wider than any model's.
@@ -102,56 +167,60 @@ impl Quant {
     }
 }
 
-/// The blocks of `bytes`, in place.
-///
-/// # Panics
-/// If `bytes` is no whole number of blocks.
+/// Writes the weights of whole blocks as floats.
+pub type Unpack = fn(&[u8], &mut [f32]);
+
+/// What writes weights of `quant` as floats: the definition of every format. It writes as many as both slices have
+/// room for; it panics on bytes that are no whole number of blocks.
 #[must_use]
-pub fn blocks<B: FromBytes + Immutable + KnownLayout + Unaligned>(bytes: &[u8]) -> &[B] {
-    match <[B]>::ref_from_bytes(bytes) {
-        Ok(blocks) => blocks,
-        Err(_) => panic!("{} bytes are no whole number of blocks of {}", bytes.len(), size_of::<B>()),
+pub const fn unpack(quant: Quant) -> Unpack {
+    match quant {
+        Quant::F32 => float::unpack_f32,
+        Quant::F16 => float::unpack_f16,
+        Quant::BF16 => float::unpack_bf16,
+        Quant::Q4_0 => block::unpack::<BlockQ4_0, 1>,
+        Quant::Q4_1 => block::unpack::<BlockQ4_1, 1>,
+        Quant::Q5_0 => block::unpack::<BlockQ5_0, 1>,
+        Quant::Q5_1 => block::unpack::<BlockQ5_1, 1>,
+        Quant::Q8_0 => block::unpack::<BlockQ8_0, 1>,
+        Quant::Q2_K => block::unpack::<BlockQ2K, 8>,
+        Quant::Q3_K => block::unpack::<BlockQ3K, 8>,
+        Quant::Q4_K => block::unpack::<BlockQ4K, 8>,
+        Quant::Q5_K => block::unpack::<BlockQ5K, 8>,
+        Quant::Q6_K => block::unpack::<BlockQ6K, 8>,
+        Quant::IQ4_NL => block::unpack::<BlockIQ4NL, 1>,
+        Quant::IQ4_XS => block::unpack::<BlockIQ4XS, 8>,
+        Quant::TQ1_0 => block::unpack::<BlockTQ1_0, 8>,
+        Quant::TQ2_0 => block::unpack::<BlockTQ2_0, 8>,
+        Quant::MXFP4 => block::unpack::<BlockMXFP4, 1>,
     }
 }
 
-/// Writes the weights of `bytes` as floats: the definition of every format.
+/// Writes the weights of `bytes` as floats, by [`unpack`].
 ///
 /// # Panics
 /// If `bytes` is not exactly `out.len()` weights.
 pub fn unpack_row(quant: Quant, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(quant.row_bytes(out.len()), Some(bytes.len()), "{} weights of {}", out.len(), quant.name());
-    match quant {
-        Quant::F32 => float::unpack_f32(bytes, out),
-        Quant::F16 => float::unpack_f16(bytes, out),
-        Quant::BF16 => float::unpack_bf16(bytes, out),
-        Quant::Q4_0 => unpack_blocks(bytes, out, BlockQ4_0::unpack),
-        Quant::Q8_0 => unpack_blocks(bytes, out, BlockQ8_0::unpack),
-        Quant::Q4_K => unpack_blocks(bytes, out, BlockQ4K::unpack),
-        Quant::Q6_K => unpack_blocks(bytes, out, BlockQ6K::unpack),
-    }
-}
-
-/// `out` block by block.
-fn unpack_blocks<B, const N: usize>(bytes: &[u8], out: &mut [f32], unpack: impl Fn(&B, &mut [f32; N]))
-where
-    B: FromBytes + Immutable + KnownLayout + Unaligned,
-{
-    for (block, out) in blocks::<B>(bytes).iter().zip(out.as_chunks_mut::<N>().0) {
-        unpack(block, out);
-    }
+    unpack(quant)(bytes, out);
 }
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::IntoBytes;
+
     use super::*;
     use crate::base::rng::Rng;
 
     #[test]
-    fn sizes_are_those_of_the_structs() {
-        assert_eq!(size_of::<BlockQ4_0>(), Quant::Q4_0.block_bytes());
-        assert_eq!(size_of::<BlockQ8_0>(), Quant::Q8_0.block_bytes());
-        assert_eq!(size_of::<BlockQ4K>(), Quant::Q4_K.block_bytes());
-        assert_eq!(size_of::<BlockQ6K>(), Quant::Q6_K.block_bytes());
+    fn formats_have_names_numbers_and_sizes() {
+        for (i, quant) in Quant::ALL.into_iter().enumerate() {
+            assert_eq!(quant as usize, i, "tables are indexed by it");
+            assert_eq!(Quant::from_ggml(quant.ggml()), Some(quant));
+            assert_eq!(Quant::ALL.iter().filter(|q| q.name() == quant.name()).count(), 1);
+        }
+        // Q8_1 and Q8_K are never stored; 4 and 5 were withdrawn.
+        assert!([4, 5, 9, 15, u32::MAX].iter().all(|n| Quant::from_ggml(*n).is_none()));
         assert_eq!(Quant::Q4_K.row_bytes(512), Some(288));
         assert_eq!(Quant::Q4_K.row_bytes(500), None);
         assert_eq!(Quant::F32.row_bytes(N_COLS_MAX + 1), None);
@@ -164,11 +233,47 @@ mod tests {
         let x: [f32; 32] = std::array::from_fn(|_| rng.next_f32() - 0.5);
         let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         let mut y = [0.0; 32];
-        BlockQ8_0::pack(&x).unpack(&mut y);
+        unpack_row(Quant::Q8_0, BlockQ8_0::pack(&x).as_bytes(), &mut y);
         assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() <= max / 127.0 * 0.51));
-        BlockQ4_0::pack(&x).unpack(&mut y);
+        unpack_row(Quant::Q4_0, BlockQ4_0::pack(&x).as_bytes(), &mut y);
         assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() <= max / 8.0 * 1.01));
-        BlockQ8_0::pack(&[0.0; 32]).unpack(&mut y);
+        unpack_row(Quant::Q8_0, BlockQ8_0::pack(&[0.0; 32]).as_bytes(), &mut y);
         assert_eq!(y, [0.0; 32]);
+    }
+
+    /// Random blocks with scales below 2, unpacked: FNV-1a over the bits of the floats, as `gguf.quants.dequantize`
+    /// of the PyPI package gguf 0.19.0 gives them for the same bytes.
+    #[test]
+    fn weights_are_those_of_ggml_bit_for_bit() {
+        let wanted: [(Quant, &[usize], u64); 15] = [
+            (Quant::Q4_0, &[0], 0xeba1_d2ea_c93d_531c),
+            (Quant::Q4_1, &[0, 2], 0x69db_a91c_cbcd_675e),
+            (Quant::Q5_0, &[0], 0x589a_f203_6cb9_21b2),
+            (Quant::Q5_1, &[0, 2], 0x9350_46cb_14b3_faf3),
+            (Quant::Q8_0, &[0], 0x6c7a_0d43_e793_4754),
+            (Quant::Q2_K, &[80, 82], 0x3842_d365_ed43_0019),
+            (Quant::Q3_K, &[108], 0xd67e_d741_1b07_443b),
+            (Quant::Q4_K, &[0, 2], 0xd5d0_4b30_3fdc_1f37),
+            (Quant::Q5_K, &[0, 2], 0xc206_b4ad_1fba_3b37),
+            (Quant::Q6_K, &[208], 0x994e_ae04_cf60_328d),
+            (Quant::IQ4_NL, &[0], 0x92ad_f5b9_f1f3_34e3),
+            (Quant::IQ4_XS, &[0], 0x8c22_6224_35a4_b9bc),
+            (Quant::TQ1_0, &[52], 0xfb7e_e86c_e3e8_2a48),
+            (Quant::TQ2_0, &[64], 0xb39c_117a_7cdb_10b1),
+            (Quant::MXFP4, &[], 0x250b_22f5_d379_c46b),
+        ];
+        for (quant, floats, hash) in wanted {
+            let mut rng = Rng::new(u64::from(quant.ggml()));
+            let mut bytes: Vec<u8> = (0..64 * quant.block_bytes()).map(|_| rng.next_u64() as u8).collect();
+            for block in bytes.chunks_exact_mut(quant.block_bytes()) {
+                // The highest bit of the exponents of its 16-bit floats.
+                floats.iter().for_each(|at| block[at + 1] &= 0xbf);
+            }
+            let mut out = vec![0.0_f32; 64 * quant.block_len()];
+            unpack_row(quant, &bytes, &mut out);
+            let fnv = |h: u64, byte: u8| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            let found = out.iter().flat_map(|y| y.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, fnv);
+            assert_eq!(found, hash, "{}: {found:#018x}", quant.name());
+        }
     }
 }

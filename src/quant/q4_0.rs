@@ -4,6 +4,8 @@ use half::f16;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::block::{Block, Share, nibbles};
+
 /// 32 weights, `d * (code - 8)`; the low nibbles are the first 16, the high ones the last 16.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
 #[repr(C)]
@@ -14,21 +16,23 @@ pub struct BlockQ4_0 {
     pub qs: [u8; 16],
 }
 
+const _: () = assert!(size_of::<BlockQ4_0>() == 18);
+
+impl Block<1> for BlockQ4_0 {
+    const SCALES: Share = Share::Block;
+    const MINS: Share = Share::Block;
+
+    #[inline]
+    fn floats(&self, float: impl Fn(U16) -> f32) -> (f32, f32) {
+        (float(self.d), 0.0)
+    }
+
+    fn codes(&self) -> [[i8; 32]; 1] {
+        [nibbles(&self.qs).map(|q| q as i8 - 8)]
+    }
+}
+
 impl BlockQ4_0 {
-    /// The codes minus 8.
-    #[must_use]
-    pub fn codes(&self) -> [i8; 32] {
-        std::array::from_fn(|i| (if i < 16 { self.qs[i] & 15 } else { self.qs[i - 16] >> 4 }) as i8 - 8)
-    }
-
-    /// The weights as floats.
-    pub fn unpack(&self, out: &mut [f32; 32]) {
-        let d = f16::from_bits(self.d.get()).to_f32();
-        for (y, q) in out.iter_mut().zip(self.codes()) {
-            *y = d * f32::from(q);
-        }
-    }
-
     /// A near block: the weight of largest magnitude becomes -8, whatever its sign.
     #[must_use]
     pub fn pack(x: &[f32; 32]) -> Self {

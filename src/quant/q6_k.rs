@@ -1,8 +1,9 @@
 //! Q6_K (ggml-common.h): blocks of 256 6-bit codes; 16 sub-blocks of 16 with int8 scales.
 
-use half::f16;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::block::{Block, Share, of_halves, pairs_of_8};
 
 /// 256 weights, `d * scale * (code - 32)`.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
@@ -18,26 +19,28 @@ pub struct BlockQ6K {
     pub d: U16,
 }
 
-impl BlockQ6K {
-    /// Codes minus 32 of quarter `j` (0 to 7, 32 weights each).
-    #[must_use]
-    pub fn codes(&self, j: usize) -> [i8; 32] {
-        let (half, quarter) = (j / 4, j % 4);
-        let low = &self.ql[half * 64 + quarter % 2 * 32..][..32];
-        let high = &self.qh[half * 32..][..32];
-        std::array::from_fn(|i| {
-            let low = if quarter < 2 { low[i] & 15 } else { low[i] >> 4 };
-            (low | (high[i] >> (2 * quarter) & 3) << 4) as i8 - 32
-        })
+const _: () = assert!(size_of::<BlockQ6K>() == 210);
+
+impl Block<8> for BlockQ6K {
+    const SCALES: Share = Share::Half;
+    const MINS: Share = Share::Block;
+
+    #[inline]
+    fn floats(&self, float: impl Fn(U16) -> f32) -> (f32, f32) {
+        (float(self.d), 0.0)
     }
 
-    /// The weights as floats.
-    pub fn unpack(&self, out: &mut [f32; 256]) {
-        let d = f16::from_bits(self.d.get()).to_f32();
-        for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (i, (y, q)) in out.iter_mut().zip(self.codes(j)).enumerate() {
-                *y = d * f32::from(self.scales[2 * j + i / 16]) * f32::from(q);
-            }
-        }
+    #[inline]
+    fn scales(&self) -> [[i8; 2]; 8] {
+        of_halves(|k| self.scales[k])
+    }
+
+    fn codes(&self) -> [[i8; 32]; 8] {
+        let high = pairs_of_8(&self.qh);
+        std::array::from_fn(|j| {
+            let (half, quarter) = (j / 4, j % 4);
+            let low = &self.ql[half * 64 + quarter % 2 * 32..][..32];
+            std::array::from_fn(|i| (low[i] >> (4 * (quarter / 2)) & 15 | high[j][i] << 4) as i8 - 32)
+        })
     }
 }

@@ -4,6 +4,8 @@ use half::f16;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::block::{Block, Share};
+
 /// 32 weights, `d * qs[i]`.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
 #[repr(C)]
@@ -14,15 +16,23 @@ pub struct BlockQ8_0 {
     pub qs: [i8; 32],
 }
 
-impl BlockQ8_0 {
-    /// The weights as floats.
-    pub fn unpack(&self, out: &mut [f32; 32]) {
-        let d = f16::from_bits(self.d.get()).to_f32();
-        for (y, q) in out.iter_mut().zip(self.qs) {
-            *y = d * f32::from(q);
-        }
+const _: () = assert!(size_of::<BlockQ8_0>() == 34);
+
+impl Block<1> for BlockQ8_0 {
+    const SCALES: Share = Share::Block;
+    const MINS: Share = Share::Block;
+
+    #[inline]
+    fn floats(&self, float: impl Fn(U16) -> f32) -> (f32, f32) {
+        (float(self.d), 0.0)
     }
 
+    fn codes(&self) -> [[i8; 32]; 1] {
+        [self.qs]
+    }
+}
+
+impl BlockQ8_0 {
     /// The nearest block: the largest magnitude becomes 127.
     #[must_use]
     pub fn pack(x: &[f32; 32]) -> Self {

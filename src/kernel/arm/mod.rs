@@ -1,5 +1,6 @@
 //! Tiers of 64-bit ARM.
 
+mod codes;
 mod neon;
 
 pub(super) use neon::NEON;

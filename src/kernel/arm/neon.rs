@@ -3,11 +3,16 @@
 use std::arch::aarch64::*;
 
 use half::f16;
+use zerocopy::little_endian::U16;
 
+use super::codes::Codes;
 use crate::base::limits::ATTN_BLOCK;
 use crate::kernel::tensor::{Q8Row, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
-use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
+use crate::quant::{
+    self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, Quant, Share,
+};
 
 /// What this tier has; the rest is the scalar tier's.
 pub(in crate::kernel) const NEON: Kernels = Kernels {
@@ -23,10 +28,21 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
 }
 .with_unpack(Quant::F16, unpack_f16)
 .with_unpack(Quant::BF16, unpack_bf16)
-.with_q8(Quant::Q4_0, q4_0)
-.with_q8(Quant::Q8_0, q8_0)
-.with_q8(Quant::Q4_K, q4_k)
-.with_q8(Quant::Q6_K, q6_k);
+.with_blocks(Quant::Q4_0, unpack::<BlockQ4_0, 1>, product::<BlockQ4_0, 1>)
+.with_blocks(Quant::Q4_1, unpack::<BlockQ4_1, 1>, product::<BlockQ4_1, 1>)
+.with_blocks(Quant::Q5_0, unpack::<BlockQ5_0, 1>, product::<BlockQ5_0, 1>)
+.with_blocks(Quant::Q5_1, unpack::<BlockQ5_1, 1>, product::<BlockQ5_1, 1>)
+.with_blocks(Quant::Q8_0, unpack::<BlockQ8_0, 1>, product::<BlockQ8_0, 1>)
+.with_blocks(Quant::Q2_K, unpack::<BlockQ2K, 8>, product::<BlockQ2K, 8>)
+.with_blocks(Quant::Q3_K, unpack::<BlockQ3K, 8>, product::<BlockQ3K, 8>)
+.with_blocks(Quant::Q4_K, unpack::<BlockQ4K, 8>, product::<BlockQ4K, 8>)
+.with_blocks(Quant::Q5_K, unpack::<BlockQ5K, 8>, product::<BlockQ5K, 8>)
+.with_blocks(Quant::Q6_K, unpack::<BlockQ6K, 8>, product::<BlockQ6K, 8>)
+.with_blocks(Quant::IQ4_NL, unpack::<BlockIQ4NL, 1>, product::<BlockIQ4NL, 1>)
+.with_blocks(Quant::IQ4_XS, unpack::<BlockIQ4XS, 8>, product::<BlockIQ4XS, 8>)
+.with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
+.with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
+.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
 
 #[target_feature(enable = "neon")]
 fn load(x: &[f32; 4]) -> float32x4_t {
@@ -41,12 +57,6 @@ fn store(x: float32x4_t, y: &mut [f32; 4]) {
 }
 
 #[target_feature(enable = "neon")]
-fn load_bytes(x: &[u8; 16]) -> uint8x16_t {
-    // SAFETY: 16 bytes are there; the load takes any alignment.
-    unsafe { vld1q_u8(x.as_ptr()) }
-}
-
-#[target_feature(enable = "neon")]
 fn load_codes(x: &[i8; 16]) -> int8x16_t {
     // SAFETY: 16 bytes are there; the load takes any alignment.
     unsafe { vld1q_s8(x.as_ptr()) }
@@ -57,6 +67,11 @@ fn load_f16(x: &[f16; 4]) -> float32x4_t {
     // SAFETY: eight bytes are there; the load takes any alignment.
     let bits = unsafe { vld1_u16(x.as_ptr().cast()) };
     vcvt_f32_f16(vreinterpret_f16_u16(bits))
+}
+
+#[target_feature(enable = "neon")]
+fn float(bits: U16) -> f32 {
+    vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits.get()))))
 }
 
 #[target_feature(enable = "neon")]
@@ -90,7 +105,7 @@ fn unpack_f16(bytes: &[u8], out: &mut [f32]) {
         let bits = unsafe { vld1_u8(w.as_ptr()) };
         store(vcvt_f32_f16(vreinterpret_f16_u8(bits)), y);
     }
-    scalar::unpack_f16(tail, rest);
+    quant::unpack(Quant::F16)(tail, rest);
 }
 
 #[target_feature(enable = "neon")]
@@ -102,7 +117,7 @@ fn unpack_bf16(bytes: &[u8], out: &mut [f32]) {
         let bits = vreinterpret_u16_u8(unsafe { vld1_u8(w.as_ptr()) });
         store(vreinterpretq_f32_u32(vshll_n_u16::<16>(bits)), y);
     }
-    scalar::unpack_bf16(tail, rest);
+    quant::unpack(Quant::BF16)(tail, rest);
 }
 
 #[target_feature(enable = "neon")]
@@ -243,120 +258,68 @@ fn pairs(w: int8x16_t, x: int8x16_t) -> int16x8_t {
     vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_high_s8(w), vget_high_s8(x))
 }
 
-/// Products of 32 codes, in four sums.
-#[target_feature(enable = "neon")]
-fn dot_codes(w: [int8x16_t; 2], x: &[i8; 32]) -> int32x4_t {
-    let [x0, x1] = x.as_chunks::<16>().0 else { return vdupq_n_s32(0) };
-    vpadalq_s16(vpaddlq_s16(pairs(w[0], load_codes(x0))), pairs(w[1], load_codes(x1)))
-}
-
-/// A kernel that takes rows and tokens in small tiles, so that unpacked weights serve several tokens and several
-/// sums are under way at a time. Each output has one accumulator, blocks in ascending order: the tile's shape changes
-/// no bit.
-macro_rules! q8_kernel {
-    ($name:ident, $block:ty, $tile:ident) => {
-        #[target_feature(enable = "neon")]
-        fn $name(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-            let n_rows = tile.len() / x.n_tokens;
-            let row_bytes = w.len() / n_rows;
-            let row = |r: usize| -> &[$block] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
-            let mut t = 0;
-            while t < x.n_tokens {
-                let few = x.n_tokens - t < 4;
-                let mut r = 0;
-                while r < n_rows {
-                    if few && n_rows - r >= 4 {
-                        let sums = $tile::<4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
-                        for (i, [y]) in sums.into_iter().enumerate() {
-                            tile[(r + i) * x.n_tokens + t] = y;
-                        }
-                        r += 4;
-                    } else if few {
-                        let [[y]] = $tile::<1, 1>([row(r)], [x.row(t)]);
-                        tile[r * x.n_tokens + t] = y;
-                        r += 1;
-                    } else {
-                        let [y] = $tile::<1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
-                        tile[r * x.n_tokens + t..][..4].copy_from_slice(&y);
-                        r += 1;
-                    }
-                }
-                t += if few { 1 } else { 4 };
-            }
-        }
-    };
-}
-
-q8_kernel!(q4_0, BlockQ4_0, tile_q4_0);
-q8_kernel!(q8_0, BlockQ8_0, tile_q8_0);
-q8_kernel!(q4_k, BlockQ4K, tile_q4_k);
-q8_kernel!(q6_k, BlockQ6K, tile_q6_k);
-
 /// `acc + scale * sums`.
 #[target_feature(enable = "neon")]
 fn add_scaled(acc: float32x4_t, sums: int32x4_t, scale: f32) -> float32x4_t {
     vfmaq_n_f32(acc, vcvtq_f32_s32(sums), scale)
 }
 
+/// `acc` plus minima times sums of codes, several groups at a time.
 #[target_feature(enable = "neon")]
-fn tile_q4_0<const R: usize, const T: usize>(rows: [&[BlockQ4_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[vdupq_n_f32(0.0); T]; R];
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let d = f16::from_bits(row[b].d.get()).to_f32();
-            let (bytes, eight) = (load_bytes(&row[b].qs), vdupq_n_s8(8));
-            let low = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), eight);
-            let high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes)), eight);
-            for (x, acc) in x.iter().zip(acc) {
-                *acc = add_scaled(*acc, dot_codes([low, high], &x.codes[b]), d * x.scales[b]);
-            }
-        }
+fn add_mins<const G: usize>(mut acc: float32x4_t, mins: &[f32; G], sums: &[f32]) -> float32x4_t {
+    let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<4>(), sums.as_chunks::<4>());
+    for (m, s) in ms.iter().zip(ss) {
+        acc = vfmaq_f32(acc, load(m), load(s));
     }
-    acc.map(|row| row.map(|a| sum(a)))
+    for (m, s) in m_tail.iter().zip(s_tail) {
+        acc = vaddq_f32(acc, vsetq_lane_f32::<0>(m * s, vdupq_n_f32(0.0)));
+    }
+    acc
 }
 
+/// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
+/// Each output has one accumulator, blocks in ascending order: the tile's shape changes no bit.
 #[target_feature(enable = "neon")]
-fn tile_q8_0<const R: usize, const T: usize>(rows: [&[BlockQ8_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[vdupq_n_f32(0.0); T]; R];
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let d = f16::from_bits(row[b].d.get()).to_f32();
-            let [w0, w1] = row[b].qs.as_chunks::<16>().0 else { continue };
-            let w = [load_codes(w0), load_codes(w1)];
-            for (x, acc) in x.iter().zip(acc) {
-                *acc = add_scaled(*acc, dot_codes(w, &x.codes[b]), d * x.scales[b]);
-            }
-        }
-    }
-    acc.map(|row| row.map(|a| sum(a)))
-}
-
-#[target_feature(enable = "neon")]
-fn tile_q4_k<const R: usize, const T: usize>(rows: [&[BlockQ4K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
+    rows: [&[B]; R],
+    x: [Q8Row<'_>; T],
+) -> [[f32; T]; R] {
     let mut acc = [[vdupq_n_f32(0.0); T]; R];
     for b in 0..rows[0].len() {
         for (row, acc) in rows.iter().zip(&mut acc) {
             let block = &row[b];
-            let (d, dmin) =
-                (f16::from_bits(block.d.get()).to_f32(), f16::from_bits(block.dmin.get()).to_f32());
-            let (scales, mins) = block.scales_and_mins();
-            let mins: [f32; 8] = std::array::from_fn(|j| -dmin * f32::from(mins[j]));
-            for (x, acc) in x.iter().zip(&mut *acc) {
-                let sums = x.sums[8 * b..8 * b + 8].as_chunks::<4>().0;
-                for (m, s) in mins.as_chunks::<4>().0.iter().zip(sums) {
-                    *acc = vfmaq_f32(*acc, load(m), load(s));
+            // SAFETY: this function has Advanced SIMD.
+            let codes = unsafe { block.registers() };
+            let (d, dmin) = block.floats(|bits| float(bits));
+            let (scales, mins) = (block.scales(), block.mins());
+            if B::MINS == Share::Group {
+                let mut products = [0.0; G];
+                for (product, min) in products.iter_mut().zip(mins) {
+                    *product = -dmin * f32::from(min[0]);
+                }
+                for (x, acc) in x.iter().zip(&mut *acc) {
+                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
                 }
             }
-            for (j, bytes) in block.qs.as_chunks::<32>().0.iter().enumerate() {
-                let [b0, b1] = bytes.as_chunks::<16>().0 else { continue };
-                let (b0, b1) = (load_bytes(b0), load_bytes(b1));
-                let low = |v| vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(15)));
-                let high = |v| vreinterpretq_s8_u8(vshrq_n_u8::<4>(v));
-                for (i, w) in [(2 * j, [low(b0), low(b1)]), (2 * j + 1, [high(b0), high(b1)])] {
-                    let scale = i32::from(scales[i]);
-                    for (x, acc) in x.iter().zip(&mut *acc) {
-                        let dot = vmulq_n_s32(dot_codes(w, &x.codes[8 * b + i]), scale);
-                        *acc = add_scaled(*acc, dot, d * x.scales[8 * b + i]);
+            for (j, w) in codes.iter().enumerate() {
+                let i = G * b + j;
+                let scale = [i32::from(scales[j][0]), i32::from(scales[j][1])];
+                for (x, acc) in x.iter().zip(&mut *acc) {
+                    let x_codes = x.codes[i].as_chunks::<16>().0;
+                    let x_codes = [load_codes(&x_codes[0]), load_codes(&x_codes[1])];
+                    let pairs = [pairs(w[0], x_codes[0]), pairs(w[1], x_codes[1])];
+                    let dot = match B::SCALES {
+                        Share::Block => vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]),
+                        Share::Group => vmulq_n_s32(vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]), scale[0]),
+                        Share::Half => halves(pairs, scale),
+                    };
+                    *acc = add_scaled(*acc, dot, d * x.scales[i]);
+                    if B::MINS == Share::Half {
+                        let sums = halves(
+                            [vpaddlq_s8(x_codes[0]), vpaddlq_s8(x_codes[1])],
+                            [i32::from(mins[j][0]), i32::from(mins[j][1])],
+                        );
+                        *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
                     }
                 }
             }
@@ -365,38 +328,62 @@ fn tile_q4_k<const R: usize, const T: usize>(rows: [&[BlockQ4K]; R], x: [Q8Row<'
     acc.map(|row| row.map(|a| sum(a)))
 }
 
+/// The sums of two halves of a group, each times its integer.
 #[target_feature(enable = "neon")]
-fn tile_q6_k<const R: usize, const T: usize>(rows: [&[BlockQ6K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[vdupq_n_f32(0.0); T]; R];
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let block = &row[b];
-            let d = f16::from_bits(block.d.get()).to_f32();
-            for j in 0..8 {
-                let (half, quarter) = (j / 4, j % 4);
-                let low = &block.ql[half * 64 + quarter % 2 * 32..][..32];
-                let high = &block.qh[half * 32..][..32];
-                let shift = vdupq_n_s8(-2 * quarter as i8);
-                let code = |low: &[u8; 16], high: &[u8; 16]| {
-                    let (low, high) = (load_bytes(low), load_bytes(high));
-                    let low = if quarter < 2 { vandq_u8(low, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(low) };
-                    let high = vandq_u8(vshlq_u8(high, shift), vdupq_n_u8(3));
-                    vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, vshlq_n_u8::<4>(high))), vdupq_n_s8(32))
-                };
-                let ([l0, l1], [h0, h1]) = (low.as_chunks::<16>().0, high.as_chunks::<16>().0) else {
-                    continue;
-                };
-                let w = [code(l0, h0), code(l1, h1)];
-                let scales = [i32::from(block.scales[2 * j]), i32::from(block.scales[2 * j + 1])];
-                for (x, acc) in x.iter().zip(&mut *acc) {
-                    let [x0, x1] = x.codes[8 * b + j].as_chunks::<16>().0 else { continue };
-                    let first = vpaddlq_s16(pairs(w[0], load_codes(x0)));
-                    let second = vpaddlq_s16(pairs(w[1], load_codes(x1)));
-                    let dot = vmlaq_n_s32(vmulq_n_s32(first, scales[0]), second, scales[1]);
-                    *acc = add_scaled(*acc, dot, d * x.scales[8 * b + j]);
+fn halves(sums: [int16x8_t; 2], times: [i32; 2]) -> int32x4_t {
+    vmlaq_n_s32(vmulq_n_s32(vpaddlq_s16(sums[0]), times[0]), vpaddlq_s16(sums[1]), times[1])
+}
+
+/// Products by codes, in tiles of four rows and one token or of one row and four tokens.
+#[target_feature(enable = "neon")]
+fn product<B: Codes<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, out: &mut [f32]) {
+    let n_rows = out.len() / x.n_tokens;
+    let row_bytes = w.len() / n_rows;
+    let row = |r: usize| -> &[B] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
+    let mut t = 0;
+    while t < x.n_tokens {
+        let few = x.n_tokens - t < 4;
+        let mut r = 0;
+        while r < n_rows {
+            if few && n_rows - r >= 4 {
+                let sums = tile::<B, G, 4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
+                for (i, [y]) in sums.into_iter().enumerate() {
+                    out[(r + i) * x.n_tokens + t] = y;
+                }
+                r += 4;
+            } else if few {
+                let [[y]] = tile::<B, G, 1, 1>([row(r)], [x.row(t)]);
+                out[r * x.n_tokens + t] = y;
+                r += 1;
+            } else {
+                let [y] = tile::<B, G, 1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
+                out[r * x.n_tokens + t..][..4].copy_from_slice(&y);
+                r += 1;
+            }
+        }
+        t += if few { 1 } else { 4 };
+    }
+}
+
+/// The weights as floats; a multiplication and a subtraction, each rounded, as the definition has them.
+#[target_feature(enable = "neon")]
+fn unpack<B: Codes<G>, const G: usize>(bytes: &[u8], out: &mut [f32]) {
+    let groups = out.as_chunks_mut::<16>().0.as_chunks_mut::<2>().0.as_chunks_mut::<G>().0;
+    for (block, out) in quant::blocks::<B>(bytes).iter().zip(groups) {
+        // SAFETY: this function has Advanced SIMD.
+        let codes = unsafe { block.registers() };
+        let (d, dmin) = block.floats(|bits| float(bits));
+        let (scales, mins) = (block.scales(), block.mins());
+        for (j, (codes, out)) in codes.iter().zip(out).enumerate() {
+            for (i, (codes, out)) in codes.iter().zip(out).enumerate() {
+                let (scale, min) = (d * f32::from(scales[j][i]), dmin * f32::from(mins[j][i]));
+                let (low, high) = (vmovl_s8(vget_low_s8(*codes)), vmovl_s8(vget_high_s8(*codes)));
+                let fours = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
+                for (codes, y) in fours.into_iter().zip(out.as_chunks_mut::<4>().0) {
+                    let product = vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(codes)), scale);
+                    store(vsubq_f32(product, vdupq_n_f32(min)), y);
                 }
             }
         }
     }
-    acc.map(|row| row.map(|a| sum(a)))
 }

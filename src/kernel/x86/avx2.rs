@@ -5,10 +5,14 @@ use std::arch::x86_64::*;
 use half::f16;
 use zerocopy::little_endian::U16;
 
+use super::codes::Codes;
 use crate::base::limits::ATTN_BLOCK;
 use crate::kernel::tensor::{Q8Row, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
-use crate::quant::{self, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, Quant};
+use crate::quant::{
+    self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, Quant, Share,
+};
 
 /// What this tier has; the rest is the scalar tier's.
 pub(super) const AVX2: Kernels = Kernels {
@@ -24,10 +28,21 @@ pub(super) const AVX2: Kernels = Kernels {
 }
 .with_unpack(Quant::F16, unpack_f16)
 .with_unpack(Quant::BF16, unpack_bf16)
-.with_q8(Quant::Q4_0, q4_0)
-.with_q8(Quant::Q8_0, q8_0)
-.with_q8(Quant::Q4_K, q4_k)
-.with_q8(Quant::Q6_K, q6_k);
+.with_blocks(Quant::Q4_0, unpack::<BlockQ4_0, 1>, product::<BlockQ4_0, 1>)
+.with_blocks(Quant::Q4_1, unpack::<BlockQ4_1, 1>, product::<BlockQ4_1, 1>)
+.with_blocks(Quant::Q5_0, unpack::<BlockQ5_0, 1>, product::<BlockQ5_0, 1>)
+.with_blocks(Quant::Q5_1, unpack::<BlockQ5_1, 1>, product::<BlockQ5_1, 1>)
+.with_blocks(Quant::Q8_0, unpack::<BlockQ8_0, 1>, product::<BlockQ8_0, 1>)
+.with_blocks(Quant::Q2_K, unpack::<BlockQ2K, 8>, product::<BlockQ2K, 8>)
+.with_blocks(Quant::Q3_K, unpack::<BlockQ3K, 8>, product::<BlockQ3K, 8>)
+.with_blocks(Quant::Q4_K, unpack::<BlockQ4K, 8>, product::<BlockQ4K, 8>)
+.with_blocks(Quant::Q5_K, unpack::<BlockQ5K, 8>, product::<BlockQ5K, 8>)
+.with_blocks(Quant::Q6_K, unpack::<BlockQ6K, 8>, product::<BlockQ6K, 8>)
+.with_blocks(Quant::IQ4_NL, unpack::<BlockIQ4NL, 1>, product::<BlockIQ4NL, 1>)
+.with_blocks(Quant::IQ4_XS, unpack::<BlockIQ4XS, 8>, product::<BlockIQ4XS, 8>)
+.with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
+.with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
+.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load(x: &[f32; 8]) -> __m256 {
@@ -39,12 +54,6 @@ fn load(x: &[f32; 8]) -> __m256 {
 fn store(x: __m256, y: &mut [f32; 8]) {
     // SAFETY: there is room for eight floats; the store takes any alignment.
     unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load_bytes(x: &[u8; 32]) -> __m256i {
-    // SAFETY: 32 bytes are there; the load takes any alignment.
-    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -105,7 +114,7 @@ fn unpack_f16(bytes: &[u8], out: &mut [f32]) {
     for (w, y) in body.iter().zip(ys) {
         store(_mm256_cvtph_ps(load_half(w)), y);
     }
-    scalar::unpack_f16(tail, rest);
+    quant::unpack(Quant::F16)(tail, rest);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -116,7 +125,7 @@ fn unpack_bf16(bytes: &[u8], out: &mut [f32]) {
         let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_half(w)));
         store(_mm256_castsi256_ps(bits), y);
     }
-    scalar::unpack_bf16(tail, rest);
+    quant::unpack(Quant::BF16)(tail, rest);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -250,134 +259,77 @@ macro_rules! attend {
 attend!(attend_f16, f16, load_f16, |x: f16| float(U16::new(x.to_bits())));
 attend!(attend_f32, f32, load, |x: f32| x);
 
-/// Products of 32 codes, in eight sums of four. Weights from -128 to 127, activations within ±127: the sum of two
-/// products is at most 2 · 128 · 127 = 32,512 and fits 16 bits.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_codes(w: __m256i, x: __m256i) -> __m256i {
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
 /// `acc + scale * sums`.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn add_scaled(acc: __m256, sums: __m256i, scale: f32) -> __m256 {
     _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), acc)
 }
 
-/// A kernel that takes rows and tokens in small tiles, so that unpacked weights serve several tokens and several
-/// sums are under way at a time. Each output has one accumulator, blocks in ascending order: the tile's shape changes
-/// no bit.
-macro_rules! q8_kernel {
-    ($name:ident, $block:ty, $tile:ident) => {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn $name(w: &[u8], x: &Q8View<'_>, tile: &mut [f32]) {
-            let n_rows = tile.len() / x.n_tokens;
-            let row_bytes = w.len() / n_rows;
-            let row = |r: usize| -> &[$block] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
-            let mut t = 0;
-            while t < x.n_tokens {
-                let few = x.n_tokens - t < 4;
-                let mut r = 0;
-                while r < n_rows {
-                    match (few, n_rows - r) {
-                        (true, 4..) => {
-                            let sums = $tile::<4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
-                            for (i, [y]) in sums.into_iter().enumerate() {
-                                tile[(r + i) * x.n_tokens + t] = y;
-                            }
-                            r += 4;
-                        }
-                        (true, _) => {
-                            let [[y]] = $tile::<1, 1>([row(r)], [x.row(t)]);
-                            tile[r * x.n_tokens + t] = y;
-                            r += 1;
-                        }
-                        (false, 2..) => {
-                            let tokens = std::array::from_fn(|i| x.row(t + i));
-                            let sums = $tile::<2, 4>([row(r), row(r + 1)], tokens);
-                            for (i, y) in sums.into_iter().enumerate() {
-                                tile[(r + i) * x.n_tokens + t..][..4].copy_from_slice(&y);
-                            }
-                            r += 2;
-                        }
-                        (false, _) => {
-                            let [y] = $tile::<1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
-                            tile[r * x.n_tokens + t..][..4].copy_from_slice(&y);
-                            r += 1;
-                        }
-                    }
-                }
-                t += if few { 1 } else { 4 };
-            }
-        }
-    };
-}
-
-q8_kernel!(q4_0, BlockQ4_0, tile_q4_0);
-q8_kernel!(q8_0, BlockQ8_0, tile_q8_0);
-q8_kernel!(q4_k, BlockQ4K, tile_q4_k);
-q8_kernel!(q6_k, BlockQ6K, tile_q6_k);
-
-/// 32 nibbles of 16 bytes: low ones first.
+/// `acc` plus minima times sums of codes, several groups at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn nibbles(bytes: &[u8; 16]) -> __m256i {
-    let b = load_half(bytes);
-    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(b), b);
-    _mm256_and_si256(both, _mm256_set1_epi8(15))
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn tile_q4_0<const R: usize, const T: usize>(rows: [&[BlockQ4_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[_mm256_setzero_ps(); T]; R];
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let (d, w) = (float(row[b].d), _mm256_sub_epi8(nibbles(&row[b].qs), _mm256_set1_epi8(8)));
-            for (x, acc) in x.iter().zip(acc) {
-                *acc = add_scaled(*acc, dot_codes(w, load_codes(&x.codes[b])), d * x.scales[b]);
-            }
-        }
+fn add_mins<const G: usize>(mut acc: __m256, mins: &[f32; G], sums: &[f32]) -> __m256 {
+    let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<8>(), sums.as_chunks::<8>());
+    for (m, s) in ms.iter().zip(ss) {
+        acc = _mm256_fmadd_ps(load(m), load(s), acc);
     }
-    acc.map(|row| row.map(|a| sum(a)))
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn tile_q8_0<const R: usize, const T: usize>(rows: [&[BlockQ8_0]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[_mm256_setzero_ps(); T]; R];
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let (d, w) = (float(row[b].d), load_codes(&row[b].qs));
-            for (x, acc) in x.iter().zip(acc) {
-                *acc = add_scaled(*acc, dot_codes(w, load_codes(&x.codes[b])), d * x.scales[b]);
-            }
-        }
+    for (m, s) in m_tail.iter().zip(s_tail) {
+        acc = _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(m * s)));
     }
-    acc.map(|row| row.map(|a| sum(a)))
+    acc
 }
 
+/// Sixteen 16-bit numbers: eight times the first, eight times the second.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_q4_k<const R: usize, const T: usize>(rows: [&[BlockQ4K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
+fn halves<T: Copy + Into<i16>>(x: [T; 2]) -> __m256i {
+    _mm256_set_m128i(_mm_set1_epi16(x[1].into()), _mm_set1_epi16(x[0].into()))
+}
+
+/// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
+/// Each output has one accumulator, blocks in ascending order: the tile's shape changes no bit.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
+    rows: [&[B]; R],
+    x: [Q8Row<'_>; T],
+) -> [[f32; T]; R] {
     let mut acc = [[_mm256_setzero_ps(); T]; R];
     for b in 0..rows[0].len() {
         for (row, acc) in rows.iter().zip(&mut acc) {
             let block = &row[b];
-            let (d, dmin) = (float(block.d), float(block.dmin));
-            let (scales, mins) = block.scales_and_mins();
-            let mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(mins))));
-            let mins = _mm256_mul_ps(mins, _mm256_set1_ps(-dmin));
-            for (x, acc) in x.iter().zip(&mut *acc) {
-                let [sums] = x.sums[8 * b..8 * b + 8].as_chunks::<8>().0 else { continue };
-                *acc = _mm256_fmadd_ps(mins, load(sums), *acc);
+            // SAFETY: this function has AVX2.
+            let codes = unsafe { block.registers() };
+            let (d, dmin) = block.floats(|bits| float(bits));
+            let (scales, mins) = (block.scales(), block.mins());
+            if B::MINS == Share::Group {
+                let mut products = [0.0; G];
+                for (product, min) in products.iter_mut().zip(mins) {
+                    *product = -dmin * f32::from(min[0]);
+                }
+                for (x, acc) in x.iter().zip(&mut *acc) {
+                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
+                }
             }
-            for (j, bytes) in block.qs.as_chunks::<32>().0.iter().enumerate() {
-                let bytes = load_bytes(bytes);
-                let low = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
-                for (i, w) in [(2 * j, low), (2 * j + 1, high)] {
-                    let scale = _mm256_set1_epi16(i16::from(scales[i]));
-                    for (x, acc) in x.iter().zip(&mut *acc) {
-                        // Codes up to 15: two products are at most 2 · 15 · 127 = 3,810.
-                        let pairs = _mm256_maddubs_epi16(w, load_codes(&x.codes[8 * b + i]));
-                        *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[8 * b + i]);
+            for (j, w) in codes.iter().enumerate() {
+                let i = G * b + j;
+                let scale = match B::SCALES {
+                    Share::Block => _mm256_set1_epi16(1),
+                    Share::Group => _mm256_set1_epi16(i16::from(scales[j][0])),
+                    Share::Half => halves(scales[j]),
+                };
+                for (x, acc) in x.iter().zip(&mut *acc) {
+                    let codes = load_codes(&x.codes[i]);
+                    // Sums of two products fit 16 bits: codes of activations are within ±127, those of weights from
+                    // -128 to 127 without minima and up to 31 with them; 2 · 128 · 127 = 32,512.
+                    let pairs = match B::MINS {
+                        Share::Block => {
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(codes, *w))
+                        }
+                        _ => _mm256_maddubs_epi16(*w, codes),
+                    };
+                    *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[i]);
+                    if B::MINS == Share::Half {
+                        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+                        let sums = _mm256_madd_epi16(pairs, halves(mins[j]));
+                        *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
                     }
                 }
             }
@@ -386,38 +338,67 @@ fn tile_q4_k<const R: usize, const T: usize>(rows: [&[BlockQ4K]; R], x: [Q8Row<'
     acc.map(|row| row.map(|a| sum(a)))
 }
 
+/// Products by codes, in tiles of four rows and one token or of two rows and four tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_q6_k<const R: usize, const T: usize>(rows: [&[BlockQ6K]; R], x: [Q8Row<'_>; T]) -> [[f32; T]; R] {
-    let mut acc = [[_mm256_setzero_ps(); T]; R];
-    let (four, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
-    for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let block = &row[b];
-            let d = float(block.d);
-            let halves = block.ql.as_chunks::<64>().0.iter().zip(block.qh.as_chunks::<32>().0);
-            for (half, (low, high)) in halves.enumerate() {
-                let [l0, l1] = low.as_chunks::<32>().0 else { continue };
-                let (l0, l1, h) = (load_bytes(l0), load_bytes(l1), load_bytes(high));
-                let codes = [
-                    (_mm256_and_si256(l0, four), _mm256_slli_epi16::<4>(h)),
-                    (_mm256_and_si256(l1, four), _mm256_slli_epi16::<2>(h)),
-                    (_mm256_and_si256(_mm256_srli_epi16::<4>(l0), four), h),
-                    (_mm256_and_si256(_mm256_srli_epi16::<4>(l1), four), _mm256_srli_epi16::<2>(h)),
-                ];
-                for (quarter, (low, high)) in codes.into_iter().enumerate() {
-                    let j = 4 * half + quarter;
-                    let w = _mm256_or_si256(low, _mm256_and_si256(high, two));
-                    let w = _mm256_sub_epi8(w, _mm256_set1_epi8(32));
-                    let scale = |i: usize| _mm_set1_epi16(i16::from(block.scales[2 * j + i]));
-                    let scale = _mm256_set_m128i(scale(1), scale(0));
-                    for (x, acc) in x.iter().zip(&mut *acc) {
-                        let x_codes = load_codes(&x.codes[8 * b + j]);
-                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x_codes, w));
-                        *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[8 * b + j]);
+fn product<B: Codes<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, out: &mut [f32]) {
+    let n_rows = out.len() / x.n_tokens;
+    let row_bytes = w.len() / n_rows;
+    let row = |r: usize| -> &[B] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
+    let mut t = 0;
+    while t < x.n_tokens {
+        let few = x.n_tokens - t < 4;
+        let mut r = 0;
+        while r < n_rows {
+            match (few, n_rows - r) {
+                (true, 4..) => {
+                    let sums = tile::<B, G, 4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
+                    for (i, [y]) in sums.into_iter().enumerate() {
+                        out[(r + i) * x.n_tokens + t] = y;
                     }
+                    r += 4;
+                }
+                (true, _) => {
+                    let [[y]] = tile::<B, G, 1, 1>([row(r)], [x.row(t)]);
+                    out[r * x.n_tokens + t] = y;
+                    r += 1;
+                }
+                (false, 2..) => {
+                    let tokens = std::array::from_fn(|i| x.row(t + i));
+                    let sums = tile::<B, G, 2, 4>([row(r), row(r + 1)], tokens);
+                    for (i, y) in sums.into_iter().enumerate() {
+                        out[(r + i) * x.n_tokens + t..][..4].copy_from_slice(&y);
+                    }
+                    r += 2;
+                }
+                (false, _) => {
+                    let [y] = tile::<B, G, 1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
+                    out[r * x.n_tokens + t..][..4].copy_from_slice(&y);
+                    r += 1;
                 }
             }
         }
+        t += if few { 1 } else { 4 };
     }
-    acc.map(|row| row.map(|a| sum(a)))
+}
+
+/// The weights as floats; a multiplication and a subtraction, each rounded, as the definition has them.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack<B: Codes<G>, const G: usize>(bytes: &[u8], out: &mut [f32]) {
+    let groups = out.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0.as_chunks_mut::<G>().0;
+    for (block, out) in quant::blocks::<B>(bytes).iter().zip(groups) {
+        // SAFETY: this function has AVX2.
+        let codes = unsafe { block.registers() };
+        let (d, dmin) = block.floats(|bits| float(bits));
+        let (scales, mins) = (block.scales(), block.mins());
+        for (j, (codes, out)) in codes.iter().zip(out).enumerate() {
+            let (low, high) = (_mm256_castsi256_si128(*codes), _mm256_extracti128_si256::<1>(*codes));
+            let eights = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
+            for (i, (codes, y)) in eights.into_iter().zip(out).enumerate() {
+                let scale = _mm256_set1_ps(d * f32::from(scales[j][i / 2]));
+                let min = _mm256_set1_ps(dmin * f32::from(mins[j][i / 2]));
+                let product = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+                store(_mm256_sub_ps(product, min), y);
+            }
+        }
+    }
 }

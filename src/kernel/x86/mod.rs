@@ -1,6 +1,7 @@
 //! Tiers of x86-64.
 
 mod avx2;
+mod codes;
 
 use super::Kernels;
 
