@@ -451,12 +451,12 @@ mod tests {
         let tokens = tokens.expect("renders");
         assert_eq!(tokens.first().copied(), t.bos());
         assert!(tokens[1..].iter().all(|&token| !t.is_special(token)), "{seen}");
-        assert_eq!(t.decode(&tokens, false), seen.as_bytes());
+        assert_eq!(t.decode(&tokens), seen.as_bytes());
         assert_eq!(seen.matches("<|end|>").count(), 8, "{seen}");
         // Names that a template looks up stay as they are, though `end` is a part of `<|end|>`.
         let by_name = Template::new("{{ messages[0].call.end }}").expect("a template");
         let tokens = t.encode_chat(|input| by_name.render(input), &chat).expect("renders");
-        assert_eq!(t.decode(&tokens, false), b"|>");
+        assert_eq!(t.decode(&tokens), b"|>");
     }
 
     #[test]
