@@ -2,7 +2,7 @@
 //! PyPI packages tokenizers and sentencepiece for those of model folders.
 //!
 //! `SOTTO_VOCABS` names a folder of vocabulary files with their results, `SOTTO_TOKENIZERS` one of folders with a
-//! `tokenizer.json`; without them the sets beside the repository, in `shared/fixtures/`, are used, and the small one in
+//! `tokenizer.json`, `SOTTO_TEMPLATES` one of templates, `SOTTO_FIXTURES` one of models; without them the sets beside the repository, in `shared/fixtures/`, are used, and the small one in
 //! `tests/fixtures/tokenizers`. What is absent is said; a folder that was named must have something to run.
 
 #![allow(
@@ -188,6 +188,9 @@ fn of_folder(dir: &Path) -> Tokenizer {
 fn tokens_of_model_folders_are_those_of_their_makers() {
     let (mut tally, mut n_folders) = (Tally::default(), 0);
     let given = fixtures("SOTTO_TOKENIZERS", "tokenizers");
+    if let Some(dir) = &given {
+        assert!(entries(dir).iter().any(|dir| dir.is_dir()), "{}: no folder with a tokenizer", dir.display());
+    }
     for dir in given.iter().chain([&small()]).flat_map(|dir| entries(dir)) {
         let (name, expected) = (dir.file_name().unwrap().display().to_string(), dir.join("expected.json"));
         if !dir.is_dir() {
@@ -223,7 +226,7 @@ fn tokens_of_model_folders_are_those_of_their_makers() {
         }
     }
     println!("{n_folders} folders");
-    tally.finish(if given.is_some() { 1200 } else { 300 });
+    tally.finish(if given.is_some() { 2000 } else { 1200 });
 }
 
 /// The pre-tokenizer that a component of a `tokenizer.json` stands for.

@@ -14,23 +14,17 @@ struct Symbol {
     len: u32,
     prev: u32,
     next: u32,
-}
-
-/// A pair that could merge: the best rank first, of equal ones the leftmost.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Pair {
-    rank: u32,
-    left: u32,
-    /// The lengths tell a pair whose symbols have grown since.
-    left_len: u32,
-    len: u32,
+    /// Of the pair that it makes with its right neighbour, if the two may merge.
+    rank: Option<u32>,
 }
 
 /// Buffers of the loop, kept from word to word. A run of `n` symbols takes O(n log n).
 #[derive(Default)]
 pub(super) struct Merger {
     symbols: Vec<Symbol>,
-    pairs: BinaryHeap<Reverse<Pair>>,
+    /// Rank and left symbol of pairs that could merge: the best rank first, of equal ones the leftmost. What was put
+    /// here holds as long as the symbol still has that rank.
+    pairs: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
 impl Merger {
@@ -51,7 +45,7 @@ impl Merger {
         let mut start = 0;
         for (i, len) in (0_u32..).zip(units) {
             let len = len as u32;
-            self.symbols.push(Symbol { start, len, prev: i.wrapping_sub(1), next: i + 1 });
+            self.symbols.push(Symbol { start, len, prev: i.wrapping_sub(1), next: i + 1, rank: None });
             start += len;
         }
         if let Some(last) = self.symbols.last_mut() {
@@ -60,27 +54,26 @@ impl Merger {
         for left in 0..self.symbols.len() as u32 {
             self.offer(text, left, &rank);
         }
-        while let Some(Reverse(pair)) = self.pairs.pop() {
-            let left = &self.symbols[pair.left as usize];
-            let (left_len, right) = (left.len, left.next);
-            if left_len != pair.left_len || right == NONE {
+        while let Some(Reverse((pair_rank, at))) = self.pairs.pop() {
+            let left = &self.symbols[at as usize];
+            let right = left.next;
+            if left.rank != Some(pair_rank) || right == NONE {
                 continue;
             }
-            let Symbol { len: right_len, next, .. } = self.symbols[right as usize];
-            if left_len + right_len != pair.len {
-                continue;
-            }
-            self.symbols[right as usize].len = 0;
+            let right = &mut self.symbols[right as usize];
+            let (len, next) = (right.len, right.next);
+            (right.len, right.rank) = (0, None);
             if next != NONE {
-                self.symbols[next as usize].prev = pair.left;
+                self.symbols[next as usize].prev = at;
             }
-            let left = &mut self.symbols[pair.left as usize];
-            (left.len, left.next) = (pair.len, next);
+            let left = &mut self.symbols[at as usize];
+            left.len += len;
+            left.next = next;
             let prev = left.prev;
             if prev != NONE {
                 self.offer(text, prev, &rank);
             }
-            self.offer(text, pair.left, &rank);
+            self.offer(text, at, &rank);
         }
         let range = |s: &Symbol| s.start as usize..(s.start + s.len) as usize;
         self.symbols.iter().filter(|s| s.len > 0).map(range)
@@ -89,10 +82,13 @@ impl Merger {
     /// Puts the pair of `left` and its right neighbour up for merging if it has a rank.
     fn offer(&mut self, text: &[u8], left: u32, rank: &impl Fn(&[u8], &[u8], &[u8]) -> Option<u32>) {
         let a = &self.symbols[left as usize];
-        let Some(b) = self.symbols.get(a.next as usize) else { return };
-        let (from, mid, to) = (a.start as usize, b.start as usize, (b.start + b.len) as usize);
-        if let Some(rank) = rank(&text[from..mid], &text[mid..to], &text[from..to]) {
-            self.pairs.push(Reverse(Pair { rank, left, left_len: a.len, len: a.len + b.len }));
+        let found = self.symbols.get(a.next as usize).and_then(|b| {
+            let (from, mid, to) = (a.start as usize, b.start as usize, (b.start + b.len) as usize);
+            rank(&text[from..mid], &text[mid..to], &text[from..to])
+        });
+        self.symbols[left as usize].rank = found;
+        if let Some(rank) = found {
+            self.pairs.push(Reverse((rank, left)));
         }
     }
 }

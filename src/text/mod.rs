@@ -1,10 +1,10 @@
-//! Layer 2: text to tokens and back. Knows no file format: a [`Source`] holds what a model file says about its
-//! vocabulary, and [`Tokenizer`] and [`Template`] are made from its parts.
+//! Layer 2: text to tokens and back. Opens no file: a [`Source`] holds what a model's files say about its vocabulary,
+//! and [`Tokenizer`] and [`Template`] are made from its parts. GGUF's metadata becomes one in `model/vocab.rs`; the bytes
+//! of a `tokenizer.json` or `tokenizer.model` do here.
 //!
-//! Two families of vocabulary: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`), named as in GGUF's
-//! `tokenizer.ggml.model`. Both cut text at special tokens first, then merge pairs by rank (`merge.rs`). All input
-//! is hostile: vocabularies and templates from files, text from clients. The user's text never becomes a control
-//! token (`special.rs`).
+//! Three families of vocabulary ([`VocabKind`]), and one way through them: text is cut at special tokens first, then
+//! into words, then pairs merge by rank (`merge.rs`). All input is hostile: vocabularies and templates from files, text
+//! from clients. The user's text never becomes a control token (`special.rs`).
 
 mod bpe;
 mod error;
