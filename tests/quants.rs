@@ -9,7 +9,10 @@
 
 mod support;
 
+use sotto::kernel::{Epilogue, Input, Product, Q8Acts, Rows, Weights};
 use sotto::model::{KvType, Model, Precision};
+use sotto::os::clock;
+use sotto::quant::Quant;
 use support::golden::{Expected, Run, distance, fixtures, names, pool, stored_rows};
 
 /// How large an error may be with the activations that users get, as a multiple of the peer's: over all stored rows,
@@ -62,4 +65,42 @@ fn logits_of_every_tensor_type() {
         }
     }
     assert!(failed.is_empty(), "beyond their bounds:\n{}", failed.join("\n"));
+}
+
+/// `cargo test --release --test quants -- --ignored --nocapture speed`, results in `docs/performance.md`.
+#[test]
+#[ignore = "timing: says what it measures, holds nothing to it"]
+fn speed_of_every_tensor_type() {
+    let pool = pool(1);
+    let (n_rows, n_cols) = (16, 4_096);
+    println!("{n_rows} rows of {n_cols} in cache, one thread, {}, best of 60", pool.kernels().tier().name());
+    for quant in Quant::ALL.into_iter().filter(|q| pool.kernels().takes_codes(*q)) {
+        // Whatever stands where the floats are: 0x2222 is 0.012, and a power of two of 0x22 is normal.
+        let bytes = vec![0x22; n_rows * quant.row_bytes(n_cols).unwrap()];
+        let rows = Rows::new(quant, n_rows, n_cols, &bytes).unwrap();
+        let rates = [1, 64].map(|n_tokens| {
+            let x: Vec<f32> = (0..n_tokens * n_cols).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
+            let mut acts = Q8Acts::new(n_tokens, n_cols);
+            pool.quantize(&x, n_cols, &mut acts);
+            let input = Input { x: &x, n_cols, q8: Some(&acts) };
+            let mut y = vec![0.0; n_tokens * n_rows];
+            let n = 128 / n_tokens;
+            let us = (0..60).map(|_| {
+                let start = clock::now_us();
+                for _ in 0..n {
+                    let weights = Weights::Rows(rows);
+                    pool.matmul(input, &mut [Product { weights, y: &mut y, epilogue: Epilogue::default() }]);
+                }
+                clock::now_us() - start
+            });
+            (n * n_tokens * n_rows * n_cols) as f64 / us.min().unwrap().max(1) as f64 / 1e3
+        });
+        println!(
+            "{:6} 1 token: {:5.1} Gmul/s, {:5.1} GB/s; 64 tokens: {:5.1} Gmul/s",
+            quant.name(),
+            rates[0],
+            rates[0] * bytes.len() as f64 / (n_rows * n_cols) as f64,
+            rates[1]
+        );
+    }
 }

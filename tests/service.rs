@@ -75,7 +75,7 @@ fn compare(variant: &str, model: &Path, rows: &[Row], answers: &[String], n_equa
             continue;
         }
         let parts = |n: &usize| {
-            let text = tokenizer.decode(&row.ids[..=*n], false);
+            let text = tokenizer.decode(&row.ids[..=*n]);
             !bare(answer).as_bytes().starts_with(bare(&String::from_utf8_lossy(&text)).as_bytes())
         };
         let step = (0..row.ids.len()).find(parts).unwrap_or(row.ids.len() - 1);

@@ -102,8 +102,22 @@ pub(super) fn pairs_of_8(bytes: &[u8; 64]) -> [[u8; 32]; 8] {
     std::array::from_fn(|j| std::array::from_fn(|i| bytes[j / 4 * 32 + i] >> (2 * (j % 4)) & 3))
 }
 
-/// Scales or minima that the halves of each group share.
+/// Scales or minima of groups, by their number; both halves have the same.
 #[inline]
 pub(super) fn of_groups<T: Copy, const G: usize>(each: impl Fn(usize) -> T) -> [[T; 2]; G] {
-    std::array::from_fn(|j| [each(j); 2])
+    let mut all = [[each(0); 2]; G];
+    for (j, both) in all.iter_mut().enumerate() {
+        *both = [each(j); 2];
+    }
+    all
+}
+
+/// Scales or minima of halves of groups, by their number.
+#[inline]
+pub(super) fn of_halves<T: Copy, const G: usize>(each: impl Fn(usize) -> T) -> [[T; 2]; G] {
+    let mut all = [[each(0); 2]; G];
+    for (k, one) in all.as_flattened_mut().iter_mut().enumerate() {
+        *one = each(k);
+    }
+    all
 }

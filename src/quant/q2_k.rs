@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::block::{Block, Share, pairs_of_8};
+use super::block::{Block, Share, of_halves, pairs_of_8};
 
 /// 256 weights, `d * scale * code - dmin * min`.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
@@ -32,12 +32,12 @@ impl Block<8> for BlockQ2K {
 
     #[inline]
     fn scales(&self) -> [[i8; 2]; 8] {
-        std::array::from_fn(|j| [0, 1].map(|h| (self.scales[2 * j + h] & 15) as i8))
+        of_halves(|k| (self.scales[k] & 15) as i8)
     }
 
     #[inline]
     fn mins(&self) -> [[u8; 2]; 8] {
-        std::array::from_fn(|j| [0, 1].map(|h| self.scales[2 * j + h] >> 4))
+        of_halves(|k| self.scales[k] >> 4)
     }
 
     fn codes(&self) -> [[i8; 32]; 8] {

@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::block::{Block, Share, pairs_of_8};
+use super::block::{Block, Share, of_halves, pairs_of_8};
 
 /// 256 weights, `d * (scale - 32) * (code - 4)`.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
@@ -32,12 +32,11 @@ impl Block<8> for BlockQ3K {
 
     #[inline]
     fn scales(&self) -> [[i8; 2]; 8] {
-        let scale = |k: usize| {
+        of_halves(|k| {
             let low = self.scales[k % 8] >> (4 * (k / 8)) & 15;
             let high = self.scales[8 + k % 4] >> (2 * (k / 4)) & 3;
             (low | high << 4) as i8 - 32
-        };
-        std::array::from_fn(|j| [scale(2 * j), scale(2 * j + 1)])
+        })
     }
 
     fn codes(&self) -> [[i8; 32]; 8] {

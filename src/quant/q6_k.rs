@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::block::{Block, Share, pairs_of_8};
+use super::block::{Block, Share, of_halves, pairs_of_8};
 
 /// 256 weights, `d * scale * (code - 32)`.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq, Unaligned)]
@@ -32,7 +32,7 @@ impl Block<8> for BlockQ6K {
 
     #[inline]
     fn scales(&self) -> [[i8; 2]; 8] {
-        std::array::from_fn(|j| [self.scales[2 * j], self.scales[2 * j + 1]])
+        of_halves(|k| self.scales[k])
     }
 
     fn codes(&self) -> [[i8; 32]; 8] {

@@ -53,8 +53,9 @@ pub(super) struct Spm {
     /// Whether several unknown characters in a row are one token.
     fuse_unk: bool,
     space_prefix: SpacePrefix,
-    /// Whether no piece holds a space behind another character, so that words can be merged one by one.
-    by_word: bool,
+    /// Sorted: the characters that stand before a space inside some piece. Behind any other one a space begins a word,
+    /// and words merge one by one.
+    bridges: Vec<char>,
 }
 
 impl Spm {
@@ -67,7 +68,7 @@ impl Spm {
     ) -> Self {
         // A control token that is named here would be one that text can become.
         let unk = unk.filter(|&token| vocab.kind(token) != Some(Kind::Control));
-        let (mut bytes, mut unk, mut by_word) = ([None; 256], unk, true);
+        let (mut bytes, mut unk, mut bridges) = ([None; 256], unk, Vec::new());
         for (token, kind, piece) in vocab.tokens() {
             match kind {
                 Kind::Byte => {
@@ -78,11 +79,13 @@ impl Spm {
                 Kind::Unknown => {
                     unk.get_or_insert(token);
                 }
-                Kind::Normal | Kind::UserDefined => by_word &= n_words(piece) < 2,
+                Kind::Normal | Kind::UserDefined => bridges.extend(bridges_of(piece)),
                 Kind::Control => {}
             }
         }
-        Self { ranks, bytes, unk, fuse_unk, space_prefix, by_word }
+        bridges.sort_unstable();
+        bridges.dedup();
+        Self { ranks, bytes, unk, fuse_unk, space_prefix, bridges }
     }
 
     /// Appends the tokens of a text without special tokens; `first` says that nothing goes before it.
@@ -113,7 +116,7 @@ impl Spm {
         let mut unknown = false;
         let mut rest = spaced.as_str();
         while !rest.is_empty() {
-            let (word, after) = rest.split_at(if self.by_word { word_len(rest) } else { rest.len() });
+            let (word, after) = rest.split_at(word_len(rest, &self.bridges));
             rest = after;
             let rank = |left: &[u8], right: &[u8], both: &[u8]| self.ranks.get(vocab, left, right, both);
             for run in merger.run(word.as_bytes(), word.chars().map(char::len_utf8), rank) {
@@ -157,17 +160,25 @@ pub(super) fn unmap(piece: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Bytes of the first word: spaces, then what follows up to the next space.
-fn word_len(text: &str) -> usize {
-    let spaces = text.len() - text.trim_start_matches(SPACE).len();
-    text[spaces..].find(SPACE).map_or(text.len(), |n| spaces + n)
+/// Bytes of the first word: spaces, then what follows up to a space that no piece joins to it.
+fn word_len(text: &str, bridges: &[char]) -> usize {
+    let mut before = None;
+    for (at, c) in text.char_indices() {
+        if SPACE.starts_with(c)
+            && before.is_some_and(|b| !SPACE.starts_with(b) && bridges.binary_search(&b).is_err())
+        {
+            return at;
+        }
+        before = Some(c);
+    }
+    text.len()
 }
 
-/// Words in a piece.
-fn n_words(piece: &[u8]) -> usize {
-    let is_space = |at: usize| piece[at..].starts_with(SPACE.as_bytes());
-    let begins = |at: usize| is_space(at) && !(at >= SPACE.len() && is_space(at - SPACE.len()));
-    usize::from(!piece.starts_with(SPACE.as_bytes())) + (0..piece.len()).filter(|&at| begins(at)).count()
+/// The characters before a space in a piece, spaces apart. A piece that is no UTF-8 occurs in no text.
+fn bridges_of(piece: &[u8]) -> impl Iterator<Item = char> {
+    let piece = std::str::from_utf8(piece).unwrap_or_default();
+    let before = piece.match_indices(SPACE).filter_map(|(at, _)| piece[..at].chars().next_back());
+    before.filter(|&c| !SPACE.starts_with(c))
 }
 
 /// Ranks in the opposite order of scores; what is no number comes last.
@@ -218,7 +229,7 @@ mod tests {
         let scores = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, -3.0, 0.0, -9.0, -9.0, -9.0, -9.0];
         let ranks = Ranks::scores(&scores, v.len()).expect("as many as pieces");
         let spm = Spm::new(&v, ranks, None, false, SpacePrefix::Always);
-        assert!(spm.by_word);
+        assert!(spm.bridges.is_empty());
         assert_eq!(texts(&spm, &v, "aba ba"), ["\u{2581}", "ab", "a", "\u{2581}", "ba"]);
         assert_eq!(texts(&spm, &v, "é漢"), ["\u{2581}", "<0xC3>", "<0xA9>", "<unk>"]);
         assert_eq!(texts(&spm, &v, "<s>"), ["\u{2581}", "<s", ">"], "no text becomes a control token");
@@ -256,12 +267,25 @@ mod tests {
 
     #[test]
     fn words_are_told_by_their_spaces() {
-        let counts = ["", "a", "\u{2581}a", "\u{2581}\u{2581}", "a\u{2581}", "\u{2581}a\u{2581}b"]
-            .map(|p| n_words(p.as_bytes()));
-        assert_eq!(counts, [1, 1, 1, 1, 2, 2]);
-        assert_eq!(word_len("\u{2581}\u{2581}ab\u{2581}c"), 8);
-        assert_eq!(word_len("ab\u{2581}c"), 2);
-        assert_eq!(word_len("\u{2581}"), 3);
+        let pieces =
+            ["", "a", "\u{2581}a", "\u{2581}\u{2581}", "a\u{2581}", "\u{2581}é\u{2581}\u{2581}b>\u{2581}"];
+        let bridges = pieces.map(|p| bridges_of(p.as_bytes()).collect::<String>());
+        assert_eq!(bridges, ["", "", "", "", "a", "é>"]);
+        assert_eq!(bridges_of(b"a\xff\xe2\x96\x81").count(), 0);
+        assert_eq!(word_len("\u{2581}\u{2581}ab\u{2581}c", &[]), 8);
+        assert_eq!(word_len("ab\u{2581}c", &[]), 2);
+        assert_eq!(word_len("ab\u{2581}c\u{2581}", &['b']), 6);
+        assert_eq!(word_len("\u{2581}", &[]), 3);
+    }
+
+    /// Words that merge one by one give what the whole text would.
+    #[test]
+    fn a_piece_across_a_space_is_found() {
+        let v = vocab(&["\u{2581}", "a", ">", "a>", "\u{2581}a", ">\u{2581}", ">\u{2581}a"], &[1; 7]);
+        let scores = [-9.0, -9.0, -9.0, -8.0, -3.0, -1.0, -2.0];
+        let ranks = Ranks::scores(&scores, v.len()).expect("as many as pieces");
+        let spm = Spm::new(&v, ranks, None, false, SpacePrefix::Never);
+        assert_eq!(texts(&spm, &v, "a> a a>"), ["a", ">\u{2581}a", "\u{2581}a", ">"]);
     }
 
     #[test]

@@ -253,18 +253,27 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes of a whole text, without the space that [`Self::first_piece_strips_space`] speaks of. Control tokens
-    /// are spelt out or left out.
+    /// The bytes of a whole text, without the space that [`Self::first_piece_strips_space`] speaks of.
     #[must_use]
-    pub fn decode(&self, tokens: &[Token], spell_control: bool) -> Vec<u8> {
+    pub fn decode(&self, tokens: &[Token]) -> Vec<u8> {
+        self.spell(tokens, false)
+    }
+
+    /// The same with control tokens spelt out.
+    #[must_use]
+    pub fn decode_with_control(&self, tokens: &[Token]) -> Vec<u8> {
+        self.spell(tokens, true)
+    }
+
+    fn spell(&self, tokens: &[Token], with_control: bool) -> Vec<u8> {
         let mut out = Vec::new();
         for &token in tokens {
-            if spell_control && self.is_special(token) {
+            if with_control && self.is_special(token) {
                 out.extend_from_slice(self.vocab.piece(token));
             }
             self.piece_into(token, &mut out);
         }
-        if self.first_piece_strips_space() && out.first() == Some(&b' ') {
+        if self.strips_space && out.first() == Some(&b' ') {
             out.remove(0);
         }
         out
@@ -373,7 +382,7 @@ mod tests {
         assert!(t.add_bos() && t.first_piece_strips_space() && t.is_end(Token(2)) && t.is_special(Token(1)));
         assert_eq!(ids(&encoded(&t, "hi hié", Special::AsText)), [7, 7, 8, 9]);
         assert_eq!(ids(&encoded(&t, "<s>hi", Special::Parse)), [1, 7]);
-        assert_eq!(t.decode(&encoded(&t, "hi hié", Special::AsText), false), "hi hié".as_bytes());
+        assert_eq!(t.decode(&encoded(&t, "hi hié", Special::AsText)), "hi hié".as_bytes());
         let mut piece = Vec::new();
         t.piece_into(Token(7), &mut piece);
         t.piece_into(Token(1), &mut piece);
@@ -392,7 +401,7 @@ mod tests {
             let n = u.int_in_range(0..=12)?;
             let text: String = (0..n).map(|_| u.choose(&alphabet).copied()).collect::<Result<_, _>>()?;
             let tokens = encoded(&t, &text, Special::AsText);
-            assert_eq!(t.decode(&tokens, false), text.as_bytes());
+            assert_eq!(t.decode(&tokens), text.as_bytes());
             assert!(tokens.iter().all(|&token| !t.is_special(token)));
             Ok(())
         });
@@ -442,12 +451,12 @@ mod tests {
         let tokens = tokens.expect("renders");
         assert_eq!(tokens.first().copied(), t.bos());
         assert!(tokens[1..].iter().all(|&token| !t.is_special(token)), "{seen}");
-        assert_eq!(t.decode(&tokens, false), seen.as_bytes());
+        assert_eq!(t.decode(&tokens), seen.as_bytes());
         assert_eq!(seen.matches("<|end|>").count(), 8, "{seen}");
         // Names that a template looks up stay as they are, though `end` is a part of `<|end|>`.
         let by_name = Template::new("{{ messages[0].call.end }}").expect("a template");
         let tokens = t.encode_chat(|input| by_name.render(input), &chat).expect("renders");
-        assert_eq!(t.decode(&tokens, false), b"|>");
+        assert_eq!(t.decode(&tokens), b"|>");
     }
 
     #[test]
@@ -531,7 +540,7 @@ mod tests {
                     assert!(tokens.iter().all(|token| token.index() < n_vocab));
                     let controls = tokens.iter().filter(|&&token| t.vocab.kind(token) == Some(Kind::Control));
                     assert!(special == Special::Parse || controls.count() == 0, "{text}");
-                    let _text = t.decode(&tokens, true);
+                    let _text = t.decode_with_control(&tokens);
                 }
             }
             Ok(())
@@ -552,8 +561,8 @@ mod tests {
         let end = Token(u32::try_from(n - 3).expect("small"));
         assert!(t.is_end(end) && !encoded(&t, "<|end|>", Special::AsText).contains(&end));
         let all = encoded(&t, "<|bot|>hi<|end|>", Special::Parse);
-        assert_eq!(t.decode(&all, true), b"<|bot|>hi<|end|>");
-        assert_eq!(t.decode(&all, false), b"hi");
+        assert_eq!(t.decode_with_control(&all), b"<|bot|>hi<|end|>");
+        assert_eq!(t.decode(&all), b"hi");
         assert!(!t.is_end(Token(0)));
     }
 }

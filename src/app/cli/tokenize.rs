@@ -42,7 +42,10 @@ pub(super) fn run(args: TokenizeArgs) -> Result<(), Failure> {
     let tokenizer = vocab::tokenizer(&checkpoint).map_err(Failure::usage)?;
     if args.decode {
         let tokens = ids(&text, tokenizer.n_vocab())?;
-        let text = tokenizer.decode(&tokens, args.special);
+        let text = match args.special {
+            true => tokenizer.decode_with_control(&tokens),
+            false => tokenizer.decode(&tokens),
+        };
         return match args.json {
             true => show::json(&json!({ "text": String::from_utf8_lossy(&text), "count": tokens.len() })),
             false => bytes(&text),
@@ -56,7 +59,7 @@ pub(super) fn run(args: TokenizeArgs) -> Result<(), Failure> {
         let mut piece = Vec::new();
         tokenizer.piece_into(token, &mut piece);
         match tokenizer.is_special(token) {
-            true => tokenizer.decode(&[token], true),
+            true => tokenizer.decode_with_control(&[token]),
             false => piece,
         }
     };

@@ -266,11 +266,15 @@ fn add_scaled(acc: float32x4_t, sums: int32x4_t, scale: f32) -> float32x4_t {
 
 /// `acc` plus minima times sums of codes, several groups at a time.
 #[target_feature(enable = "neon")]
-fn add_mins<const G: usize>(acc: float32x4_t, mins: &[f32; G], sums: &[f32]) -> float32x4_t {
+fn add_mins<const G: usize>(mut acc: float32x4_t, mins: &[f32; G], sums: &[f32]) -> float32x4_t {
     let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<4>(), sums.as_chunks::<4>());
-    let acc = ms.iter().zip(ss).fold(acc, |acc, (m, s)| vfmaq_f32(acc, load(m), load(s)));
-    let tail = m_tail.iter().zip(s_tail);
-    tail.fold(acc, |acc, (m, s)| vaddq_f32(acc, vsetq_lane_f32::<0>(m * s, vdupq_n_f32(0.0))))
+    for (m, s) in ms.iter().zip(ss) {
+        acc = vfmaq_f32(acc, load(m), load(s));
+    }
+    for (m, s) in m_tail.iter().zip(s_tail) {
+        acc = vaddq_f32(acc, vsetq_lane_f32::<0>(m * s, vdupq_n_f32(0.0)));
+    }
+    acc
 }
 
 /// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
@@ -289,14 +293,17 @@ fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
             let (d, dmin) = block.floats(|bits| float(bits));
             let (scales, mins) = (block.scales(), block.mins());
             if B::MINS == Share::Group {
-                let mins: [f32; G] = std::array::from_fn(|j| -dmin * f32::from(mins[j][0]));
+                let mut products = [0.0; G];
+                for (product, min) in products.iter_mut().zip(mins) {
+                    *product = -dmin * f32::from(min[0]);
+                }
                 for (x, acc) in x.iter().zip(&mut *acc) {
-                    *acc = add_mins(*acc, &mins, &x.sums[G * b..G * b + G]);
+                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
                 }
             }
-            for (j, w) in codes.into_iter().enumerate() {
+            for (j, w) in codes.iter().enumerate() {
                 let i = G * b + j;
-                let scale = scales[j].map(i32::from);
+                let scale = [i32::from(scales[j][0]), i32::from(scales[j][1])];
                 for (x, acc) in x.iter().zip(&mut *acc) {
                     let x_codes = x.codes[i].as_chunks::<16>().0;
                     let x_codes = [load_codes(&x_codes[0]), load_codes(&x_codes[1])];
@@ -308,7 +315,10 @@ fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
                     };
                     *acc = add_scaled(*acc, dot, d * x.scales[i]);
                     if B::MINS == Share::Half {
-                        let sums = halves(x_codes.map(|x| vpaddlq_s8(x)), mins[j].map(i32::from));
+                        let sums = halves(
+                            [vpaddlq_s8(x_codes[0]), vpaddlq_s8(x_codes[1])],
+                            [i32::from(mins[j][0]), i32::from(mins[j][1])],
+                        );
                         *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
                     }
                 }
@@ -364,10 +374,10 @@ fn unpack<B: Codes<G>, const G: usize>(bytes: &[u8], out: &mut [f32]) {
         let codes = unsafe { block.registers() };
         let (d, dmin) = block.floats(|bits| float(bits));
         let (scales, mins) = (block.scales(), block.mins());
-        for (j, (codes, out)) in codes.into_iter().zip(out).enumerate() {
-            for (i, (codes, out)) in codes.into_iter().zip(out).enumerate() {
+        for (j, (codes, out)) in codes.iter().zip(out).enumerate() {
+            for (i, (codes, out)) in codes.iter().zip(out).enumerate() {
                 let (scale, min) = (d * f32::from(scales[j][i]), dmin * f32::from(mins[j][i]));
-                let (low, high) = (vmovl_s8(vget_low_s8(codes)), vmovl_s8(vget_high_s8(codes)));
+                let (low, high) = (vmovl_s8(vget_low_s8(*codes)), vmovl_s8(vget_high_s8(*codes)));
                 let fours = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
                 for (codes, y) in fours.into_iter().zip(out.as_chunks_mut::<4>().0) {
                     let product = vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(codes)), scale);

@@ -267,17 +267,21 @@ fn add_scaled(acc: __m256, sums: __m256i, scale: f32) -> __m256 {
 
 /// `acc` plus minima times sums of codes, several groups at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_mins<const G: usize>(acc: __m256, mins: &[f32; G], sums: &[f32]) -> __m256 {
+fn add_mins<const G: usize>(mut acc: __m256, mins: &[f32; G], sums: &[f32]) -> __m256 {
     let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<8>(), sums.as_chunks::<8>());
-    let acc = ms.iter().zip(ss).fold(acc, |acc, (m, s)| _mm256_fmadd_ps(load(m), load(s), acc));
-    let tail = m_tail.iter().zip(s_tail);
-    tail.fold(acc, |acc, (m, s)| _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(m * s))))
+    for (m, s) in ms.iter().zip(ss) {
+        acc = _mm256_fmadd_ps(load(m), load(s), acc);
+    }
+    for (m, s) in m_tail.iter().zip(s_tail) {
+        acc = _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(m * s)));
+    }
+    acc
 }
 
 /// Sixteen 16-bit numbers: eight times the first, eight times the second.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn halves(x: [i16; 2]) -> __m256i {
-    _mm256_set_m128i(_mm_set1_epi16(x[1]), _mm_set1_epi16(x[0]))
+fn halves<T: Copy + Into<i16>>(x: [T; 2]) -> __m256i {
+    _mm256_set_m128i(_mm_set1_epi16(x[1].into()), _mm_set1_epi16(x[0].into()))
 }
 
 /// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
@@ -296,30 +300,35 @@ fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
             let (d, dmin) = block.floats(|bits| float(bits));
             let (scales, mins) = (block.scales(), block.mins());
             if B::MINS == Share::Group {
-                let mins: [f32; G] = std::array::from_fn(|j| -dmin * f32::from(mins[j][0]));
+                let mut products = [0.0; G];
+                for (product, min) in products.iter_mut().zip(mins) {
+                    *product = -dmin * f32::from(min[0]);
+                }
                 for (x, acc) in x.iter().zip(&mut *acc) {
-                    *acc = add_mins(*acc, &mins, &x.sums[G * b..G * b + G]);
+                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
                 }
             }
-            for (j, w) in codes.into_iter().enumerate() {
+            for (j, w) in codes.iter().enumerate() {
                 let i = G * b + j;
                 let scale = match B::SCALES {
                     Share::Block => _mm256_set1_epi16(1),
                     Share::Group => _mm256_set1_epi16(i16::from(scales[j][0])),
-                    Share::Half => halves(scales[j].map(i16::from)),
+                    Share::Half => halves(scales[j]),
                 };
                 for (x, acc) in x.iter().zip(&mut *acc) {
                     let codes = load_codes(&x.codes[i]);
                     // Sums of two products fit 16 bits: codes of activations are within ±127, those of weights from
                     // -128 to 127 without minima and up to 31 with them; 2 · 128 · 127 = 32,512.
                     let pairs = match B::MINS {
-                        Share::Block => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w)),
-                        _ => _mm256_maddubs_epi16(w, codes),
+                        Share::Block => {
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(codes, *w))
+                        }
+                        _ => _mm256_maddubs_epi16(*w, codes),
                     };
                     *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[i]);
                     if B::MINS == Share::Half {
                         let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-                        let sums = _mm256_madd_epi16(pairs, halves(mins[j].map(i16::from)));
+                        let sums = _mm256_madd_epi16(pairs, halves(mins[j]));
                         *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
                     }
                 }
@@ -381,8 +390,8 @@ fn unpack<B: Codes<G>, const G: usize>(bytes: &[u8], out: &mut [f32]) {
         let codes = unsafe { block.registers() };
         let (d, dmin) = block.floats(|bits| float(bits));
         let (scales, mins) = (block.scales(), block.mins());
-        for (j, (codes, out)) in codes.into_iter().zip(out).enumerate() {
-            let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+        for (j, (codes, out)) in codes.iter().zip(out).enumerate() {
+            let (low, high) = (_mm256_castsi256_si128(*codes), _mm256_extracti128_si256::<1>(*codes));
             let eights = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
             for (i, (codes, y)) in eights.into_iter().zip(out).enumerate() {
                 let scale = _mm256_set1_ps(d * f32::from(scales[j][i / 2]));

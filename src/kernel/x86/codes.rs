@@ -1,4 +1,5 @@
-//! Codes of blocks in 256-bit registers: what a product of any tier from AVX2 on begins with.
+//! Codes of blocks in 256-bit registers: what a product of any tier from AVX2 on begins with. Loops, not
+//! `array::from_fn` or `map`: a closure with features stays a call in those, which have none.
 
 use std::arch::x86_64::*;
 
@@ -16,6 +17,7 @@ pub(super) trait Codes<const G: usize>: Block<G> {
     unsafe fn registers(&self) -> [__m256i; G];
 }
 
+#[inline]
 #[target_feature(enable = "avx2")]
 fn load<T>(x: &[T; 32]) -> __m256i {
     const { assert!(size_of::<T>() == 1) };
@@ -23,6 +25,7 @@ fn load<T>(x: &[T; 32]) -> __m256i {
     unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
 }
 
+#[inline]
 #[target_feature(enable = "avx2")]
 fn load_half<T>(x: &[T; 16]) -> __m128i {
     const { assert!(size_of::<T>() == 1) };
@@ -31,39 +34,51 @@ fn load_half<T>(x: &[T; 16]) -> __m128i {
 }
 
 /// 32 nibbles of 16 bytes: low ones first.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn nibbles(bytes: &[u8; 16]) -> __m256i {
     let b = load_half(bytes);
     low_4(_mm256_set_m128i(_mm_srli_epi16::<4>(b), b))
 }
 
+#[inline]
 #[target_feature(enable = "avx2")]
 fn low_4(x: __m256i) -> __m256i {
     _mm256_and_si256(x, _mm256_set1_epi8(15))
 }
 
 /// Nibbles of 8 groups: each 32 bytes hold group 2i in the low ones and 2i + 1 in the high ones.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn nibbles_of_8(bytes: &[u8; 128]) -> [__m256i; 8] {
-    let bytes = bytes.as_chunks::<32>().0;
-    std::array::from_fn(|j| {
-        let bytes = load(&bytes[j / 2]);
-        low_4(if j % 2 == 0 { bytes } else { _mm256_srli_epi16::<4>(bytes) })
-    })
+    let mut all = [_mm256_setzero_si256(); 8];
+    for (two, bytes) in all.as_chunks_mut::<2>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
+        let bytes = load(bytes);
+        *two = [low_4(bytes), low_4(_mm256_srli_epi16::<4>(bytes))];
+    }
+    all
 }
 
 /// 2-bit codes of 8 groups: each 32 bytes hold four groups, the first in the lowest bits.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn pairs_of_8(bytes: &[u8; 64]) -> [__m256i; 8] {
-    let bytes = bytes.as_chunks::<32>().0;
-    std::array::from_fn(|j| {
-        let bytes = load(&bytes[j / 4]);
-        let bytes = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(2 * (j as i32 % 4)));
-        _mm256_and_si256(bytes, _mm256_set1_epi8(3))
-    })
+    let mut all = [_mm256_setzero_si256(); 8];
+    let three = _mm256_set1_epi8(3);
+    for (four, bytes) in all.as_chunks_mut::<4>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
+        let bytes = load(bytes);
+        *four = [
+            _mm256_and_si256(bytes, three),
+            _mm256_and_si256(_mm256_srli_epi16::<2>(bytes), three),
+            _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), three),
+            _mm256_and_si256(_mm256_srli_epi16::<6>(bytes), three),
+        ];
+    }
+    all
 }
 
 /// `value` in each byte where bit `j` of `bits` is set, else 0.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn where_bit(bits: __m256i, j: usize, value: i8) -> __m256i {
     let bit = _mm256_set1_epi8((1_u8 << j).cast_signed());
@@ -71,6 +86,7 @@ fn where_bit(bits: __m256i, j: usize, value: i8) -> __m256i {
 }
 
 /// 5-bit codes: nibbles, and 16 where bit `i` of `high` is set.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn fives(low: &[u8; 16], high: [u8; 4]) -> __m256i {
     let high = _mm256_set1_epi32(i32::from_le_bytes(high));
@@ -88,17 +104,20 @@ fn fives(low: &[u8; 16], high: [u8; 4]) -> __m256i {
 }
 
 /// The entry of `table` for each code.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn look_up(table: &[i8; 16], codes: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_half(table)), codes)
 }
 
+#[inline]
 #[target_feature(enable = "avx2")]
 fn minus(codes: __m256i, n: i8) -> __m256i {
     _mm256_sub_epi8(codes, _mm256_set1_epi8(n))
 }
 
 /// The first digit of fractions in base 3, minus 1: one more from 86 / 256 on, and from 171 / 256 on.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn digit(bytes: __m256i) -> __m256i {
     let from = |n: i8| _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, _mm256_set1_epi8(n)), bytes);
@@ -107,6 +126,7 @@ fn digit(bytes: __m256i) -> __m256i {
 }
 
 /// Fractions in base 3 with each of their digits at the front.
+#[inline]
 #[target_feature(enable = "avx2")]
 fn digits(bytes: __m256i) -> [__m256i; 5] {
     let mut all = [bytes; 5];
@@ -138,25 +158,40 @@ codes! {
     BlockQ8_0, 1: |b| [load(&b.qs)];
     BlockQ2K, 8: |b| pairs_of_8(&b.qs);
     BlockQ3K, 8: |b| {
-        let (low, high) = (pairs_of_8(&b.qs), load(&b.hmask));
-        std::array::from_fn(|j| minus(_mm256_or_si256(low[j], where_bit(high, j, 4)), 4))
+        let (mut codes, high) = (pairs_of_8(&b.qs), load(&b.hmask));
+        for (j, codes) in codes.iter_mut().enumerate() {
+            *codes = minus(_mm256_or_si256(*codes, where_bit(high, j, 4)), 4);
+        }
+        codes
     };
     BlockQ4K, 8: |b| nibbles_of_8(&b.qs);
     BlockQ5K, 8: |b| {
-        let (low, high) = (nibbles_of_8(&b.qs), load(&b.qh));
-        std::array::from_fn(|j| _mm256_or_si256(low[j], where_bit(high, j, 16)))
+        let (mut codes, high) = (nibbles_of_8(&b.qs), load(&b.qh));
+        for (j, codes) in codes.iter_mut().enumerate() {
+            *codes = _mm256_or_si256(*codes, where_bit(high, j, 16));
+        }
+        codes
     };
     BlockQ6K, 8: |b| {
-        let (low, high) = (b.ql.as_chunks::<32>().0, pairs_of_8(&b.qh));
-        std::array::from_fn(|j| {
-            let (half, quarter) = (j / 4, j % 4);
-            let low = load(&low[2 * half + quarter % 2]);
-            let low = low_4(if quarter < 2 { low } else { _mm256_srli_epi16::<4>(low) });
-            minus(_mm256_or_si256(low, _mm256_slli_epi16::<4>(high[j])), 32)
-        })
+        let mut codes = pairs_of_8(&b.qh);
+        for (four, low) in codes.as_chunks_mut::<4>().0.iter_mut().zip(b.ql.as_chunks::<64>().0) {
+            let low = low.as_chunks::<32>().0;
+            let (first, second) = (load(&low[0]), load(&low[1]));
+            let low = [first, second, _mm256_srli_epi16::<4>(first), _mm256_srli_epi16::<4>(second)];
+            for (codes, low) in four.iter_mut().zip(low) {
+                *codes = minus(_mm256_or_si256(low_4(low), _mm256_slli_epi16::<4>(*codes)), 32);
+            }
+        }
+        codes
     };
     BlockIQ4NL, 1: |b| [look_up(&IQ4, nibbles(&b.qs))];
-    BlockIQ4XS, 8: |b| std::array::from_fn(|j| look_up(&IQ4, nibbles(&b.qs[j])));
+    BlockIQ4XS, 8: |b| {
+        let mut codes = [_mm256_setzero_si256(); 8];
+        for (codes, bytes) in codes.iter_mut().zip(&b.qs) {
+            *codes = look_up(&IQ4, nibbles(bytes));
+        }
+        codes
+    };
     BlockTQ1_0, 8: |b| {
         let full = digits(load(&b.qs_32));
         let half = digits(_mm256_broadcastsi128_si256(load_half(&b.qs_16)));
@@ -165,9 +200,16 @@ codes! {
         let last = _mm256_blend_epi32::<0b1010_1010>(four[0], four[1]);
         let last = _mm256_blend_epi32::<0b1100_1100>(last, _mm256_blend_epi32::<0b1010_1010>(four[2], four[3]));
         let halves = |low, high| _mm256_blend_epi32::<0b1111_0000>(low, high);
-        let rest = [halves(half[0], half[1]), halves(half[2], half[3]), halves(half[4], last)];
-        std::array::from_fn(|j| digit(if j < 5 { full[j] } else { rest[j - 5] }))
+        let [g0, g1, g2, g3, g4] = full;
+        let (g5, g6, g7) = (halves(half[0], half[1]), halves(half[2], half[3]), halves(half[4], last));
+        [digit(g0), digit(g1), digit(g2), digit(g3), digit(g4), digit(g5), digit(g6), digit(g7)]
     };
-    BlockTQ2_0, 8: |b| pairs_of_8(&b.qs).map(|codes| minus(codes, 1));
+    BlockTQ2_0, 8: |b| {
+        let mut codes = pairs_of_8(&b.qs);
+        for codes in &mut codes {
+            *codes = minus(*codes, 1);
+        }
+        codes
+    };
     BlockMXFP4, 1: |b| [look_up(&E2M1, nibbles(&b.qs))];
 }

@@ -96,7 +96,7 @@ fn a_file_with_spaces_is_followed() {
     let t = tokenizer(&spaces(), None);
     assert_eq!(ids(&t, "ab ab", Special::AsText), [5, 5]);
     assert_eq!(ids(&t, "é漢字", Special::AsText), [1, 6, 7, 0]);
-    assert_eq!(t.decode(&[Token(5), Token(6), Token(7)], false), "abé".as_bytes());
+    assert_eq!(t.decode(&[Token(5), Token(6), Token(7)]), "abé".as_bytes());
     let mut file = spaces();
     file["normalizer"] = Value::Null;
     let scheme =
