@@ -253,11 +253,7 @@ fn simple(config: &Config<'_>, class: &Class, rule: Rule, meta: &mut Meta) -> Re
                 return Err(config.wrong(from, &found.to_string(), wanted));
             }
         }
-        Rule::Flag(to, from, default) => {
-            if !config.bool(from)?.unwrap_or(default) {
-                meta.bool(&key(to), false);
-            }
-        }
+        Rule::Flag(to, from, default) if !config.bool(from)?.unwrap_or(default) => meta.bool(&key(to), false),
         Rule::Scale(to, from) => {
             if let Some(x) = config.float(&[from])?.filter(|x| *x != 1.0) {
                 meta.float(&key(to), x);
@@ -407,7 +403,7 @@ fn of_full_layers(
     let found = config
         .get(own)
         .or_else(|| by_layer.and_then(|by| (0..n_block).find_map(|i| by.get(&i.to_string())?.get(each))));
-    let size = |n: &i128| u32::try_from(*n).ok().filter(|n| (1..=HEAD_DIM_MAX as u32).contains(n));
+    let size = |n: &i128| u32::try_from(*n).ok().filter(|_| (1..=HEAD_DIM_MAX as i128).contains(n));
     match found {
         None | Some(Json::Null) => Ok(None),
         Some(Json::Int(n)) if size(n).is_some() => Ok(size(n)),
