@@ -1,5 +1,7 @@
 //! The hot path allocates nothing: 100 decode steps with each sampler, on the calling thread and on the workers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;

@@ -139,6 +139,9 @@ pub fn convolve(row: &mut [f32], weight: &[f32], bias: Option<&[f32]>, state: &m
 
 /// One token of one head of a gated delta net (Yang et al., "Gated Delta Networks", 2024): the state `[d_k][d_v]`
 /// fades by `decay`, its value for the key moves towards `v` by `beta`, and `y = q · state`.
+///
+/// # Panics
+/// If shapes do not agree.
 pub fn delta_step(state: &mut [f32], q: &[f32], k: &[f32], v: &[f32], decay: f32, beta: f32, y: &mut [f32]) {
     let d_v = v.len();
     assert_eq!((state.len(), q.len(), y.len()), (k.len() * d_v, k.len(), d_v), "shape of a delta step");
@@ -163,6 +166,9 @@ pub fn delta_step(state: &mut [f32], q: &[f32], k: &[f32], v: &[f32], decay: f32
 
 /// One token of one head of Mamba-2 (Dao and Gu, "Transformers are SSMs", 2024): each row of the state
 /// `[head_dim][d_state]` fades by `decay` and takes in `dt * x[i] * b`; `y[i] = state[i] · c + d * x[i]`.
+///
+/// # Panics
+/// If shapes do not agree.
 pub fn scan_step(
     state: &mut [f32],
     x: &[f32],

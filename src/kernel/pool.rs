@@ -64,6 +64,9 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
+/// Takes the number of a part and the part of each array.
+type OnPair<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// A fixed set of threads; the calling one works too.
 pub struct Pool {
     kernels: &'static Kernels,
@@ -259,13 +262,7 @@ impl Pool {
     ///
     /// # Panics
     /// If `n` does not divide both.
-    pub fn for_each_pair(
-        &self,
-        n: usize,
-        a: &mut [f32],
-        b: &mut [f32],
-        f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
-    ) {
+    pub fn for_each_pair(&self, n: usize, a: &mut [f32], b: &mut [f32], f: &OnPair<'_>) {
         let (la, lb) = (a.len() / n, b.len() / n);
         assert_eq!((la * n, lb * n), (a.len(), b.len()), "{n} equal parts");
         let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));

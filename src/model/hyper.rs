@@ -176,7 +176,11 @@ pub(super) fn read(keys: Keys<'_>) -> Result<(Hyper, Vec<LayerHyper>), ModelErro
         let (q, kv) = (n_head[i], n_head_kv[i]);
         let dim = if windows[i].is_some() { window_dim } else { head_dim };
         if !recurrent[i] {
-            if kv == 0 || !q.is_multiple_of(kv) || q / kv > N_GROUP_MAX || q == 0 {
+            if q == 0 {
+                let wanted = format!("1 to {N_COLS_MAX} possible in layer {i}");
+                return Err(keys.bad("attention.head_count", q, wanted));
+            }
+            if kv == 0 || !q.is_multiple_of(kv) || q / kv > N_GROUP_MAX {
                 let wanted =
                     format!("must divide the {q} heads of layer {i} into groups of at most {N_GROUP_MAX}");
                 return Err(keys.bad("attention.head_count_kv", kv, wanted));

@@ -316,7 +316,7 @@ impl<'a> Loader<'a> {
         Ok(self.keys.arch.rope != Rope::Learned
             && match self.keys.arch.rope_layers {
                 RopeLayers::All => true,
-                RopeLayers::NotEvery(n) => (i + 1) % n != 0,
+                RopeLayers::NotEvery(n) => !(i + 1).is_multiple_of(n),
                 RopeLayers::Windowed => of.window.is_some() || all.iter().all(|l| l.window.is_none()),
                 RopeLayers::Finetuned => self.keys.file.bool(&key)?.unwrap_or(true),
             })
