@@ -204,3 +204,20 @@ fn optional(dir: &Path, name: &str, max: usize) -> Result<Option<Arc<Map>>, Form
         Err(e) => Err(e.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_templates_the_default_counts() {
+        let read = |text: &str| template_in("f", text.as_bytes()).expect("reads");
+        assert_eq!(read(r#"{"bos_token": "<s>"}"#), None);
+        assert_eq!(read(r#"{"chat_template": "one"}"#).as_deref(), Some("one"));
+        let two =
+            r#"{"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        assert_eq!(read(two).as_deref(), Some("d"));
+        let long = format!(r#"{{"chat_template": "{}"}}"#, "x".repeat(TEMPLATE_BYTES_MAX + 1));
+        assert!(template_in("f", long.as_bytes()).is_err());
+    }
+}

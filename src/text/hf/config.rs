@@ -1,4 +1,4 @@
-//! `tokenizer_config.json`: names of the special tokens, and the chat template.
+//! `tokenizer_config.json`: names of the special tokens. (Its chat template is read with the other files of a directory.)
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,6 @@ pub struct TokenizerConfig {
     eos_token: Option<Name>,
     /// Whether bos goes before a prompt.
     pub(in super::super) add_bos_token: Option<bool>,
-    chat_template: Option<Templates>,
     /// Special tokens by their ids, which are written as text.
     #[serde(default)]
     pub(super) added_tokens_decoder: BTreeMap<String, AddedBody>,
@@ -26,20 +25,6 @@ pub struct TokenizerConfig {
 enum Name {
     Bare(String),
     Full { content: String },
-}
-
-/// One template, or several by name.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Templates {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
 }
 
 /// A token that was added to a vocabulary.
@@ -72,15 +57,6 @@ impl TokenizerConfig {
     /// When it is no JSON, or a field that is used has another type.
     pub fn parse(bytes: &[u8]) -> Result<Self, TextError> {
         serde_json::from_slice(bytes).map_err(|e| TextError::json(FILE, &e))
-    }
-
-    /// The source of the chat template: the only one, or that of the name `default`.
-    #[must_use]
-    pub fn chat_template(&self) -> Option<&str> {
-        match self.chat_template.as_ref()? {
-            Templates::One(template) => Some(template),
-            Templates::Named(all) => all.iter().find(|t| t.name == "default").map(|t| t.template.as_str()),
-        }
     }
 
     /// The text of the token that begins a text.

@@ -110,19 +110,15 @@ fn a_file_with_spaces_is_followed() {
 }
 
 #[test]
-fn the_config_names_tokens_and_a_template() {
+fn the_config_names_tokens() {
     let mut config = json!({
         "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "<think>", "add_bos_token": false,
-        "chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}],
     });
     let t = tokenizer(&bytes(), Some(&config));
     assert!(!t.add_bos() && t.bos().is_some());
     let n = t.n_vocab() - 6;
     assert!(t.is_end(Token(u32::try_from(n + 2).expect("small"))));
     let parse = |c: &Value| TokenizerConfig::parse(c.to_string().as_bytes());
-    assert_eq!(parse(&config).expect("reads").chat_template(), Some("d"));
-    config["chat_template"] = json!("one");
-    assert_eq!(parse(&config).expect("reads").chat_template(), Some("one"));
     config["eos_token"] = json!("nowhere");
     let error = read(&bytes(), Some(&config)).expect_err("must fail").to_string();
     assert!(error.contains("eos_token") && error.contains("nowhere"), "{error}");
