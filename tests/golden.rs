@@ -6,6 +6,7 @@
 //! cannot be run is a failure. `SOTTO_CPU` forces a kernel tier, `SOTTO_EXPECT_TIER` asserts which one ran.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that says what it measured, or stops")]
+#![allow(clippy::disallowed_methods, reason = "the gate chooses fixtures by the environment")]
 
 mod support;
 
@@ -78,21 +79,22 @@ fn logits_of_every_architecture() {
 
 #[test]
 fn logits_far_into_a_text() {
-    let pool = pool(2);
+    let (pool, others) = (pool(2), std::env::var_os("SOTTO_FIXTURES").is_some());
     every(|name, folder, model| {
         let expected = Expected::open(&folder.join("long.safetensors"));
         for kv in KvType::ALL {
             let error = far(name, model, &pool, kv, &expected);
             println!("{name}: {error:.1e} with a cache of {}", kv.name());
-            // The most that was measured, over 160 models, is 2.4e-3 and 8.7e-2; where a token may choose other
-            // experts it is more.
+            // What a narrower cache may cost is known for our own fixtures (at most 2.4e-3 and 4.3e-2; where a token may
+            // choose other experts 7.2e-3 and 2.2e-1). Other models may magnify it more: those are only to give numbers.
             let experts = model.hyper().n_expert > 0;
             let bound = match kv {
                 KvType::F32 => LONG_BOUND,
-                KvType::F16 if experts => 3e-2,
-                KvType::F16 => 5e-3,
+                _ if others => f64::MAX,
+                KvType::F16 if experts => 1e-2,
+                KvType::F16 => 3e-3,
                 KvType::Q8_0 if experts => 3e-1,
-                KvType::Q8_0 => 1.5e-1,
+                KvType::Q8_0 => 5e-2,
             };
             assert!(error <= bound, "{name}: {error:.1e} with a cache of {}, at most {bound:.0e}", kv.name());
         }
