@@ -111,8 +111,6 @@ pub const N_JSON_VALUE_MAX: usize = 262_144;
 pub const NAME_SHOWN_BYTES_MAX: usize = 160;
 /// Longest message of an error on the wire: with its code it fits a line of a pipe, even where every byte is escaped.
 pub const MESSAGE_BYTES_MAX: usize = 480;
-/// Bytes read and dropped before a refused connection is closed, so that a caller still writing sees the refusal.
-pub const LINGER_BYTES_MAX: usize = 16 << 20;
 /// Longest line of an event stream that the command line takes: 16 times what the daemon writes.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// Largest answer that the command line takes at once: a list of models, an error.

@@ -207,9 +207,23 @@ fn a_body_of_100_mb_costs_nothing() {
     assert_eq!(answers(&daemon), before);
     let grown = daemon.memory_kib("VmHWM").saturating_sub(idle);
     assert!(grown < 12_288, "two bodies of 100 MB cost {grown} KiB");
+    println!("two bodies of 100 MB cost {grown} KiB");
 }
 
 /// A daemon whose prompts take seconds to read, with a time limit for stalled readers of 1 s.
+/// Many clients write all of a body before they read: they too hear why it was refused, and no write of theirs fails.
+#[test]
+fn who_writes_all_before_reading_hears_the_refusal() {
+    use std::io::{Read, Write};
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &stories(), "");
+    let mut stream = std::os::unix::net::UnixStream::connect(&daemon.socket).unwrap();
+    stream.write_all(&post(NATIVE, "x".repeat(100_000_000))).expect("all of it is taken");
+    let mut said = String::new();
+    stream.read_to_string(&mut said).expect("the answer ends without a reset");
+    says(&said, &["HTTP/1.1 413", "body_too_large", "100000000 bytes"]);
+}
+
 fn slow(folder: &Folder) -> Daemon {
     let model = folder.write("slow.gguf", gguf::llama(SLOW).bytes());
     Daemon::start(folder, &model, "[api]\nstall_timeout_s = 1\nkeepalive_s = 1\n")

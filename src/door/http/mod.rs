@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::base::limits::{LINGER_BYTES_MAX, N_HEADER_MAX};
+use crate::base::limits::N_HEADER_MAX;
 use crate::engine::{Caller, Code, Door, Engine, Fault};
 
 use self::socket::{Phase, Socket};
@@ -69,8 +69,10 @@ impl Default for HttpOptions {
     }
 }
 
-/// Longest wait for a caller to hear a refusal before its connection is closed.
+/// Longest silence of a caller that has been answered before its connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
+/// Longest time in which what such a caller goes on sending is read and dropped: gigabytes, here.
+const LINGER_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for answers under way once the door closes; the engine has been told to end them by then.
 const CLOSING: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: without descriptors left it would fail again at once.
@@ -260,17 +262,14 @@ async fn refuse(mut stream: UnixStream, fault: Fault) {
     }
 }
 
-/// Closes such that the caller reads what was said: a close with its bytes unread would reset the connection before.
+/// Closes such that the caller reads what was said: a close with its bytes unread would reset the connection before. Many
+/// callers write all of a body before they read, and some read nothing once a write has failed; so whatever comes is
+/// taken until they are through, for the time that they keep their seat.
 async fn linger(mut stream: UnixStream) {
     let _ = stream.shutdown().await;
     let mut dropped = vec![0; 16 << 10];
-    let mut n_left = LINGER_BYTES_MAX;
-    let _ = timeout(LINGER, async {
-        while let Ok(n @ 1..) = stream.read(&mut dropped).await {
-            n_left = n_left.saturating_sub(n);
-            if n_left == 0 {
-                break;
-            }
+    let _ = timeout(LINGER_MAX, async {
+        while let Ok(Ok(1..)) = timeout(LINGER, stream.read(&mut dropped)).await {
             tokio::task::yield_now().await;
         }
     })
