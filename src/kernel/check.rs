@@ -91,10 +91,16 @@ fn codes_are_equal_in_all_tiers() {
                 assert!(found.0.iter().all(|c| *c >= -127), "{k:?}: -128 is not a code of activations");
             }
         }
-        let x = [f32::NAN; Q8_BLOCK];
-        let (mut codes, mut scales, mut sums) = ([0; Q8_BLOCK], [0.0], [0.0]);
-        k.quantize(&x, &mut codes, &mut scales, &mut sums);
-        assert!(codes.iter().all(|c| *c >= -127));
+        for (odd, at) in
+            [f32::NAN, f32::INFINITY].into_iter().flat_map(|odd| (0..Q8_BLOCK).map(move |at| (odd, at)))
+        {
+            let mut x = [1.0; Q8_BLOCK];
+            x[at] = odd;
+            let (mut codes, mut scales, mut sums) = ([0; Q8_BLOCK], [0.0], [0.0]);
+            k.quantize(&x, &mut codes, &mut scales, &mut sums);
+            assert!(codes.iter().all(|c| *c >= -127), "{k:?}");
+            assert!(!scales[0].is_finite() && !sums[0].is_finite(), "{k:?}: {odd} at {at} is lost");
+        }
     }
 }
 

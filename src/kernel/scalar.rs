@@ -58,11 +58,12 @@ pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
     }
 }
 
-/// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127`; sums are `scale * Σ codes`.
+/// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127`; sums are `scale * Σ codes`. The scale of a
+/// block with a NaN is NaN, so that it is not lost in the codes.
 pub(super) fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
     let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
     for (((x, codes), scale), sum) in blocks.zip(scales).zip(sums) {
-        let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let max = x.iter().map(|v| v.abs()).fold(0.0, |m, v| if v > m || v.is_nan() { v } else { m });
         let inverse = q8_inverse(max);
         for (code, x) in codes.iter_mut().zip(x) {
             *code = (x * inverse).round_ties_even() as i8;

@@ -145,10 +145,10 @@ fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
     for (((x, codes), scale), total) in blocks.zip(scales).zip(sums) {
         let mut max = vdupq_n_f32(0.0);
         for x in x.as_chunks::<4>().0 {
-            // The number of the two where one is a NaN, as in the definition.
-            max = vmaxnmq_f32(max, vabsq_f32(load(x)));
+            // A NaN where one of the two is, as in the definition.
+            max = vmaxq_f32(max, vabsq_f32(load(x)));
         }
-        let max = vmaxnmvq_f32(max);
+        let max = vmaxvq_f32(max);
         let inverse = scalar::q8_inverse(max);
         let mut n = vdupq_n_s32(0);
         for (x, codes) in x.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {

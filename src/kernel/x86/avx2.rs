@@ -156,6 +156,9 @@ fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
         let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
         let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
         let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        // These instructions forget a NaN on one of their sides.
+        let nans = _mm256_or_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, b), _mm256_cmp_ps::<_CMP_UNORD_Q>(c, d));
+        let max = if _mm256_movemask_ps(nans) == 0 { max } else { f32::NAN };
         let inverse = _mm256_set1_ps(scalar::q8_inverse(max));
         let int = |v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
         let (a, b, c, d) = (int(a), int(b), int(c), int(d));
