@@ -35,6 +35,7 @@ pub(super) fn http_type(status: u16) -> &'static str {
         429 => "rate_limit_error",
         500.. => "server_error",
         _ => "invalid_request_error",
+        | Code::DamagedModel
     }
 }
 
@@ -68,3 +69,4 @@ pub(super) fn dbus_name(code: Code) -> &'static str {
         _ => "org.sotto.Error.Internal",
     }
 }
+        Code::DamagedModel => "org.sotto.Error.DamagedModel",

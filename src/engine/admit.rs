@@ -204,6 +204,18 @@ pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
 }
 
 fn check_stops(request: &Request) -> Result<(), Fault> {
+/// What is said when no logit of model `id` is finite after the token at position `pos`.
+pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
+    Fault::new(
+        Code::DamagedModel,
+        format!(
+            "model {id}: its weights give values that are not finite, after the token at position {pos}; the file is \
+             damaged: check its checksum and get it anew (if it is sound, its keys do not fit 16 bits: they do with \
+             engine.kv_type = \"f32\")"
+        ),
+    )
+}
+
     let n = request.stop.len();
     if n > N_STOP_MAX {
         return Err(Fault::new(

@@ -272,6 +272,8 @@ codes! {
     LoadFailed = "load_failed", Unavailable;
     /// The model is of a kind that is not supported.
     UnsupportedModel = "unsupported_model", Unavailable;
+    /// The model's weights give values that are not finite.
+    DamagedModel = "damaged_model", Unavailable;
     /// Not ready.
     NotReady = "not_ready", Unavailable;
     /// Out of time before the first text.

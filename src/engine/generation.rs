@@ -162,12 +162,17 @@ impl Generation {
         }
     }
 
+    /// Position of the token whose logits were computed last.
+    pub(super) fn pos(&self) -> usize {
+        self.prompt.len() + self.n_drawn - 1
+    }
+
     /// The token to feed next.
     pub(super) fn last_token(&self) -> Token {
         self.last
     }
 
-    /// Draws the next token; `None` if no logit is a number. Rows behind the vocabulary, to which some models are
+    /// Draws the next token; `None` if no logit is finite. Rows behind the vocabulary, to which some models are
     /// padded, are no tokens.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
         let logits = &logits[..self.model.tokenizer.n_vocab()];

@@ -1,5 +1,6 @@
 //! How well a model foretells a text.
 
+use super::admit::damaged_fault;
 use super::solo::Solo;
 use super::{Code, Fault};
 use crate::base::Token;
@@ -13,6 +14,7 @@ const N_LOGIT_MAX: usize = 4 << 20;
 
 /// A model reading windows of tokens, each from an empty cache.
 pub struct Reader<'a> {
+    id: &'a str,
     model: &'a Model,
     pool: &'a Pool,
     decoder: Decoder,
@@ -24,14 +26,14 @@ impl Reader<'_> {
     /// Gives `-ln p(tokens[i] | tokens[..i])` to `each`, for every `i` from `first` on, in order.
     ///
     /// # Errors
-    /// When a logit is no number.
+    /// When a logit is not finite.
     ///
     /// # Panics
     /// If `first` is 0, for nothing foretells the first token, or there are more tokens than positions.
     pub fn read(&mut self, tokens: &[Token], first: usize, each: &mut dyn FnMut(f64)) -> Result<(), Fault> {
         assert!(first > 0, "the first token has nothing before it");
         self.kv.truncate(0);
-        let n_vocab = self.model.hyper().n_vocab;
+        let (id, n_vocab) = (self.id, self.model.hyper().n_vocab);
         // The last token is foretold, and foretells nothing. Logits before `first` are of no use.
         let fed = &tokens[..tokens.len().saturating_sub(1)];
         let (silent, told) = fed.split_at((first - 1).min(fed.len()));
@@ -41,7 +43,7 @@ impl Reader<'_> {
         let mut next = first;
         for chunk in told.chunks(self.n_logit_rows) {
             for logits in self.step(chunk, Want::All)?.chunks_exact(n_vocab) {
-                each(surprise(logits, tokens[next])?);
+                each(surprise(logits, tokens[next]).ok_or_else(|| damaged_fault(id, next - 1))?);
                 next += 1;
             }
         }
@@ -54,18 +56,12 @@ impl Reader<'_> {
     }
 }
 
-/// `-ln softmax(logits)[token]`, in double precision.
-fn surprise(logits: &[f32], token: Token) -> Result<f64, Fault> {
+/// `-ln softmax(logits)[token]`, in double precision; `None` if that is not finite.
+fn surprise(logits: &[f32], token: Token) -> Option<f64> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
     let nll = sum.ln() - f64::from(logits[token.index()] - top);
-    match nll.is_finite() {
-        true => Ok(nll),
-        false => Err(Fault::new(
-            Code::Internal,
-            "the model gave a logit that is no number; its file is damaged, or its weights do not fit f16 keys",
-        )),
-    }
+    nll.is_finite().then_some(nll)
 }
 
 /// A perplexity, after some windows or all of them.
@@ -114,7 +110,7 @@ impl Solo {
     pub fn reader(&self, precision: Precision, n_ctx: usize) -> Result<Reader<'_>, Fault> {
         let n_logit_rows = (N_LOGIT_MAX / self.model().hyper().n_vocab.max(1)).clamp(1, PREFILL_CHUNK_MAX);
         let (decoder, kv) = self.decoder(precision, n_ctx, PREFILL_CHUNK_MAX, n_logit_rows)?;
-        Ok(Reader { model: self.model(), pool: &self.pool, decoder, kv, n_logit_rows })
+        Ok(Reader { id: self.id(), model: self.model(), pool: &self.pool, decoder, kv, n_logit_rows })
     }
 
     /// The perplexity of `text` as llama.cpp defines it (tools/perplexity): the whole text is tokenized at once, with
@@ -125,7 +121,7 @@ impl Solo {
     ///
     /// # Errors
     /// When the text is shorter than a window, a window is shorter than 4 tokens or longer than the model's context,
-    /// or a logit is no number.
+    /// or a logit is not finite.
     pub fn perplexity(
         &self,
         text: &str,
@@ -171,8 +167,8 @@ mod tests {
         assert!((even - 8.0_f64.ln()).abs() < 1e-12);
         let far = surprise(&[1000.0, -1000.0], Token(1)).unwrap();
         assert!((far - 2000.0).abs() < 1e-9, "no overflow, no underflow: {far}");
-        assert!(surprise(&[f32::NAN, 1.0], Token(1)).is_err());
-        assert!(surprise(&[f32::INFINITY, 1.0], Token(1)).is_err());
+        assert!(surprise(&[f32::NAN, 1.0], Token(1)).is_none());
+        assert!(surprise(&[f32::INFINITY, 1.0], Token(1)).is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::admit::{Loaded, load_fault};
+use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step, Ticket};
@@ -493,8 +493,11 @@ impl Runner {
     fn emit(&mut self, slot: Slot, drawn: Option<Token>, now: Micros) {
         let Some(job) = self.jobs.get_mut(&slot) else { return };
         let Some(token) = drawn else {
-            let what = "the model gave no number for any token; its file is damaged or its weights do not fit f16 keys";
-            return self.fail(slot, Fault::new(Code::Internal, what));
+            let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos()));
+            log::error!(
+                message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
+            );
+            return self.fail(slot, fault);
         };
         let ended = job.push(token, now);
         if let Some(detail) = ended {

@@ -217,6 +217,33 @@ fn a_daemon_with_a_damaged_file_says_so_and_lives() {
     assert!(grown < 4_096, "{} refused files cost {grown} KiB", all.len());
 }
 
+/// Weights are not looked at before they are used.
+#[test]
+fn a_model_whose_weights_are_not_finite_is_damaged_and_the_daemon_lives() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    let mut file = gguf::llama(TINY);
+    file.tensor("output_norm.weight").data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(models.join("nan.gguf"), file.bytes()).unwrap();
+    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
+    let mut daemon = Daemon::start(&folder, &stories(), &config);
+    let before = answers(&daemon);
+    let body = json!({"model": "nan", "tokens": [300, 301, 302]}).to_string();
+    let answer = ask(&daemon.socket, &post(NATIVE, &body));
+    assert_eq!((answer.status, answer.error("code").as_str()), (503, "damaged_model"), "{answer:?}");
+    assert_eq!(answer.error("type"), "server_error");
+    says(
+        &answer.error("message"),
+        &["model nan", "not finite", "at position 2", "check its checksum and get it anew"],
+    );
+    says(&daemon.logged("not finite"), &["model nan", "position 2"]);
+    assert_eq!(answers(&daemon), before);
+    let output = run(&["complete", "x", "--model", "nan", "--socket", &daemon.socket.display().to_string()]);
+    assert_eq!(output.status.code(), Some(2), "a file that is damaged is no fault of the program");
+    says(&stderr(&output), &["damaged_model: model nan", "at position 4"]);
+}
+
 /// Templates are programs from strangers: what one does past every bound ends its own request.
 #[test]
 fn a_template_that_never_ends_costs_its_own_request() {

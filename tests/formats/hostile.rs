@@ -13,8 +13,8 @@ use sotto::model::{Model, vocab};
 use sotto::text::Tokenizer;
 
 use crate::peak;
-use crate::support::Folder;
 use crate::support::gguf as made;
+use crate::support::{Folder, run, stderr};
 
 /// Memory for a file of any size: names, messages, tables that begin with a few entries.
 const ANY: usize = 64 << 10;
@@ -209,10 +209,10 @@ fn changed_bytes_never_panic() {
     });
 }
 
-/// Weights are not looked at when a model is opened. Scales that are no numbers make logits that are none, and the
-/// request ends with an error; the program does not.
+/// Weights are not looked at when a model is opened. Scales that are not finite make logits that are not, and who asks is
+/// told that the file is damaged.
 #[test]
-fn scales_that_are_no_numbers_end_the_request() {
+fn weights_that_are_not_finite_are_a_damaged_file() {
     let folder = Folder::new();
     let mut file = made::llama(made::TINY);
     for scale in [[0x00, 0x7e], [0x00, 0x7c]] {
@@ -222,14 +222,22 @@ fn scales_that_are_no_numbers_end_the_request() {
             .for_each(|block| block[..2].copy_from_slice(&scale));
         let model = folder.write("nan.gguf", file.bytes());
         assert_eq!(verdict(&model), "OK");
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sotto"))
-            .args(["complete", "--threads", "1", "--max-tokens", "2", "--model"])
-            .args([model.as_os_str(), "x".as_ref()])
-            .env_remove("SOTTO_MODEL")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(70), "{said}");
-        assert!(said.contains("gave no number for any token; its file is damaged"), "{said}");
+        let (text, model) = (folder.write("text", "x".repeat(99)), model.display().to_string());
+        let (text, one) = (text.display().to_string(), ["--threads", "1"]);
+        for (command, pos) in [
+            // A begin token, then four bytes: the space before the text has three.
+            (["complete", "x", "--model", &model], 4),
+            // Windows of four tokens, of which the last is foretold from the third.
+            (["perplexity", &model, &text, "--context=4"], 2),
+        ] {
+            let output = run(&[&command[..], &one].concat());
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            let wanted = format!(
+                "sotto: damaged_model: model nan: its weights give values that are not finite, after the token at \
+                 position {pos}; the file is damaged: check its checksum and get it anew"
+            );
+            assert!(said.starts_with(&wanted), "{said}");
+        }
     }
 }
