@@ -114,11 +114,19 @@ fn one_object_has_the_same_fields_from_daemon_and_process() {
     let plain = run(&["complete", "--seed", "7", "--max-tokens", "12", "Once upon", "--model", &model]);
     assert_eq!(fine(&plain), here["text"].as_str().unwrap(), "the answer's bytes and no more");
     assert_eq!(stderr(&plain), "", "nothing beside it in a pipe");
-    fails(
-        &run(&["complete", "--json", "--socket", &socket, "--model", "gone", "x"]),
-        2,
-        &["unknown_model", "gone"],
-    );
+    fails(&run(&["complete", "--socket", &socket, "--model", "gone", "x"]), 2, &["unknown_model", "gone"]);
+    // What is refused is an object too, the same from both, its numbers beside the sentence.
+    let long = "a b c d ".repeat(400);
+    let refused = [["--model", &model], ["--socket", &socket]].map(|who| {
+        let output = run(&[&["complete", "--json", &long], &who[..]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).starts_with("sotto: context_too_long: "), "{}", stderr(&output));
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    });
+    assert_eq!(refused[0], refused[1]);
+    let error = &refused[0]["error"];
+    assert_eq!(keys(error), ["code", "have", "message", "need", "param"]);
+    assert_eq!((&error["need"], &error["have"]), (&1603.into(), &512.into()));
 }
 
 #[test]

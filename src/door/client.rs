@@ -30,14 +30,12 @@ pub enum ClientError {
     #[error("the daemon's answer broke off: {0}; see the journal of sottod")]
     Http(#[from] hyper::Error),
     /// The daemon refused.
-    #[error("{code}: {message}")]
+    #[error("{}", told(error))]
     Refused {
         /// HTTP status.
         status: u16,
-        /// Code of the error table.
-        code: String,
-        /// The daemon's sentence.
-        message: String,
+        /// The daemon's error as it stands.
+        error: Value,
     },
     /// It was no answer of sotto's.
     #[error("{what} of {n_bytes} bytes is no answer of sottod; is something else on its socket?")]
@@ -50,6 +48,13 @@ pub enum ClientError {
     /// The stream ended without its last event.
     #[error("the daemon's answer ended without an end; see the journal of sottod")]
     Ended,
+}
+
+/// The code and the sentence of an error of the daemon's.
+#[must_use]
+pub fn told(error: &Value) -> String {
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    format!("{}: {}", text("code"), text("message"))
 }
 
 /// One event of a generation.
@@ -78,13 +83,8 @@ pub enum ClientEvent {
     Text(String),
     /// The end: the `done` event as it stands.
     Done(Value),
-    /// The end: it failed.
-    Error {
-        /// Code of the error table.
-        code: String,
-        /// The daemon's sentence.
-        message: String,
-    },
+    /// The end: it failed; the `error` event as it stands.
+    Error(Value),
     /// Of a newer daemon; to be skipped.
     Unknown,
 }
@@ -101,7 +101,7 @@ impl ClientEvent {
             Some("prefill") => Self::Prefill { done: number("done"), total: number("total") },
             Some("token") => Self::Text(text("text")),
             Some("done") => Self::Done(event),
-            Some("error") => Self::Error { code: text("code"), message: text("message") },
+            Some("error") => Self::Error(event),
             _ => Self::Unknown,
         })
     }
@@ -190,10 +190,11 @@ async fn ask(
         return Ok(response);
     }
     let bytes = collect(response.into_body()).await?;
-    let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let told = |key: &str| Some(body.get("error")?.get(key)?.as_str()?.to_owned());
-    match (told("code"), told("message")) {
-        (Some(code), Some(message)) => Err(ClientError::Refused { status: status.as_u16(), code, message }),
+    let mut body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    match body.get_mut("error").map(Value::take) {
+        Some(error) if error.get("code").is_some_and(Value::is_string) => {
+            Err(ClientError::Refused { status: status.as_u16(), error })
+        }
         _ => Err(ClientError::NotSotto { what: "an error", n_bytes: bytes.len() }),
     }
 }
@@ -227,7 +228,7 @@ async fn events(
             if pending.ends_with(b"\n") {
                 let event = ClientEvent::parse(&pending)?;
                 pending.clear();
-                ended |= matches!(event, ClientEvent::Done(_) | ClientEvent::Error { .. });
+                ended |= matches!(event, ClientEvent::Done(_) | ClientEvent::Error(_));
                 if on_event(event).is_break() {
                     return Ok(());
                 }

@@ -1,8 +1,8 @@
-//! The end of an answer as JSON, in the words of both doors.
+//! The end of an answer, or of the attempt, as JSON in the words of both doors.
 
 use serde_json::{Value, json};
 
-use crate::engine::{Done, Timings, Usage};
+use crate::engine::{Done, Fault, Timings, Usage};
 
 /// The fields of the event `done`.
 #[must_use]
@@ -16,6 +16,22 @@ pub fn fields(done: &Done) -> Value {
         "usage": usage(&done.usage),
         "timings": timings(&done.timings),
     })
+}
+
+/// The fields of the event `error`: `code` and `message`; `param`, `retry_after_ms`, `need` and `have` where they say
+/// something.
+#[must_use]
+pub fn error_fields(fault: &Fault) -> Value {
+    let more = [
+        ("param", fault.param.as_deref().map(Value::from)),
+        ("retry_after_ms", fault.retry_after_ms.map(Value::from)),
+        ("need", fault.room.map(|room| room.need.into())),
+        ("have", fault.room.map(|room| room.have.into())),
+    ];
+    let always =
+        [("code", Some(fault.code.as_str().into())), ("message", Some(fault.message.as_str().into()))];
+    let fields = always.into_iter().chain(more);
+    fields.filter_map(|(key, value)| Some((key.to_owned(), value?))).collect::<serde_json::Map<_, _>>().into()
 }
 
 /// Token counts in the OpenAI shape.

@@ -1,6 +1,21 @@
 //! One failure, one name at each door (API text, section 3).
 
-use crate::engine::Code;
+use serde_json::Value;
+
+use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::engine::{Code, Fault};
+
+use super::done;
+use super::id::cut;
+
+/// The fields of the event `error`, short enough for a line of a pipe.
+pub(super) fn fields(fault: &Fault) -> Value {
+    done::error_fields(&Fault {
+        message: cut(&fault.message, MESSAGE_BYTES_MAX),
+        param: fault.param.as_deref().map(|p| cut(p, NAME_SHOWN_BYTES_MAX)),
+        ..fault.clone()
+    })
+}
 
 /// HTTP status of a failure that is answered before the first byte of an answer.
 #[cfg(feature = "http")]
@@ -20,6 +35,7 @@ pub(super) fn http_status(code: Code) -> u16 {
         | Code::ShuttingDown
         | Code::LoadFailed
         | Code::UnsupportedModel
+        | Code::DamagedModel
         | Code::NotReady => 503,
         Code::DeadlineExceeded => 504,
         _ => 400,
@@ -35,7 +51,6 @@ pub(super) fn http_type(status: u16) -> &'static str {
         429 => "rate_limit_error",
         500.. => "server_error",
         _ => "invalid_request_error",
-        | Code::DamagedModel
     }
 }
 
@@ -62,6 +77,7 @@ pub(super) fn dbus_name(code: Code) -> &'static str {
         Code::ShuttingDown => "org.sotto.Error.ShuttingDown",
         Code::LoadFailed => "org.sotto.Error.LoadFailed",
         Code::UnsupportedModel => "org.sotto.Error.UnsupportedModel",
+        Code::DamagedModel => "org.sotto.Error.DamagedModel",
         Code::DeadlineExceeded => "org.sotto.Error.DeadlineExceeded",
         Code::Cancelled => "org.sotto.Error.Cancelled",
         Code::Stalled => "org.sotto.Error.Stalled",
@@ -69,4 +85,3 @@ pub(super) fn dbus_name(code: Code) -> &'static str {
         _ => "org.sotto.Error.Internal",
     }
 }
-        Code::DamagedModel => "org.sotto.Error.DamagedModel",

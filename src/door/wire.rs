@@ -4,11 +4,11 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::base::limits::{EVENT_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX, TOP_TOKEN_BYTES_MAX};
+use crate::base::limits::{EVENT_BYTES_MAX, TOP_TOKEN_BYTES_MAX};
 use crate::engine::{Event, Likely, Logprob};
 
 use super::done::{timings, usage};
-use super::id::cut;
+use super::fault;
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -41,12 +41,8 @@ enum Line<'a> {
         timings: Value,
     },
     Error {
-        code: &'static str,
-        message: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        param: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        retry_after_ms: Option<u64>,
+        #[serde(flatten)]
+        fields: Value,
     },
 }
 
@@ -127,12 +123,7 @@ pub(super) fn event_line(event: &Event) -> Option<Vec<u8>> {
             usage: usage(&done.usage),
             timings: timings(&done.timings),
         }),
-        Event::Failed(fault) => line(&Line::Error {
-            code: fault.code.as_str(),
-            message: cut(&fault.message, MESSAGE_BYTES_MAX),
-            param: fault.param.as_deref().map(|p| cut(p, NAME_SHOWN_BYTES_MAX)),
-            retry_after_ms: fault.retry_after_ms,
-        }),
+        Event::Failed(fault) => line(&Line::Error { fields: fault::fields(fault) }),
         Event::Admitted(_) => return None,
     })
 }
@@ -216,6 +207,7 @@ mod tests {
     fn the_longest_error_fits_a_line() {
         let nasty = "\u{1}".repeat(100_000);
         let fault = Fault::new(Code::UnsupportedField, nasty.clone()).at(nasty).retry_after(u64::MAX);
+        let fault = fault.room(usize::MAX, usize::MAX);
         assert!(event_line(&Event::Failed(fault)).unwrap().len() <= EVENT_BYTES_MAX);
     }
 }

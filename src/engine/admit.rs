@@ -160,7 +160,8 @@ impl Admission {
                      shorten it, or give the model a larger context"
                 ),
             )
-            .at(request.input_field));
+            .at(request.input_field)
+            .room(n + 1, n_ctx));
         }
         Ok((model, tokens, no_template))
     }
@@ -203,7 +204,6 @@ pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
     Fault::new(code, format!("model {id}: {e}"))
 }
 
-fn check_stops(request: &Request) -> Result<(), Fault> {
 /// What is said when no logit of model `id` is finite after the token at position `pos`.
 pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
     Fault::new(
@@ -216,6 +216,7 @@ pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
     )
 }
 
+fn check_stops(request: &Request) -> Result<(), Fault> {
     let n = request.stop.len();
     if n > N_STOP_MAX {
         return Err(Fault::new(

@@ -301,13 +301,24 @@ pub struct Fault {
     pub param: Option<String>,
     /// When trying again makes sense.
     pub retry_after_ms: Option<u64>,
+    /// What did not fit, where that is what failed.
+    pub room: Option<Room>,
+}
+
+/// Two numbers of one unit: for a prompt, positions of the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// What is needed.
+    pub need: u64,
+    /// What there is.
+    pub have: u64,
 }
 
 impl Fault {
     /// A fault without a field and without a time to retry.
     #[must_use]
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None, retry_after_ms: None }
+        Self { code, message: message.into(), param: None, retry_after_ms: None, room: None }
     }
 
     /// The same, naming the field at fault.
@@ -321,6 +332,13 @@ impl Fault {
     #[must_use]
     pub fn retry_after(mut self, ms: u64) -> Self {
         self.retry_after_ms = Some(ms);
+        self
+    }
+
+    /// The same, with what is needed and what there is.
+    #[must_use]
+    pub fn room(mut self, need: usize, have: usize) -> Self {
+        self.room = Some(Room { need: need as u64, have: have as u64 });
         self
     }
 }

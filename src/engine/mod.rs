@@ -16,7 +16,7 @@ mod solo;
 mod speed;
 
 pub use event::{
-    Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Sink, StopDetail,
+    Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
     Timings, Usage,
 };
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};

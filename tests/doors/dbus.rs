@@ -151,6 +151,39 @@ fn errors_have_their_names_and_begin_with_the_code() {
     });
 }
 
+/// Both numbers of a prompt that does not fit stand beside the message: in the reply, in the pipe, in the signal.
+#[test]
+fn what_does_not_fit_is_told_in_numbers() {
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        let mut signals = MessageStream::from(&client);
+        let call = ("a b c d ".repeat(400), Options::from([("raw", Variant::new(true))]));
+        let refused = manager.call::<_, _, (String, HashMap<String, OwnedVariant>)>("Generate", &call).await;
+        let zbus::Error::MethodError(name, Some(said), reply) = refused.unwrap_err() else {
+            panic!("no error of the method")
+        };
+        assert_eq!(name.as_str(), "org.sotto.Error.ContextTooLong");
+        assert!(said.starts_with("context_too_long: the prompt has 1602 tokens"), "{said}");
+        let numbers = HashMap::from(
+            [("need", 1603_u64), ("have", 512)].map(|(key, n)| (key.to_owned(), Variant::new(n))),
+        );
+        let body = reply.body();
+        let (_, details): (String, HashMap<String, Variant<'_>>) = body.deserialize().unwrap();
+        assert_eq!(details, numbers);
+
+        let (_, stream): (OwnedObjectPath, OwnedFd) = manager.call("StartGeneration", &call).await.unwrap();
+        let line: Value = serde_json::from_str(&drained(stream).await).unwrap();
+        assert_eq!(
+            (&line["code"], &line["need"], &line["have"]),
+            (&json!("context_too_long"), &json!(1603), &json!(512)),
+            "{line}"
+        );
+        let done = done(&mut signals).await.body();
+        let (_, _, info): (String, String, HashMap<String, Variant<'_>>) = done.deserialize().unwrap();
+        assert_eq!(info, numbers);
+    });
+}
+
 #[test]
 fn a_running_answer_is_cancelled_by_its_path() {
     on_a_pair(|client| async move {
@@ -202,15 +235,13 @@ fn a_stream_holds_events_or_text_and_ends() {
     });
 }
 
-/// Error name in the next `Done` that is sent.
-async fn verdict(stream: &mut MessageStream) -> String {
+/// The next `Done` that is sent.
+async fn done(stream: &mut MessageStream) -> zbus::Message {
     loop {
         let next = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx));
         let message = tokio::time::timeout(Duration::from_secs(3), next).await.unwrap().unwrap().unwrap();
         if message.header().member().is_some_and(|member| member == "Done") {
-            let (_, error, _): (String, String, HashMap<String, OwnedVariant>) =
-                message.body().deserialize().unwrap();
-            return error;
+            return message;
         }
     }
 }
@@ -229,7 +260,9 @@ fn closing_the_stream_cancels_and_the_owner_is_told() {
             } else {
                 drop(stream);
             }
-            assert_eq!(verdict(&mut heard).await, error);
+            let body = done(&mut heard).await.body();
+            let (_, said, _): (String, String, HashMap<String, OwnedVariant>) = body.deserialize().unwrap();
+            assert_eq!(said, error);
         }
     });
 }

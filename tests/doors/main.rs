@@ -570,7 +570,7 @@ fn the_client_hears_every_event_and_every_refusal() {
         let silent = &mut |_| panic!("an event of a refusal");
         let refused = client.generate(json!({"input": 1}), silent).await.unwrap_err();
         assert!(
-            matches!(&refused, ClientError::Refused { status: 400, code, .. } if code == "invalid_value"),
+            matches!(&refused, ClientError::Refused { status: 400, error } if error["code"] == "invalid_value"),
             "{refused}"
         );
         assert_eq!(client.get("/v1/models").await.unwrap()["object"], "list");

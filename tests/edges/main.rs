@@ -175,6 +175,7 @@ fn wrong_requests_are_refused_by_field_and_number() {
     let answer = ask(&daemon.socket, &post(NATIVE, json!({"tokens": vec![7; 512]}).to_string()));
     assert_eq!(answer.error("code"), "context_too_long");
     says(&answer.error("message"), &["512 tokens", "room for 512"]);
+    assert_eq!((answer.error("need"), answer.error("have")), ("513".into(), "512".into()), "as numbers too");
     let fits =
         ask(&daemon.socket, &post(NATIVE, json!({"tokens": vec![7; 511], "max_tokens": 5}).to_string()));
     says(fits.text(), &[r#""stop_detail":"context""#, r#""completion_tokens":1"#]);
@@ -206,11 +207,10 @@ fn a_body_of_100_mb_costs_nothing() {
     says(&answer.error("message"), &["4194304"]);
     assert_eq!(answers(&daemon), before);
     let grown = daemon.memory_kib("VmHWM").saturating_sub(idle);
-    assert!(grown < 12_288, "two bodies of 100 MB cost {grown} KiB");
     println!("two bodies of 100 MB cost {grown} KiB");
+    assert!(grown < 12_288, "two bodies of 100 MB cost {grown} KiB");
 }
 
-/// A daemon whose prompts take seconds to read, with a time limit for stalled readers of 1 s.
 /// Many clients write all of a body before they read: they too hear why it was refused, and no write of theirs fails.
 #[test]
 fn who_writes_all_before_reading_hears_the_refusal() {
@@ -224,6 +224,7 @@ fn who_writes_all_before_reading_hears_the_refusal() {
     says(&said, &["HTTP/1.1 413", "body_too_large", "100000000 bytes"]);
 }
 
+/// A daemon whose prompts take seconds to read, with a time limit for stalled readers of 1 s.
 fn slow(folder: &Folder) -> Daemon {
     let model = folder.write("slow.gguf", gguf::llama(SLOW).bytes());
     Daemon::start(folder, &model, "[api]\nstall_timeout_s = 1\nkeepalive_s = 1\n")

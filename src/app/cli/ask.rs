@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read};
 
 use clap::Args;
+use serde_json::json;
 
 use super::backend::Backend;
 use super::show::Show;
@@ -66,10 +67,16 @@ pub(super) fn complete(args: CompleteArgs) -> Result<(), Failure> {
 fn answer(how: &HowArgs, question: Question, json: bool, newline: bool) -> Result<(), Failure> {
     let backend = Backend::open(how)?;
     let mut show = if json { Show::silent() } else { Show::new(newline) };
-    let answer = backend.generate(&question, &mut show)?;
+    let answered = backend.generate(&question, &mut show);
     if json {
-        return super::show::json(&answer.json());
+        match &answered {
+            Ok(answer) => super::show::json(&answer.json())?,
+            Err(Failure { error: Some(error), .. }) => super::show::json(&json!({ "error": error }))?,
+            Err(_) => {}
+        }
+        return answered.map(drop);
     }
+    let answer = answered?;
     if let Some(n) = answer.filled_context() {
         super::show::note(&format!("the context is full at {n} tokens, the answer is cut"));
     }

@@ -15,7 +15,7 @@ use super::show::{Show, Step};
 use super::{Failure, HowArgs};
 use crate::app::catalog;
 #[cfg(feature = "http")]
-use crate::door::client::{Client, ClientEvent};
+use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
 use crate::engine::{
     Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
@@ -183,8 +183,6 @@ impl Who {
 
     #[cfg(feature = "http")]
     fn daemon(how: &HowArgs, model: Option<String>, runtime: &Runtime) -> Result<Self, Failure> {
-        use crate::door::client::ClientError;
-
         if let Some(flag) =
             [("--context", how.context), ("--threads", how.threads)].into_iter().find(|f| f.1.is_some())
         {
@@ -326,14 +324,14 @@ async fn remote(
                     }
                 }
                 ClientEvent::Done(done) => return finish(Ok(done)),
-                ClientEvent::Error { code, message } => return finish(Err(told(&code, &message))),
+                ClientEvent::Error(error) => return finish(Err(told(error))),
                 ClientEvent::Unknown => {}
             }
             ControlFlow::Continue(())
         })
         .await;
     called.map_err(|e| match e {
-        crate::door::client::ClientError::Refused { code, message, .. } => told(&code, &message),
+        ClientError::Refused { error, .. } => told(error),
         other => Failure::usage(other),
     })?;
     end.into_inner().unwrap_or_else(|| {
@@ -345,8 +343,17 @@ async fn remote(
 
 /// A failure in the daemon's words.
 #[cfg(feature = "http")]
-fn told(code: &str, message: &str) -> Failure {
-    let fault = Code::ALL.iter().copied().find(|c| c.as_str() == code);
-    let exit = fault.map_or(crate::app::EXIT_USAGE, crate::app::exit_code);
-    Failure { code: exit, message: format!("{code}: {message}"), fault }
+fn told(mut error: Value) -> Failure {
+    let known = Code::ALL.iter().copied().find(|c| error["code"] == c.as_str());
+    let exit = known.map_or(crate::app::EXIT_USAGE, crate::app::exit_code);
+    let elsewhere = match known {
+        Some(Code::UnknownModel) => "; --model FILE or --local runs one in this process",
+        _ => "",
+    };
+    let message = client::told(&error) + elsewhere;
+    if let Some(fields) = error.as_object_mut() {
+        // What only one of the two ways to hear of it has.
+        fields.retain(|key, value| key != "event" && key != "type" && !value.is_null());
+    }
+    Failure { code: exit, message, error: Some(error) }
 }

@@ -118,11 +118,9 @@ impl Talk {
             Err(failure) => {
                 // What was refused is not part of the conversation.
                 self.messages.pop();
-                return Err(match failure.fault {
-                    Some(Code::ContextTooLong) => {
-                        Failure { message: format!("{}; {RESET}", failure.message), ..failure }
-                    }
-                    _ => failure,
+                return Err(match failure.is(Code::ContextTooLong) {
+                    true => Failure { message: format!("{}; {RESET}", failure.message), ..failure },
+                    false => failure,
                 });
             }
         };

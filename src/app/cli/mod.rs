@@ -14,10 +14,12 @@ mod tokenize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
 
 use self::backend::Question;
 use self::sampling::SamplingArgs;
 use super::{EXIT_INTERNAL, EXIT_USAGE};
+use crate::door::done;
 use crate::engine::{Code, Fault, Input};
 
 /// Where the daemon listens when no flag says otherwise.
@@ -94,17 +96,22 @@ impl HowArgs {
 struct Failure {
     code: u8,
     message: String,
-    /// What the engine or the daemon calls it.
-    fault: Option<Code>,
+    /// The fields of the event `error`, where the engine or the daemon says so.
+    error: Option<Value>,
 }
 
 impl Failure {
     fn new(code: u8, message: impl std::fmt::Display) -> Self {
-        Self { code, message: message.to_string(), fault: None }
+        Self { code, message: message.to_string(), error: None }
     }
 
     fn usage(message: impl std::fmt::Display) -> Self {
         Self::new(EXIT_USAGE, message)
+    }
+
+    /// Whether the engine or the daemon calls it so.
+    fn is(&self, code: Code) -> bool {
+        self.error.as_ref().is_some_and(|error| error["code"] == code.as_str())
     }
 
     fn internal(message: impl std::fmt::Display) -> Self {
@@ -114,7 +121,8 @@ impl Failure {
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self { code: super::exit_code(fault.code), message: fault.to_string(), fault: Some(fault.code) }
+        let error = Some(done::error_fields(&fault));
+        Self { code: super::exit_code(fault.code), message: fault.to_string(), error }
     }
 }
 

@@ -18,13 +18,13 @@ use crate::engine::{Code, Done, Engine, Event, Fault};
 
 use super::callers::Callers;
 use super::options::{self, Format, Options};
-use super::{PATH, Refusal, pipe};
+use super::{PATH, Refusal, details, pipe};
 
 /// Interface of a generation's `Done` signal.
 const GENERATION: &str = "org.sotto.Sotto1.Generation";
 
 /// What is told about an answer besides its text.
-type Info = BTreeMap<&'static str, OwnedVariant>;
+pub(super) type Info = BTreeMap<&'static str, OwnedVariant>;
 
 /// The object at [`PATH`].
 #[derive(Debug)]
@@ -186,7 +186,7 @@ async fn whole(mut generation: Generation) -> Result<(String, Option<String>, Do
     }
 }
 
-fn variant<'v>(value: impl Into<Variant<'v>>) -> Option<OwnedVariant> {
+pub(super) fn variant<'v>(value: impl Into<Variant<'v>>) -> Option<OwnedVariant> {
     // Only file descriptors can fail to be owned.
     value.into().try_into_owned().ok()
 }
@@ -224,7 +224,7 @@ fn info(done: &Done) -> Info {
 async fn tell(connection: &Connection, owner: Option<OwnedUniqueName>, path: &OwnedObjectPath, last: &Event) {
     let (finish_reason, error, info) = match last {
         Event::Done(done) => (done.stop_detail.reason().as_str(), "", info(done)),
-        Event::Failed(fault) => ("error", fault::dbus_name(fault.code), Info::new()),
+        Event::Failed(fault) => ("error", fault::dbus_name(fault.code), details(fault)),
         _ => return,
     };
     let owner = owner.as_ref().map(|name| name.as_str());

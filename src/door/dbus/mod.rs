@@ -20,7 +20,7 @@ use crate::engine::{Engine, Fault};
 
 use super::fault;
 use super::id::cut;
-use manager::Manager;
+use manager::{Info, Manager, variant};
 
 /// Name on the bus.
 const NAME: &str = "org.sotto.Sotto1";
@@ -141,6 +141,12 @@ pub async fn serve(engine: Engine, bus: Bus, options: DbusOptions) -> Result<Dbu
     Ok(DbusDoor { connection, draining })
 }
 
+/// What is told of a failure besides its message: `need t` and `have t`, where something did not fit.
+fn details(fault: &Fault) -> Info {
+    let numbers = fault.room.map(|room| [("need", variant(room.need)), ("have", variant(room.have))]);
+    numbers.into_iter().flatten().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
 /// A failure as the reply to a call. The message begins with the code, for those who see nothing else.
 #[derive(Debug)]
 struct Refusal {
@@ -159,7 +165,11 @@ impl From<Fault> for Refusal {
 
 impl ErrorReply for Refusal {
     fn create_reply(&self, call: &message::Header<'_>) -> zbus::Result<Message> {
-        Message::error(call, self.name()).build(&(&self.message,))
+        let reply = Message::error(call, self.name());
+        match details(&self.fault) {
+            none if none.is_empty() => reply.build(&(&self.message,)),
+            details => reply.build(&(&self.message, details)),
+        }
     }
 
     fn name(&self) -> ErrorName<'_> {

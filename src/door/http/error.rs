@@ -7,21 +7,15 @@ use serde_json::{Value, json};
 use crate::engine::{Code, Fault};
 
 use super::body::Body;
-use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::fault;
-use crate::door::id::{cut, new_id};
+use crate::door::id::new_id;
 
 /// The body that says `fault`.
 pub(super) fn body(fault: &Fault) -> Value {
-    let mut error = json!({
-        "message": cut(&fault.message, MESSAGE_BYTES_MAX),
-        "type": fault::http_type(fault::http_status(fault.code)),
-        "code": fault.code.as_str(),
-        "param": fault.param.as_deref().map(|p| cut(p, NAME_SHOWN_BYTES_MAX)),
-    });
-    if let (Some(ms), Some(error)) = (fault.retry_after_ms, error.as_object_mut()) {
-        error.insert("retry_after_ms".into(), ms.into());
-    }
+    let mut error = fault::fields(fault);
+    error["type"] = fault::http_type(fault::http_status(fault.code)).into();
+    // Typed clients of OpenAI's shape want it always.
+    error["param"] = error["param"].take();
     json!({ "error": error })
 }
 
