@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::base::Token;
+use crate::base::limits::STOP_BYTES_MAX;
 use crate::engine::{Effort, Sampling};
 
 /// Flags of everything that draws.
@@ -44,6 +45,13 @@ pub(super) struct SamplingArgs {
     /// Repetitions of so many tokens are allowed [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     dry_allowed_length: Option<u32>,
+    /// Within so many tokens of prompt and answer [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=4096))]
+    dry_last_n: Option<u32>,
+    /// No repetition reaches over a token that holds this text; may be given several times, empty for none [default:
+    /// newline, colon, quote, asterisk]
+    #[arg(long, value_name = "TEXT", value_parser = breaker)]
+    dry_breakers: Option<Vec<String>>,
     /// Hold the surprise of the answer steady instead of cutting (mirostat 2)
     #[arg(long)]
     mirostat: bool,
@@ -83,6 +91,11 @@ impl SamplingArgs {
             dry_multiplier: self.dry_multiplier,
             dry_base: self.dry_base,
             dry_allowed_length: self.dry_allowed_length,
+            dry_last_n: self.dry_last_n,
+            dry_breakers: self
+                .dry_breakers
+                .as_ref()
+                .map(|all| all.iter().filter(|text| !text.is_empty()).cloned().collect()),
             mirostat: self.mirostat,
             mirostat_tau: self.mirostat_tau,
             mirostat_eta: self.mirostat_eta,
@@ -120,6 +133,8 @@ pub(super) fn fields(s: &Sampling, effort: Effort) -> serde_json::Map<String, se
         ("dry_multiplier", s.dry_multiplier.map(float)),
         ("dry_base", s.dry_base.map(float)),
         ("dry_allowed_length", s.dry_allowed_length.map(Value::from)),
+        ("dry_last_n", s.dry_last_n.map(Value::from)),
+        ("dry_breakers", s.dry_breakers.clone().map(Value::from)),
         ("mirostat", s.mirostat.then(|| 2.into())),
         ("mirostat_tau", s.mirostat_tau.map(float)),
         ("mirostat_eta", s.mirostat_eta.map(float)),
@@ -153,6 +168,13 @@ fn bias(text: &str) -> Result<(Token, f32), String> {
     Ok((Token(id), from_to(x, -100.0, 100.0)?))
 }
 
+fn breaker(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=STOP_BYTES_MAX => Ok(text.to_owned()),
+        n => Err(format!("{n} bytes, at most {STOP_BYTES_MAX} are possible")),
+    }
+}
+
 fn effort(text: &str) -> Result<Effort, String> {
     let known = Effort::ALL.into_iter().find(|effort| effort.as_str() == text);
     known.ok_or_else(|| "none, low, medium or high is possible".to_owned())
@@ -173,19 +195,24 @@ mod tests {
     fn flags_become_the_fields_of_the_same_name() {
         let flags = "x --temperature 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --typical-p 0.8 --repeat-penalty 1.1 \
             --frequency-penalty -0.5 --presence-penalty 0.5 --repeat-last-n 32 --dry-multiplier 0.8 --dry-base 2 \
-            --dry-allowed-length 3 --mirostat --mirostat-tau 4 --mirostat-eta 0.2 --logit-bias 7=-1.5 \
+            --dry-allowed-length 3 --dry-last-n 9 --dry-breakers . --dry-breakers ! --mirostat --mirostat-tau 4 \
+            --mirostat-eta 0.2 --logit-bias 7=-1.5 \
             --logit-bias 8=100 --min-tokens 3 --seed 9 --reasoning-effort low";
         let args = Flags::try_parse_from(flags.split_whitespace()).expect("they parse").sampling;
         let wanted = serde_json::json!({
             "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8, "repeat_penalty": 1.1,
             "frequency_penalty": -0.5, "presence_penalty": 0.5, "repeat_last_n": 32, "dry_multiplier": 0.8,
-            "dry_base": 2, "dry_allowed_length": 3, "mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.2,
+            "dry_base": 2, "dry_allowed_length": 3, "dry_last_n": 9,
+            "dry_breakers": [".", "!"], "mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.2,
             "logit_bias": {"7": -1.5, "8": 100}, "min_tokens": 3, "seed": 9, "reasoning_effort": "low",
         });
         assert_eq!(serde_json::Value::from(fields(&args.sampling(), args.effort())), wanted);
         let none = Flags::try_parse_from(["x"]).expect("they parse").sampling;
         assert!(fields(&none.sampling(), none.effort()).is_empty());
+        let no_breakers = Flags::try_parse_from(["x", "--dry-breakers", ""]).expect("they parse").sampling;
+        assert_eq!(no_breakers.sampling().dry_breakers, Some(Vec::new()));
         for wrong in [
+            "--dry-last-n 4097",
             "--top-p 0",
             "--temperature 3",
             "--logit-bias 7",
