@@ -129,6 +129,25 @@ fn one_object_has_the_same_fields_from_daemon_and_process() {
     assert_eq!((&error["need"], &error["have"]), (&1603.into(), &512.into()));
 }
 
+/// Who names a file where the daemon's models go by name hears of both ways.
+#[test]
+fn a_file_is_no_model_of_the_daemon() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &stories(), "");
+    let (model, socket) = (model(), daemon.socket.display().to_string());
+    let ways = ["no such file", "--model v1 asks the daemon", "--local --model v1 runs it in this process"];
+    fails(&run(&["ask", "hi", "--model", "v1.gguf"]), 2, &ways);
+    let both = ["ask", "hi", "--socket", &socket];
+    for (more, words) in [
+        (&["--model", "v1.gguf"][..], &["v1.gguf is a file", "--model v1", "leave --socket out"][..]),
+        (&["--model", &model], &["is a file", "--model stories260K-q8_0", "leave --socket out"]),
+        (&["--local"], &["--socket asks a daemon, --local runs the model in this process"]),
+        (&["--model", "v1"], &["unknown_model", "stories260K-q8_0", "--local"]),
+    ] {
+        fails(&run(&[&both[..], more].concat()), 2, words);
+    }
+}
+
 #[test]
 fn the_end_of_a_context_is_told() {
     let cut =

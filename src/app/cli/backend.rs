@@ -10,6 +10,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 #[cfg(feature = "http")]
+use super::SOCKET;
+#[cfg(feature = "http")]
 use super::sampling;
 use super::show::{Show, Step};
 use super::{Failure, HowArgs};
@@ -122,8 +124,28 @@ impl Backend {
         let runtime = runtime.map_err(|e| Failure::internal(format!("cannot wait for an answer: {e}")))?;
         let model = named(how.model.as_deref());
         let who = match &model {
-            Some(model) if how.local || is_file(model) => Who::local(how, model_file(Some(model))?),
-            None if how.local => Who::local(how, model_file(None)?),
+            Some(file) if is_file(file) => {
+                let name = Path::new(file).file_stem().unwrap_or_default().display();
+                if how.socket.is_some() {
+                    return Err(Failure::usage(format!(
+                        "--socket asks a daemon, and {file} is a file, which this process would run; name a model of \
+                         the daemon, such as --model {name}, or leave --socket out"
+                    )));
+                }
+                let file = model_file(Some(file)).map_err(|failure| Failure {
+                    message: format!(
+                        "{}, or a model by its name: --model {name} asks the daemon, --local --model {name} runs it in \
+                         this process",
+                        failure.message
+                    ),
+                    ..failure
+                })?;
+                Who::local(how, file)
+            }
+            _ if how.local && how.socket.is_some() => Err(Failure::usage(
+                "--socket asks a daemon, --local runs the model in this process; leave one of them out",
+            )),
+            model if how.local => Who::local(how, model_file(model.as_deref())?),
             _ => Who::daemon(how, model, &runtime),
         }?;
         Ok(Self { who, runtime, stoppable: false })
@@ -190,7 +212,7 @@ impl Who {
                 format!("{} is the daemon's to decide; use it with --local or --model FILE", flag.0);
             return Err(Failure::usage(message));
         }
-        let client = Client::new(&how.socket);
+        let client = Client::new(how.socket.as_deref().unwrap_or(Path::new(SOCKET)));
         // The daemon knows whether its model has a template once it has read the file's header.
         let name = model.as_deref().unwrap_or("default");
         let info = match runtime.block_on(client.get(&format!("/v1/models/{name}"))) {

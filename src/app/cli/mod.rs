@@ -23,6 +23,7 @@ use crate::door::done;
 use crate::engine::{Code, Fault, Input};
 
 /// Where the daemon listens when no flag says otherwise.
+#[cfg(any(feature = "dbus", feature = "http"))]
 pub(super) const SOCKET: &str = "/run/sotto/api.sock";
 
 /// A language model as a system service on small machines.
@@ -60,9 +61,9 @@ struct HowArgs {
     /// Run the model in this process, without a daemon; without --model the one in the box
     #[arg(long)]
     local: bool,
-    /// Socket of the daemon
-    #[arg(long, value_name = "PATH", default_value = SOCKET)]
-    socket: PathBuf,
+    /// Socket of the daemon [default: /run/sotto/api.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
     /// Most tokens to generate [default: as many as the context has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
