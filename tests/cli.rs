@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::gguf::{SLOW, TINY, V, llama};
 use support::pty::Terminal;
-use support::{Daemon, Folder, Running, have, run, shared, sotto, stderr, stdout, stories};
+use support::{Daemon, Folder, Running, have, run, shared, sotto, stderr, stdout, stories, until};
 
 fn model() -> String {
     stories().display().to_string()
@@ -187,6 +187,29 @@ fn an_interrupt_ends_the_program() {
     let mut writing = writing(&folder);
     writing.signal(Signal::INT);
     assert_eq!(writing.ended("an interrupted program").signal(), Some(Signal::INT.as_raw()));
+}
+
+/// Ctrl-C while a bar is shown ends the program, and the bar with it.
+#[test]
+fn an_interrupt_leaves_no_bar() {
+    if !have("script", "an interrupt in a terminal") {
+        return;
+    }
+    let folder = Folder::new();
+    let slow = folder.write("slow.gguf", llama(SLOW).bytes()).display().to_string();
+    let text = folder.write("text", "w300 ".repeat(9_000)).display().to_string();
+    let long = "w300 ".repeat(1_500);
+    for (args, bar) in [
+        (vec!["perplexity", &slow, &text, "--threads", "1"], "windows"),
+        (vec!["bench", &slow, "--threads", "1", "--prompt", "9000"], "measuring"),
+        (vec!["complete", &long, "--threads", "1", "--context", "16384", "--model", &slow], "reading"),
+    ] {
+        let mut terminal = Terminal::start(&args, |_| {});
+        terminal.shows(bar);
+        terminal.types("\u{3}");
+        assert_eq!(terminal.ended().code(), Some(130), "{args:?}: {:?}", terminal.all());
+        until("the last of the terminal", || terminal.all().ends_with("\r\u{1b}[K").then_some(()));
+    }
 }
 
 #[test]

@@ -39,7 +39,9 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
     let mut lines = Lines::open(history_file().filter(|_| !args.no_history))?;
     let person = lines.terminal();
     backend.stoppable = person;
-    let mut talk = Talk { backend, how: args.how, messages: Vec::new(), show: Show::new(true) };
+    let mut show = Show::new(true);
+    show.stoppable = person;
+    let mut talk = Talk { backend, how: args.how, messages: Vec::new(), show };
     talk.begin(args.system);
     if person {
         eprintln!("/help lists the commands, Ctrl-D leaves.");

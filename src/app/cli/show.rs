@@ -9,6 +9,7 @@ use std::time::Duration;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Failure;
+use crate::os::interrupt::ClearLine;
 use crate::os::thread;
 
 /// Nobody needs to see a step that is over sooner; also how often a bar is drawn anew.
@@ -62,10 +63,12 @@ struct Bar {
     /// Dropped when the step is over; then [`Self::thread`] ends, drawing nothing more.
     over: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Where Ctrl-C ends the program, no half of a bar is left.
+    _interrupted: Option<ClearLine>,
 }
 
 impl Bar {
-    fn new(step: Step, total: u64) -> Self {
+    fn new(step: Step, total: u64, stoppable: bool) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         if let Ok(style) = ProgressStyle::with_template(step.template()) {
             bar.set_style(style.with_key("left", left));
@@ -79,7 +82,9 @@ impl Bar {
             }
         };
         // Without a thread there is no bar, and nothing else is amiss.
-        Self { step, bar, over: Some(over), thread: thread::start("progress", appear).ok() }
+        let thread = thread::start("progress", appear).ok();
+        let interrupted = (!stoppable).then(ClearLine::new);
+        Self { step, bar, over: Some(over), thread, _interrupted: interrupted }
     }
 }
 
@@ -99,6 +104,8 @@ pub(super) struct Show {
     silent: bool,
     /// stdout is a terminal.
     terminal: bool,
+    /// Ctrl-C ends the answer under way and not the program.
+    pub stoppable: bool,
     bar: Option<Bar>,
     began: bool,
     told_no_template: bool,
@@ -112,6 +119,7 @@ impl Show {
             newline,
             silent: false,
             terminal: std::io::stdout().is_terminal(),
+            stoppable: false,
             bar: None,
             began: false,
             told_no_template: false,
@@ -137,7 +145,7 @@ impl Show {
         if self.bar.as_ref().is_none_or(|b| b.step != step || b.bar.length() != Some(total)) {
             // The old line goes before the new one comes.
             self.bar = None;
-            self.bar = Some(Bar::new(step, total));
+            self.bar = Some(Bar::new(step, total, self.stoppable));
         }
         if let Some(Bar { bar, .. }) = &self.bar {
             bar.set_position(done);
