@@ -234,3 +234,174 @@ fn square_sum(x: &[f32]) -> f32 {
     scalar::dot(x, x, &mut lanes);
     math::sum(lanes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    /// Lengths of rows around that of the lanes.
+    const LENGTHS: [usize; 6] = [1, 3, LANES - 1, LANES, LANES + 1, 5 * LANES + 3];
+    const EPS: f32 = 1e-5;
+
+    fn row(rng: &mut Rng, n: usize, within: f32) -> Vec<f32> {
+        (0..n).map(|_| (2.0 * rng.next_f32() - 1.0) * within).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    fn near(what: &str, y: &[f32], exact: &[f64]) {
+        assert_eq!(y.len(), exact.len(), "{what}");
+        for (y, exact) in y.iter().zip(exact) {
+            assert!((f64::from(*y) - exact).abs() < 4e-6 * (1.0 + exact.abs()), "{what}: {y} for {exact}");
+        }
+    }
+
+    fn sigmoid_of(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    fn gelu_of(x: f64) -> f64 {
+        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
+    }
+
+    #[test]
+    fn elements_are_those_of_their_definitions() {
+        type Op = fn(&mut [f32], &[f32]);
+        type Definition = fn(f64, f64) -> f64;
+        let all: [(&str, Op, Definition); 9] = [
+            ("gelu", |x, _| gelu(x), |x, _| gelu_of(x)),
+            ("geglu", geglu, |x, u| gelu_of(x) * u),
+            ("silu", |x, _| silu(x), |x, _| x * sigmoid_of(x)),
+            ("mul_silu", mul_silu, |x, g| x * g * sigmoid_of(g)),
+            ("gate", gate, |x, g| x * sigmoid_of(g)),
+            ("clamped_swiglu", clamped_swiglu, |x, u| {
+                let g = x.min(7.0);
+                g * sigmoid_of(1.702 * g) * (u.clamp(-7.0, 7.0) + 1.0)
+            }),
+            ("soft_cap", |x, _| soft_cap(x, 3.0), |x, _| 3.0 * (x / 3.0).tanh()),
+            ("tanh", |x, _| tanh(x), |x, _| x.tanh()),
+            ("add_scaled", |x, y| add_scaled(x, -0.5, y), |x, y| x - 0.5 * y),
+        ];
+        let mut rng = Rng::new(1);
+        for n in LENGTHS {
+            // Beyond the bounds of what is clamped.
+            let (x, other) = (row(&mut rng, n, 10.0), row(&mut rng, n, 10.0));
+            for (what, op, definition) in all {
+                let mut y = x.clone();
+                op(&mut y, &other);
+                let exact = wide(&x).into_iter().zip(wide(&other)).map(|(x, u)| definition(x, u));
+                near(what, &y, &exact.collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_normed_by_all_of_them() {
+        let mut rng = Rng::new(2);
+        for n in LENGTHS {
+            let [x, weight, bias] = [4.0, 2.0, 2.0].map(|within| row(&mut rng, n, within));
+            let (x64, w64, b64) = (wide(&x), wide(&weight), wide(&bias));
+            let len = n as f64;
+            let mean = x64.iter().sum::<f64>() / len;
+            let variance = x64.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / len;
+            let squares = x64.iter().map(|x| x * x).sum::<f64>();
+            let eps = f64::from(EPS);
+
+            let mut y = vec![0.0; n];
+            layer_norm(&x, &weight, &bias, EPS, &mut y);
+            let exact = (0..n).map(|i| (x64[i] - mean) / (variance + eps).sqrt() * w64[i] + b64[i]);
+            near("layer_norm", &y, &exact.collect::<Vec<_>>());
+
+            y.copy_from_slice(&x);
+            rms_norm_in_place(&mut y, &weight, EPS);
+            let exact = x64.iter().zip(&w64).map(|(x, w)| x * w / (squares / len + eps).sqrt());
+            near("rms_norm_in_place", &y, &exact.collect::<Vec<_>>());
+
+            y.copy_from_slice(&x);
+            l2_norm(&mut y, EPS, 0.5);
+            let exact = x64.iter().map(|x| 0.5 * x / (squares + eps).sqrt());
+            near("l2_norm", &y, &exact.collect::<Vec<_>>());
+
+            y.copy_from_slice(&x);
+            above(&mut y, 0.5);
+            let exact = x64.iter().map(|x| (x - (mean + 0.5 * variance.sqrt())).max(0.0));
+            near("above", &y, &exact.collect::<Vec<_>>());
+
+            y.copy_from_slice(&x);
+            softmax(&mut y);
+            let total = x64.iter().map(|x| x.exp()).sum::<f64>();
+            near("softmax", &y, &x64.iter().map(|x| x.exp() / total).collect::<Vec<_>>());
+
+            near("root_mean_square", &[root_mean_square(&x)], &[(squares / len).sqrt()]);
+            near("dot", &[dot(&x, &weight)], &[x64.iter().zip(&w64).map(|(x, w)| x * w).sum()]);
+        }
+        // Neither overflows.
+        let mut far = [1000.0, -1000.0, 1000.0];
+        softmax(&mut far);
+        near("softmax", &far, &[0.5, 0.0, 0.5]);
+    }
+
+    /// Token by token as over the whole sequence at once.
+    #[test]
+    fn a_convolution_sees_what_came_before() {
+        let mut rng = Rng::new(3);
+        let n_tokens = 7;
+        for (len, n) in [(1, 3), (2, 1), (4, 5)] {
+            let (weight, bias) = (row(&mut rng, len * n, 1.0), row(&mut rng, n, 1.0));
+            let x = row(&mut rng, n_tokens * n, 1.0);
+            let mut state = vec![0.0; (len - 1) * n];
+            for (t, token) in x.chunks_exact(n).enumerate() {
+                let mut y = token.to_vec();
+                convolve(&mut y, &weight, Some(&bias), &mut state);
+                let of = |c: usize| {
+                    let past = (0..len).filter(|j| t + j + 1 >= len);
+                    let terms =
+                        past.map(|j| f64::from(weight[j * n + c]) * f64::from(x[(t + j + 1 - len) * n + c]));
+                    f64::from(bias[c]) + terms.sum::<f64>()
+                };
+                near("convolve", &y, &(0..n).map(of).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn states_step_as_their_papers_say() {
+        let mut rng = Rng::new(4);
+        for (n_k, n_v) in [(1, 1), (3, 5), (LANES + 1, LANES)] {
+            let (q, k, v) = (row(&mut rng, n_k, 1.0), row(&mut rng, n_k, 1.0), row(&mut rng, n_v, 1.0));
+            let before = row(&mut rng, n_k * n_v, 1.0);
+            let (mut state, mut y) = (before.clone(), vec![9.0; n_v]);
+            delta_step(&mut state, &q, &k, &v, 0.75, 0.5, &mut y);
+            let (q, k, v) = (wide(&q), wide(&k), wide(&v));
+            let mut exact: Vec<f64> = wide(&before).iter().map(|s| 0.75 * s).collect();
+            for j in 0..n_v {
+                let known: f64 = (0..n_k).map(|i| k[i] * exact[i * n_v + j]).sum();
+                (0..n_k).for_each(|i| exact[i * n_v + j] += k[i] * 0.5 * (v[j] - known));
+            }
+            let read = (0..n_v).map(|j| (0..n_k).map(|i| q[i] * exact[i * n_v + j]).sum());
+            near("y of a delta step", &y, &read.collect::<Vec<f64>>());
+            near("state of a delta step", &state, &exact);
+        }
+        for (width, n_state) in [(1, 1), (3, LANES + 1), (LANES, 4)] {
+            let x = row(&mut rng, width, 1.0);
+            let (b, c) = (row(&mut rng, n_state, 1.0), row(&mut rng, n_state, 1.0));
+            let before = row(&mut rng, width * n_state, 1.0);
+            let (mut state, mut y) = (before.clone(), vec![9.0; width]);
+            scan_step(&mut state, &x, (&b, &c), 0.75, 0.5, 2.0, &mut y);
+            let (x, b, c, before) = (wide(&x), wide(&b), wide(&c), wide(&before));
+            let at = |i: usize, j: usize| 0.75 * before[i * n_state + j] + 0.5 * x[i] * b[j];
+            let exact: Vec<f64> = (0..width * n_state).map(|of| at(of / n_state, of % n_state)).collect();
+            let read = (0..width).map(|i| (0..n_state).map(|j| at(i, j) * c[j]).sum::<f64>() + 2.0 * x[i]);
+            near("y of a scan step", &y, &read.collect::<Vec<_>>());
+            near("state of a scan step", &state, &exact);
+        }
+        for x in [-30.0_f32, -1.0, 0.0, 2.0, 30.0] {
+            let dt = f64::from(x).exp().ln_1p();
+            let (by, step) = decay(-0.5, x);
+            near("decay", &[by, step, sigmoid(x)], &[(-0.5 * dt).exp(), dt, sigmoid_of(f64::from(x))]);
+        }
+    }
+}
