@@ -1,4 +1,4 @@
-//! Attention of a layer: queries, keys and values, their norms and turns, the cache, the output.
+//! Attention of a layer: queries, keys and values, their norms and turns, the cache.
 
 use super::decoder::Step;
 use super::kv::Kv;
@@ -9,7 +9,7 @@ use crate::kernel::{self, Kernels, Scores, ops};
 
 use super::arch::QkNorm;
 
-/// `s.out = W_o · attention(s.norm)`, the tokens' keys and values stored on the way.
+/// `s.attn = attention(s.norm)`, the tokens' keys and values stored on the way.
 pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, kv: &mut Kv, a: &Attention) {
     let (n, h, model) = (step.n, step.model.hyper(), step.model);
     let (n_q, n_kv) = (a.n_head * a.head_dim, a.n_head_kv * a.head_dim);
@@ -88,8 +88,6 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, kv: &mut Kv, a: &Attention) 
         let z = &s.z[..n * n_q];
         step.pool.for_each_row(attn, n_q, &|t, row| ops::gate(row, &z[t * n_q..(t + 1) * n_q]));
     }
-    let out = step.product(&a.output, &mut s.out[..n * h.n_embd]);
-    step.multiply(attn, n_q, &mut s.q8, &mut [out]);
 }
 
 /// Norms stretches of `rows` as long as `weight`, in place: heads, or all heads of a token.

@@ -202,7 +202,14 @@ impl Step<'_> {
             Mixer::Mamba2(m) => recurrent::mamba2(self, s, kv.state(m.state), m),
             Mixer::DeltaNet(d) => recurrent::delta_net(self, s, kv.state(d.state), d),
         }
-        self.join(s, layer.mixer_post_norm.as_ref());
+        let (output, norm) = (layer.mixer.output(), layer.mixer_post_norm.as_ref());
+        let n_cols = output.weight.n_cols;
+        let last = self.last_product(output, norm, &mut s.x[..len], &mut s.out[..len]);
+        let added = last.epilogue.add;
+        self.multiply(&s.attn[..self.n * n_cols], n_cols, &mut s.q8, &mut [last]);
+        if !added {
+            self.join(s, norm);
+        }
         if layer.altup.is_some() {
             altup::join_detour(self, s);
         }
@@ -211,8 +218,10 @@ impl Step<'_> {
             return Err(Stopped);
         }
         self.input(s, layer.ffn_norm.as_ref());
-        feed_forward::run(self, s, &layer.ffn, go_on)?;
-        self.join(s, layer.ffn_post_norm.as_ref());
+        let norm = layer.ffn_post_norm.as_ref();
+        if !feed_forward::run(self, s, &layer.ffn, norm, go_on)? {
+            self.join(s, norm);
+        }
 
         match (&layer.altup, &layer.per_layer) {
             (Some(a), p) => altup::correct(self, s, a, p.as_ref().map(|p| (index, p))),
@@ -237,7 +246,22 @@ impl Step<'_> {
         }
     }
 
-    /// Adds a sublayer's output to the stream, normed and scaled where the model does so.
+    /// The product that ends a sublayer: onto the stream `x` where nothing comes between, else into `out`, which is then
+    /// to [`Self::join`] it.
+    pub(super) fn last_product<'a>(
+        &'a self,
+        linear: &'a Linear,
+        norm: Option<&Norm>,
+        x: &'a mut [f32],
+        out: &'a mut [f32],
+    ) -> Product<'a> {
+        let add = norm.is_none() && self.model.scales().residual == 1.0;
+        let mut product = self.product(linear, if add { x } else { out });
+        product.epilogue.add = add;
+        product
+    }
+
+    /// Adds a sublayer's output `s.out` to the stream, normed and scaled where the model does so.
     fn join(&self, s: &mut Scratch, norm: Option<&Norm>) {
         let len = self.n * self.model.hyper().n_embd;
         let out = match norm {

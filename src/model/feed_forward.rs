@@ -2,35 +2,39 @@
 
 use super::arch::{Act, Router};
 use super::decoder::{Part, Step, Stopped};
-use super::layer::{Dense, Experts, FeedForward};
+use super::layer::{Dense, Experts, FeedForward, Norm};
 use super::load::Scales;
 use super::scratch::Scratch;
 use crate::base::limits::N_EXPERT_MAX;
-use crate::kernel::{Q8Acts, ops};
+use crate::kernel::{Product, Q8Acts, ops};
 
-/// `s.out = ffn(s.norm)`.
+/// `ffn(s.norm)`: says whether it was added to the stream, where `norm` does not follow; else it is in `s.out`.
 pub(super) fn run(
     step: &Step<'_>,
     s: &mut Scratch,
     ffn: &FeedForward,
+    norm: Option<&Norm>,
     go_on: &mut dyn FnMut(Part) -> bool,
-) -> Result<(), Stopped> {
+) -> Result<bool, Stopped> {
     let len = step.n * step.model.hyper().n_embd;
     match ffn {
         FeedForward::Dense(d) => {
             let bufs = (&mut s.gate[..], &mut s.up[..], &mut s.q8);
-            dense(step, d, &s.norm[..len], &mut s.out[..len], bufs, go_on)
+            let down = step.last_product(&d.down, norm, &mut s.x[..len], &mut s.out[..len]);
+            let added = down.epilogue.add;
+            dense(step, d, &s.norm[..len], down, bufs, go_on).map(|()| added)
         }
-        FeedForward::Experts(x) => experts(step, s, x, go_on),
+        FeedForward::Experts(x) => experts(step, s, x, go_on).map(|()| false),
     }
 }
 
-/// `y = down(act(gate · x) * (up · x))` for the rows of `x` `[n, n_embd]`; the buffers hold `[n, n_ff]` and the codes.
+/// `down · (act(gate · x) * (up · x))` for the rows of `x` `[n, n_embd]`, where `down` says; the buffers hold `[n, n_ff]`
+/// and the codes.
 fn dense(
     step: &Step<'_>,
     d: &Dense,
     x: &[f32],
-    y: &mut [f32],
+    down: Product<'_>,
     (gate, up, q8): (&mut [f32], &mut [f32], &mut Q8Acts),
     go_on: &mut dyn FnMut(Part) -> bool,
 ) -> Result<(), Stopped> {
@@ -67,7 +71,7 @@ fn dense(
     if !go_on(Part::Down) {
         return Err(Stopped);
     }
-    step.multiply(inner, n_ff, q8, &mut [step.product(&d.down, y)]);
+    step.multiply(inner, n_ff, q8, &mut [down]);
     Ok(())
 }
 
@@ -89,7 +93,8 @@ fn experts(
     match &x.shared {
         None => out.fill(0.0),
         Some(shared) => {
-            dense(step, shared, input, out, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+            let down = step.product(&shared.down, &mut *out);
+            dense(step, shared, input, down, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
             if let Some(gate) = &x.shared_gate {
                 let how_much = &mut s.expert_in[..n];
                 step.multiply(input, e, &mut s.q8, &mut [step.product(gate, how_much)]);
@@ -112,7 +117,8 @@ fn experts(
         for (row, t) in xs.chunks_exact_mut(e).zip(tokens) {
             row.copy_from_slice(&input[t * e..(t + 1) * e]);
         }
-        dense(step, expert, xs, ys, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+        let down = step.product(&expert.down, &mut *ys);
+        dense(step, expert, xs, down, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
         for (row, t) in ys.chunks_exact(e).zip(tokens) {
             ops::add_scaled(&mut out[t * e..(t + 1) * e], weight(*t), row);
         }

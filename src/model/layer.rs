@@ -75,6 +75,18 @@ pub(super) enum Mixer {
     DeltaNet(DeltaNet),
 }
 
+impl Mixer {
+    /// The matrix that its result goes through, `[n_embd, …]`.
+    pub(super) fn output(&self) -> &Linear {
+        match self {
+            Self::Attention(a) => &a.output,
+            Self::ShortConv(c) => &c.output,
+            Self::Mamba2(m) => &m.output,
+            Self::DeltaNet(d) => &d.output,
+        }
+    }
+}
+
 /// Attention over a cache.
 #[derive(Debug)]
 pub(super) struct Attention {

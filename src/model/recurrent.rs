@@ -7,7 +7,7 @@ use super::layer::{BetaAlpha, DeltaNet, Mamba2, ShortConv};
 use super::scratch::Scratch;
 use crate::kernel::ops;
 
-/// `s.out = W_out · (c * conv(b * x))` with `(b, c, x) = W_in · s.norm`.
+/// `s.attn = c * conv(b * x)` with `(b, c, x) = W_in · s.norm`.
 pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, state: &mut State, c: &ShortConv) {
     let (n, e) = (step.n, step.model.hyper().n_embd);
     let proj = &mut s.proj[..n * 3 * e];
@@ -22,10 +22,9 @@ pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, state: &mut State, c:
             *y = c * x;
         }
     }
-    step.multiply(attn, e, &mut s.q8, &mut [step.product(&c.output, &mut s.out[..n * e])]);
 }
 
-/// `s.out = W_out · norm(scan(conv(x), B, C, dt) * silu(z))` with `(z, x, B, C, dt) = W_in · s.norm`.
+/// `s.attn = norm(scan(conv(x), B, C, dt) * silu(z))` with `(z, x, B, C, dt) = W_in · s.norm`.
 pub(super) fn mamba2(step: &Step<'_>, s: &mut Scratch, state: &mut State, m: &Mamba2) {
     let (n, e, eps) = (step.n, step.model.hyper().n_embd, step.model.hyper().norm_eps);
     let (width, n_bc) = (m.input.n_rows(), m.n_group * m.n_state);
@@ -62,13 +61,12 @@ pub(super) fn mamba2(step: &Step<'_>, s: &mut Scratch, state: &mut State, m: &Ma
             ops::rms_norm_in_place(y, w, eps);
         }
     });
-    step.multiply(attn, m.n_inner, &mut s.q8, &mut [step.product(&m.output, &mut s.out[..n * e])]);
 }
 
 /// Inside the root of the norm of queries and keys, which the models fix.
 const L2_EPS: f32 = 1e-6;
 
-/// `s.out = W_out · (norm(delta(q, k, v, beta, decay)) * silu(z))` with `(q, k, v) = silu(conv(W_qkv · s.norm))`.
+/// `s.attn = norm(delta(q, k, v, beta, decay)) * silu(z)` with `(q, k, v) = silu(conv(W_qkv · s.norm))`.
 pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, state: &mut State, d: &DeltaNet) {
     let (n, e, eps) = (step.n, step.model.hyper().n_embd, step.model.hyper().norm_eps);
     let (n_k, n_v, dim_k, dim) = (d.n_head_k, d.n_head_v, d.dim_k, d.dim_v);
@@ -134,5 +132,4 @@ pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, state: &mut State, d: 
         }
         ops::mul_silu(row, &z[t * n_inner..(t + 1) * n_inner]);
     });
-    step.multiply(attn, n_inner, &mut s.q8, &mut [step.product(&d.output, &mut s.out[..n * e])]);
 }
