@@ -4,6 +4,8 @@
 pub const N_TENSOR_MAX: usize = 262_144;
 /// Most files of a model: the largest open ones come in under 200, and each costs a map.
 pub const N_PART_MAX: usize = 1_024;
+/// Longest name of a file of a model: what Linux takes.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
 /// Most metadata keys in a model file: converters write under a hundred.
 pub const N_METADATA_MAX: usize = 65_536;
 /// Longest name of a key or tensor in a model file: ggml itself stops at 64 for tensors, keys stay below 200.
@@ -107,6 +109,8 @@ pub const JSON_DEPTH_MAX: usize = 64;
 /// Most values in a request's JSON: a prompt of token ids as long as the longest open context, twice. Bounds the
 /// memory of a body of brackets, whose values are 16 times as large as its bytes.
 pub const N_JSON_VALUE_MAX: usize = 262_144;
+/// Characters of a text or name of a file that a message repeats: names of tensors have under 100.
+pub const SHOWN_CHARS_MAX: usize = 120;
 /// Longest path of a field that an error repeats: with the message it fits a line of a pipe.
 pub const NAME_SHOWN_BYTES_MAX: usize = 160;
 /// Longest message of an error on the wire: with its code it fits a line of a pipe, even where every byte is escaped.
