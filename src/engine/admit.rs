@@ -33,7 +33,7 @@ impl Loaded {
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
                 file: model.checkpoint().file().into(),
-                key: "the length of tokenizer.ggml.tokens".into(),
+                key: format!("the length of {}", vocab::pieces_key(model.checkpoint())),
                 found: tokenizer.n_vocab().to_string(),
                 wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
             });

@@ -1,5 +1,6 @@
 //! Why a model cannot be used.
 
+use crate::base::brief;
 use crate::format::FormatError;
 use crate::os::map::MapError;
 
@@ -14,7 +15,7 @@ pub enum ModelError {
     #[error(transparent)]
     Format(#[from] FormatError),
     /// An architecture that the decoder does not know.
-    #[error("{file}: architecture {found} is not supported; supported: {known}")]
+    #[error("{file}: architecture {} is not supported; supported: {known}", brief(found))]
     Architecture {
         /// The file.
         file: String,
@@ -24,7 +25,10 @@ pub enum ModelError {
         known: String,
     },
     /// A hyperparameter out of range.
-    #[error("{file}: {key} is {found}, {wanted}; the file is damaged or made by an unknown converter")]
+    #[error(
+        "{file}: {key} is {}, {wanted}; the file is damaged or made by an unknown converter",
+        brief(found)
+    )]
     Hyper {
         /// The file.
         file: String,
@@ -84,7 +88,8 @@ pub enum ModelError {
     },
     /// A tensor that this architecture has no use for: ignoring it would compute something else.
     #[error(
-        "{file}: tensor {tensor} has no place in a {arch} model; a newer kind of model, or a damaged file"
+        "{file}: tensor {} has no place in a {arch} model; a newer kind of model, or a damaged file",
+        brief(tensor)
     )]
     UnknownTensor {
         /// The file.
@@ -107,7 +112,7 @@ pub enum ModelError {
     /// The vocabulary cannot be used.
     #[error("{file}: {source}")]
     Vocabulary {
-        /// The file.
+        /// The file, with the key where the reason does not name it.
         file: String,
         /// Why.
         source: crate::text::TextError,

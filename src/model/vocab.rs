@@ -1,20 +1,36 @@
 //! The tokenizer that a model carries.
 
 use super::ModelError;
-use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
+use crate::base::{Token, shown};
 use crate::format::{Checkpoint, Origin};
-use crate::text::{Pre, Source, SpacePrefix, Tokenizer, TokenizerConfig, VocabKind};
+use crate::text::{Pre, Source, SpacePrefix, TextError, Tokenizer, TokenizerConfig, VocabKind};
 
 /// The tokenizer of a model.
 ///
 /// # Errors
 /// When it carries none, or what it says of it does not fit together.
 pub fn tokenizer(file: &Checkpoint) -> Result<Tokenizer, ModelError> {
-    let wrong = |source| ModelError::Vocabulary { file: file.file().into(), source };
     let source = source(file)?.ok_or_else(|| ModelError::NoTokenizer { file: file.file().into() })?;
     let ends = file.eos_token_ids().iter().map(|id| Token(*id));
-    Tokenizer::new(source).and_then(|t| t.with_ends(ends)).map_err(wrong)
+    let tokenizer = Tokenizer::new(source).map_err(wrong(file, pieces_key(file)))?;
+    tokenizer.with_ends(ends).map_err(wrong(file, "eos_token_id in generation_config.json or config.json"))
+}
+
+/// Where the pieces of a model's vocabulary stand, for messages.
+#[must_use]
+pub fn pieces_key(file: &Checkpoint) -> &'static str {
+    match (file.origin(), file.tokenizer_json()) {
+        (Origin::Gguf { .. }, _) => "tokenizer.ggml.tokens",
+        (Origin::HuggingFace, Some(_)) => "tokenizer.json: model.vocab",
+        (Origin::HuggingFace, None) => "tokenizer.model: pieces",
+    }
+}
+
+/// An error about what stands at `key`.
+fn wrong(file: &Checkpoint, key: &str) -> impl FnOnce(TextError) -> ModelError {
+    let file = format!("{}: {key}", file.file());
+    move |source| ModelError::Vocabulary { file, source }
 }
 
 /// What the model's files say of its vocabulary; `None` if they say nothing. Piece texts and merges of a GGUF stay in
@@ -82,8 +98,7 @@ fn of_gguf(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
     let merges = || gguf.require(&key("merges"), gguf.strings(&key("merges"))?).cloned();
     let (model, adds_bos, space) = match model {
         "gpt2" => {
-            let pre = Pre::named(gguf.str(&key("pre"))?)
-                .map_err(|source| ModelError::Vocabulary { file: gguf.file().into(), source })?;
+            let pre = Pre::named(gguf.str(&key("pre"))?).map_err(wrong(gguf, &key("pre")))?;
             let adds_bos = pre.adds_bos();
             (VocabKind::Bytes { pre, merges: merges()? }, adds_bos, false)
         }
@@ -91,7 +106,7 @@ fn of_gguf(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
         "gemma4" => (VocabKind::Merges { merges: merges()? }, true, false),
         other => {
             let wanted = "gpt2, llama and gemma4 are supported".to_owned();
-            return Err(hyper("model", format!("{other:?}"), wanted));
+            return Err(hyper("model", shown(other.as_bytes()), wanted));
         }
     };
     // Files of Gemma 4 say no, but the model was trained with it.

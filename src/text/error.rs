@@ -1,5 +1,6 @@
 //! What can be wrong with vocabularies and templates.
 
+use crate::base::json;
 use crate::base::limits::{N_VOCAB_MAX, RENDERED_BYTES_MAX, ROLE_BYTES_MAX, SPECIAL_BYTES_MAX};
 use crate::base::limits::{TEMPLATE_BYTES_MAX, TEMPLATE_FUEL};
 
@@ -8,23 +9,10 @@ impl TextError {
         Self::File { file, what }
     }
 
-    /// The message of the JSON reader may hold text of the file, so it is shortened.
-    pub(super) fn json(file: &'static str, error: &serde_json::Error) -> Self {
-        let message = error.to_string();
-        let place = format!(" at line {} column {}", error.line(), error.column());
-        let what: String =
-            message.strip_suffix(&place).unwrap_or(&message).chars().take(SHOWN_MAX * 2).collect();
-        Self::file(file, format!("{what}{place}; the file is damaged or of another kind"))
+    /// An error of reading `text`, which is the file.
+    pub(super) fn json(file: &'static str, text: &[u8], error: &serde_json::Error) -> Self {
+        Self::file(file, format!("{}; the file is damaged or of another kind", json::why(text, error)))
     }
-}
-
-/// Characters of a file's text that a message repeats.
-const SHOWN_MAX: usize = 100;
-
-/// Text of a file for a message: quoted, and shortened.
-pub(super) fn shown(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN_MAX)]);
-    format!("{:?}", text.chars().take(SHOWN_MAX).collect::<String>())
 }
 
 /// The pre-tokenizers that are built in.
@@ -79,12 +67,12 @@ pub enum TextError {
         what: String,
     },
     /// A component of such a file that is not built in.
-    #[error("{file}: {part} {found} is not supported; {known} is what works")]
+    #[error("{file}: {at} is {found}, which is not supported; {known} is what works")]
     Component {
         /// The file's name.
         file: &'static str,
-        /// Where it stands.
-        part: &'static str,
+        /// The keys that lead to it.
+        at: String,
         /// What stands there, shortened.
         found: String,
         /// What is built in.

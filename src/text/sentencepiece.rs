@@ -2,12 +2,11 @@
 //! github.com/google/sentencepiece). Reads the BPE kind as the families here use it; reads bytes, opens no file.
 
 use super::TextError;
-use super::error::shown;
-use super::hf::{Arena, Table, TokenizerConfig, find};
+use super::hf::{Arena, CONFIG_FILE, Table, TokenizerConfig, find};
 use super::source::{Source, SpacePrefix, VocabKind};
 use super::vocab::{CONTROL, USER_DEFINED};
-use crate::base::Token;
 use crate::base::limits::N_VOCAB_MAX;
+use crate::base::{Token, shown};
 
 /// The name of the file in messages.
 const FILE: &str = "tokenizer.model";
@@ -27,6 +26,10 @@ enum Field<'a> {
 /// The fields of a message, one after the other.
 struct Message<'a> {
     rest: &'a [u8],
+}
+
+fn size(n: usize) -> TextError {
+    TextError::file(FILE, format!("pieces are {n}, 1 to {N_VOCAB_MAX} are possible"))
 }
 
 fn damaged(what: impl Into<String>) -> TextError {
@@ -143,25 +146,31 @@ impl Spec {
 
     /// Refuses what no family here does.
     fn check(&self) -> Result<(), TextError> {
-        let refuse = |part, found: &str, known| {
-            Err(TextError::Component { file: FILE, part, found: found.to_owned(), known })
+        let refuse = |at: &str, found: &str, known| {
+            let (at, found) = (at.to_owned(), found.to_owned());
+            Err(TextError::Component { file: FILE, at, found, known })
         };
+        let other = |found: &str| refuse("trainer_spec.model_type", found, "BPE");
         match self.model_type {
             2 => {}
-            1 => return refuse("model type", "unigram", "BPE"),
-            3 => return refuse("model type", "word", "BPE"),
-            4 => return refuse("model type", "char", "BPE"),
-            n => return refuse("model type", &n.to_string(), "BPE"),
+            1 => return other("unigram"),
+            3 => return other("word"),
+            4 => return other("char"),
+            n => return other(&n.to_string()),
         }
-        let known = "those that change spaces only (name identity)";
+        if self.whitespace_as_suffix {
+            return refuse("trainer_spec.treat_whitespace_as_suffix", "true", "false");
+        }
+        let known = "a normalizer that changes spaces only (name identity)";
         if self.charsmap > 0 {
-            return refuse("normalizer", &format!("with a map of {} bytes", self.charsmap), known);
+            let found = format!("a map of {} bytes", self.charsmap);
+            return refuse("normalizer_spec.precompiled_charsmap", &found, known);
         }
         if self.remove_extra {
-            return refuse("normalizer", "that removes extra white space", known);
+            return refuse("normalizer_spec.remove_extra_whitespaces", "true", known);
         }
-        if !self.escapes || self.whitespace_as_suffix {
-            return refuse("normalizer", "that keeps spaces or puts them behind words", known);
+        if !self.escapes {
+            return refuse("normalizer_spec.escape_whitespaces", "false", known);
         }
         Ok(())
     }
@@ -182,7 +191,7 @@ impl Source {
                 1 => {
                     let (text, score, kind) = piece(inner, kinds.len())?;
                     if kinds.len() == N_VOCAB_MAX || !pieces.push(text) {
-                        return Err(TextError::VocabSize { n: kinds.len() + 1 });
+                        return Err(size(kinds.len() + 1));
                     }
                     scores.push(score);
                     kinds.push(kind);
@@ -194,7 +203,7 @@ impl Source {
         }
         let n = kinds.len();
         if n == 0 {
-            return Err(TextError::VocabSize { n });
+            return Err(size(n));
         }
         spec.check()?;
         let mut table = Table::in_order(pieces, kinds);
@@ -206,21 +215,26 @@ impl Source {
         scores.resize(pieces.len(), 0.0);
         let token = |what, text: Option<&str>, id: i64| match text {
             Some(text) => find(&pieces, text).map(Some).ok_or_else(|| {
-                TextError::file(FILE, format!("there is no {what} {}", shown(text.as_bytes())))
+                let text = shown(text.as_bytes());
+                let what = format!("{what}_token is {text}, which is no piece of {FILE} nor added");
+                TextError::file(CONFIG_FILE, what)
             }),
             None if id < 0 => Ok(None),
             None => match u32::try_from(id) {
                 Ok(id) if (id as usize) < n => Ok(Some(Token(id))),
-                _ => Err(TextError::file(FILE, format!("{what} is {id}, the vocabulary has {n} entries"))),
+                _ => {
+                    let what = format!("trainer_spec.{what}_id is {id}, there are {n} pieces");
+                    Err(TextError::file(FILE, what))
+                }
             },
         };
         let add = config.and_then(|c| c.add_bos_token).unwrap_or(true);
         Ok(Self {
             model: VocabKind::Scores { scores },
-            bos: token("bos_token", config.and_then(TokenizerConfig::bos), spec.bos)?,
-            eos: token("eos_token", config.and_then(TokenizerConfig::eos), spec.eos)?,
+            bos: token("bos", config.and_then(TokenizerConfig::bos), spec.bos)?,
+            eos: token("eos", config.and_then(TokenizerConfig::eos), spec.eos)?,
             eot: None,
-            unk: token("unk_token", None, spec.unk)?,
+            unk: token("unk", None, spec.unk)?,
             pieces,
             kinds,
             trusted: true,
@@ -243,7 +257,9 @@ fn piece(bytes: &[u8], i: usize) -> Result<(&[u8], f32, u8), TextError> {
             (1, Field::Bytes(bytes)) => text = bytes,
             (2, Field::Float(x)) => score = x,
             (3, Field::Number(n @ 1..=6)) => kind = n as u8,
-            (3, Field::Number(n)) => return Err(damaged(format!("piece {i} has type {n}"))),
+            (3, Field::Number(n)) => {
+                return Err(damaged(format!("pieces[{i}].type is {n}, 1 to 6 are possible")));
+            }
             _ => {}
         }
     }
@@ -345,21 +361,26 @@ mod tests {
         let said = |bytes: &[u8]| Source::from_sentencepiece(bytes, None).expect_err("must fail").to_string();
         assert!(said(&file(&[], &[(4, 0)])).contains("unigram"), "the default of the format");
         assert!(said(&file(&[(3, 4)], &[(4, 0)])).contains("char"));
-        assert!(said(&file(&[(3, 2)], &[])).contains("extra white space"));
-        assert!(said(&file(&[(3, 2)], &[(4, 0), (5, 0)])).contains("spaces"));
-        assert!(said(&file(&[(3, 2), (41, 8)], &[(4, 0)])).contains("bos_token is 8, the vocabulary has 8"));
+        assert!(said(&file(&[(3, 2)], &[])).contains("normalizer_spec.remove_extra_whitespaces is true"));
+        assert!(
+            said(&file(&[(3, 2)], &[(4, 0), (5, 0)])).contains("normalizer_spec.escape_whitespaces is false")
+        );
+        assert!(
+            said(&file(&[(3, 2), (41, 8)], &[(4, 0)]))
+                .contains("trainer_spec.bos_id is 8, there are 8 pieces")
+        );
         let mut mapped = good();
         let mut normalizer = Vec::new();
         bytes(2, b"map", &mut normalizer);
         bytes(3, &normalizer, &mut mapped);
         assert!(said(&mapped).contains("map of 3 bytes"));
-        assert!(said(b"").contains("0 entries"));
+        assert!(said(b"").contains("pieces are 0"));
         assert!(said(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]).contains("4294967295 bytes"));
         assert!(said(&[0xff; 11]).contains("more than 10 bytes"));
         assert!(said(&[0x0b]).contains("wire type 3"));
         let mut typed = Vec::new();
         bytes(1, &numbers(&[(3, 7)]), &mut typed);
-        assert!(said(&typed).contains("type 7"));
+        assert!(said(&typed).contains("pieces[0].type is 7"));
         let whole = good();
         arbtest::arbtest(|u| {
             let mut bytes = whole.clone();

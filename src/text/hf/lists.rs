@@ -5,10 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
-use super::super::error::shown;
 use crate::base::Strings;
 use crate::base::limits::N_VOCAB_MAX;
 
@@ -57,7 +56,8 @@ impl Arena {
     }
 }
 
-const TOO_LONG: &str = "4 GiB of text are too much";
+/// Of strings that no 32-bit number counts.
+pub(super) const TOO_LONG: &str = "4 GiB of text are too much";
 
 /// `"vocab": {"piece": id, …}`.
 #[derive(Default)]
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for VocabList {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a vocabulary: pieces with their ids")
+        f.write_str("an object of pieces with their ids")
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
@@ -85,13 +85,7 @@ impl<'de> Visitor<'de> for VocabList {
             if !self.pieces.end() {
                 return Err(A::Error::custom(TOO_LONG));
             }
-            let id: u32 = map.next_value()?;
-            if id as usize >= N_VOCAB_MAX {
-                let piece = shown(self.pieces.get(self.ids.len()));
-                return Err(A::Error::custom(format_args!(
-                    "piece {piece} has id {id}, {N_VOCAB_MAX} are possible"
-                )));
-            }
+            let Id(id) = map.next_value()?;
             self.ids.push(id);
         }
         Ok(self)
@@ -101,6 +95,31 @@ impl<'de> Visitor<'de> for VocabList {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
         Ok(self)
+    }
+}
+
+/// The id of a token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Id(pub(super) u32);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        reader.deserialize_u64(IdVisitor)
+    }
+}
+
+struct IdVisitor;
+
+impl Visitor<'_> for IdVisitor {
+    type Value = Id;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a token's id, from 0 to {},", N_VOCAB_MAX - 1)
+    }
+
+    fn visit_u64<E: Error>(self, n: u64) -> Result<Id, E> {
+        let id = u32::try_from(n).ok().filter(|id| (*id as usize) < N_VOCAB_MAX);
+        id.map(Id).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(n), &self))
     }
 }
 
@@ -170,16 +189,13 @@ impl<'de> Visitor<'de> for Merge<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a merge: two pieces with a space between, or a list of two")
+        f.write_str("two pieces with a space between, or a list of two,")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         let mut parts = text.split(' ');
         if parts.clone().count() != 2 || parts.any(str::is_empty) {
-            let (i, text) = (self.0.len(), shown(text.as_bytes()));
-            return Err(E::custom(format_args!(
-                "merge {i} is {text}; two pieces with a space between wanted"
-            )));
+            return Err(E::invalid_value(Unexpected::Str(text), &self));
         }
         self.0.write(text.as_bytes());
         Ok(())
@@ -191,10 +207,6 @@ impl<'de> Visitor<'de> for Merge<'_> {
         while list.next_element_seed(Text(self.0))?.is_some() {
             n += 1;
         }
-        if n == 2 {
-            Ok(())
-        } else {
-            Err(A::Error::custom(format_args!("merge {} has {n} parts, 2 wanted", self.0.len())))
-        }
+        if n == 2 { Ok(()) } else { Err(A::Error::invalid_length(n, &self)) }
     }
 }

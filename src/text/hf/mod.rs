@@ -14,19 +14,20 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::error::shown;
 use super::pretok::Pre;
 use super::source::{Source, SpacePrefix, VocabKind};
 use super::vocab::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, byte_of};
 use super::{Edges, TextError};
+use crate::base::json;
 use crate::base::limits::{COMPONENT_BYTES_MAX, N_VOCAB_MAX};
-use crate::base::{Strings, Token};
+use crate::base::{Strings, Token, shown};
 
+pub(super) use config::FILE as CONFIG_FILE;
 pub use config::TokenizerConfig;
 pub(super) use lists::Arena;
 
 use config::AddedBody;
-use lists::{MergeList, VocabList};
+use lists::{Id, MergeList, TOO_LONG, VocabList};
 use parts::Parts;
 
 /// The name of the file in messages.
@@ -34,6 +35,7 @@ const FILE: &str = "tokenizer.json";
 
 /// The parts of the file that are used; truncation and padding are not.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct File<'a> {
     #[serde(borrow)]
     normalizer: Option<&'a RawValue>,
@@ -44,18 +46,12 @@ struct File<'a> {
     #[serde(borrow)]
     decoder: Option<&'a RawValue>,
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedBody>,
     model: Model,
 }
 
 #[derive(Deserialize)]
-struct Added {
-    id: u32,
-    #[serde(flatten)]
-    body: AddedBody,
-}
-
-#[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Model {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -78,25 +74,33 @@ impl Source {
     /// # Errors
     /// When the file is no JSON of this form, has a component that is not in the closed list, or contradicts itself.
     pub fn from_tokenizer_json(bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Self, TextError> {
-        let file: File<'_> = serde_json::from_slice(bytes).map_err(|e| TextError::json(FILE, &e))?;
+        let file: File<'_> = serde_json::from_slice(bytes).map_err(|e| TextError::json(FILE, bytes, &e))?;
         let mut parts = Parts::read(
-            &component(file.normalizer)?,
-            &component(file.pre_tokenizer)?,
-            &component(file.decoder)?,
-            &component(file.post_processor)?,
+            &component("normalizer", file.normalizer)?,
+            &component("pre_tokenizer", file.pre_tokenizer)?,
+            &component("decoder", file.decoder)?,
+            &component("post_processor", file.post_processor)?,
         )?;
         let model = file.model;
         check(&model)?;
         let byte_fallback = !parts.spells_bytes && model.byte_fallback == Some(true);
         let mut table = Table::new(model.vocab, byte_fallback)?;
-        for Added { id, body } in &file.added_tokens {
-            table.add(FILE, *id, body)?;
+        for (i, body) in file.added_tokens.iter().enumerate() {
+            let at = format!("added_tokens[{i}]");
+            let Some(Id(id)) = body.id else {
+                return Err(TextError::file(FILE, format!("{at}.id is absent")));
+            };
+            table.add(FILE, &at, id, body)?;
         }
         let (pieces, mut kinds, edges) = table.finish();
-        let find = |what: &'static str, text: &str| {
-            find(&pieces, text).ok_or_else(|| TextError::file(FILE, format!("there is no {what} {text:?}")))
+        let find = |file, key: &str, text: &str| {
+            let absent = || {
+                let text = shown(text.as_bytes());
+                TextError::file(file, format!("{key} is {text}; neither model.vocab nor added_tokens has it"))
+            };
+            find(&pieces, text).ok_or_else(absent)
         };
-        let unk = model.unk_token.as_deref().map(|text| find("unk_token", text)).transpose()?;
+        let unk = model.unk_token.as_deref().map(|text| find(FILE, "model.unk_token", text)).transpose()?;
         if let Some(unk) = unk
             && kinds[unk.index()] == CONTROL
         {
@@ -104,23 +108,29 @@ impl Source {
         }
         let begin = match &parts.begins[..] {
             [] => None,
-            [(text, id)] if find("special token", text)?.0 == *id => Some(Token(*id)),
             [(text, id)] => {
-                let what = format!("the post-processor has {text:?} as token {id}, the vocabulary has not");
-                return Err(TextError::file(FILE, what));
+                let found = find(FILE, "post_processor: a special token", text)?.0;
+                if found != *id {
+                    let text = shown(text.as_bytes());
+                    let what = format!("post_processor has {text} as token {id}, the vocabulary as {found}");
+                    return Err(TextError::file(FILE, what));
+                }
+                Some(Token(*id))
             }
             more => {
-                let what = format!("{} tokens go before a text, one is supported", more.len());
+                let what =
+                    format!("post_processor: {} tokens go before a text, one is supported", more.len());
                 return Err(TextError::file(FILE, what));
             }
         };
-        let named = |what, text: Option<&str>| text.map(|text| find(what, text)).transpose();
+        let named = |key, text: Option<&str>| text.map(|text| find(CONFIG_FILE, key, text)).transpose();
         let bos = named("bos_token", config.and_then(TokenizerConfig::bos))?;
         if let (Some(bos), Some(begin)) = (bos, begin)
             && bos != begin
         {
-            let what = format!("a text begins with token {}, but bos_token is {}", begin.0, bos.0);
-            return Err(TextError::file(FILE, what));
+            let (begin, bos) = (begin.0, bos.0);
+            let what = format!("bos_token is token {bos}, but post_processor of {FILE} has {begin}");
+            return Err(TextError::file(CONFIG_FILE, what));
         }
         let eos = named("eos_token", config.and_then(TokenizerConfig::eos))?;
         let merges = model.merges.0.into_strings();
@@ -149,32 +159,37 @@ impl Source {
     }
 }
 
-/// A component as a tree.
-fn component(raw: Option<&RawValue>) -> Result<Value, TextError> {
+/// The component `key` as a tree.
+fn component(key: &str, raw: Option<&RawValue>) -> Result<Value, TextError> {
     let Some(raw) = raw else { return Ok(Value::Null) };
     let n = raw.get().len();
     if n > COMPONENT_BYTES_MAX {
-        let what = format!("a component has {n} bytes, at most {COMPONENT_BYTES_MAX} are read");
+        let what = format!("{key} has {n} bytes, at most {COMPONENT_BYTES_MAX} are read");
         return Err(TextError::file(FILE, what));
     }
-    serde_json::from_str(raw.get()).map_err(|e| TextError::json(FILE, &e))
+    let wrong = |e| TextError::file(FILE, format!("{key}: {}", json::why(raw.get().as_bytes(), &e)));
+    serde_json::from_str(raw.get()).map_err(wrong)
 }
 
 /// Refuses models of another kind and habits of BPE that no family here has.
 fn check(model: &Model) -> Result<(), TextError> {
-    let refuse = |found: String, known| Err(TextError::Component { file: FILE, part: "model", found, known });
+    let refuse = |key: &str, found: String, known| {
+        Err(TextError::Component { file: FILE, at: format!("model.{key}"), found, known })
+    };
     let kind = model.kind.as_deref().unwrap_or("BPE");
     if kind != "BPE" {
-        return refuse(shown(kind.as_bytes()), "BPE");
+        return refuse("type", shown(kind.as_bytes()), "BPE");
     }
-    if model.dropout.is_some_and(|p| p > 0.0) {
-        return refuse("dropout".into(), "BPE without it");
+    if let Some(p) = model.dropout.filter(|p| *p > 0.0) {
+        return refuse("dropout", p.to_string(), "BPE without it");
     }
-    if model.continuing_subword_prefix.as_deref().is_some_and(|p| !p.is_empty()) {
-        return refuse("continuing_subword_prefix".into(), "BPE without it");
-    }
-    if model.end_of_word_suffix.as_deref().is_some_and(|s| !s.is_empty()) {
-        return refuse("end_of_word_suffix".into(), "BPE without it");
+    for (key, affix) in [
+        ("continuing_subword_prefix", &model.continuing_subword_prefix),
+        ("end_of_word_suffix", &model.end_of_word_suffix),
+    ] {
+        if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
+            return refuse(key, shown(affix.as_bytes()), "BPE without it");
+        }
     }
     Ok(())
 }
@@ -218,10 +233,8 @@ impl Table {
             let (piece, id) = (list.pieces.get(place as usize), id as usize);
             if let Some(other) = places[id].replace(place) {
                 let other = shown(list.pieces.get(other as usize));
-                return Err(TextError::file(
-                    FILE,
-                    format!("pieces {other} and {} have id {id}", shown(piece)),
-                ));
+                let what = format!("model.vocab: pieces {other} and {} have id {id}", shown(piece));
+                return Err(TextError::file(FILE, what));
             }
             kinds[id] = if byte_fallback && byte_of(piece).is_some() { BYTE } else { NORMAL };
         }
@@ -236,21 +249,20 @@ impl Table {
 
     /// Adds what `config` lists besides.
     pub(super) fn add_all(&mut self, config: &TokenizerConfig) -> Result<(), TextError> {
-        for (id, body) in &config.added_tokens_decoder {
-            let id = id.parse().map_err(|_| {
-                TextError::file(config::FILE, format!("{} is no token id", shown(id.as_bytes())))
-            })?;
-            self.add(config::FILE, id, body)?;
+        for (key, body) in &config.added_tokens_decoder {
+            let at = format!("added_tokens_decoder[{}]", shown(key.as_bytes()));
+            let Some(id) = key.parse().ok().filter(|id: &u32| (*id as usize) < N_VOCAB_MAX) else {
+                let what = format!("{at}: the key is no token's id, from 0 to {}", N_VOCAB_MAX - 1);
+                return Err(TextError::file(CONFIG_FILE, what));
+            };
+            self.add(CONFIG_FILE, &at, id, body)?;
         }
         Ok(())
     }
 
-    /// Makes a token special or user-defined; adds it if it is new.
-    fn add(&mut self, file: &'static str, id: u32, body: &AddedBody) -> Result<(), TextError> {
+    /// Makes token `id` special or user-defined; adds it if it is new. `key` is where `file` has it, for messages.
+    fn add(&mut self, file: &'static str, key: &str, id: u32, body: &AddedBody) -> Result<(), TextError> {
         let at = id as usize;
-        if at >= N_VOCAB_MAX {
-            return Err(TextError::file(file, format!("added token {id}; {N_VOCAB_MAX} ids are possible")));
-        }
         if at >= self.kinds.len() {
             self.places.resize(at + 1, None);
             self.kinds.resize(at + 1, UNUSED);
@@ -259,16 +271,14 @@ impl Table {
         match self.places[at] {
             Some(place) if self.pieces.get(place as usize) != text => {
                 let (found, text) = (shown(self.pieces.get(place as usize)), shown(text));
-                return Err(TextError::file(
-                    file,
-                    format!("token {id} is {found} and, as an added one, {text}"),
-                ));
+                let what = format!("{key}.content is {text}, but token {id} of the vocabulary is {found}");
+                return Err(TextError::file(file, what));
             }
             Some(_) => {}
             None => {
                 self.places[at] = u32::try_from(self.pieces.len()).ok();
                 if !self.pieces.push(text) {
-                    return Err(TextError::file(file, "4 GiB of text are too much".into()));
+                    return Err(TextError::file(file, format!("{key}: {TOO_LONG}")));
                 }
             }
         }

@@ -28,28 +28,29 @@ pub(super) struct Parts {
     pub(super) begins: Vec<(String, u32)>,
 }
 
-/// A component, or one of a sequence of them.
+/// A component with the keys that lead to it, or each of a sequence of them.
 fn each(
-    part: &'static str,
+    at: &str,
     list: &'static str,
     value: &Value,
-    take: &mut dyn FnMut(&str, &Value) -> Result<(), TextError>,
+    take: &mut dyn FnMut(&str, &str, &Value) -> Result<(), TextError>,
 ) -> Result<(), TextError> {
     if value.is_null() {
         return Ok(());
     }
     match value["type"].as_str() {
         Some("Sequence") => {
-            let all = value[list].as_array().ok_or_else(|| unknown(part, value, "a Sequence has a list"))?;
-            all.iter().try_for_each(|value| each(part, list, value, take))
+            let all = value[list].as_array().ok_or_else(|| unknown(at, value, "a Sequence with a list"))?;
+            let mut in_order = all.iter().enumerate();
+            in_order.try_for_each(|(i, value)| each(&format!("{at}.{list}[{i}]"), list, value, take))
         }
-        Some(kind) => take(kind, value),
-        None => Err(unknown(part, value, "components with a type")),
+        Some(kind) => take(at, kind, value),
+        None => Err(unknown(at, value, "a component with a type")),
     }
 }
 
-fn unknown(part: &'static str, found: &Value, known: &'static str) -> TextError {
-    TextError::Component { file: FILE, part, found: shown_value(found), known }
+fn unknown(at: &str, found: &Value, known: &'static str) -> TextError {
+    TextError::Component { file: FILE, at: at.to_owned(), found: shown_value(found), known }
 }
 
 impl Parts {
@@ -60,17 +61,19 @@ impl Parts {
         post_processor: &Value,
     ) -> Result<Self, TextError> {
         let mut parts = Self::default();
-        each("normalizer", "normalizers", normalizer, &mut |kind, value| parts.normalizer(kind, value))?;
-        each("pre-tokenizer", "pretokenizers", pre_tokenizer, &mut |kind, value| {
-            parts.pre_tokenizer(kind, value)
+        each("normalizer", "normalizers", normalizer, &mut |at, kind, value| {
+            parts.normalizer(at, kind, value)
+        })?;
+        each("pre_tokenizer", "pretokenizers", pre_tokenizer, &mut |at, kind, value| {
+            parts.pre_tokenizer(at, kind, value)
         })?;
         let mut decodes_bytes = false;
-        each("decoder", "decoders", decoder, &mut |kind, value| {
+        each("decoder", "decoders", decoder, &mut |at, kind, value| {
             decodes_bytes |= kind == "ByteLevel";
-            parts.decoder(kind, value)
+            parts.decoder(at, kind, value)
         })?;
-        each("post-processor", "processors", post_processor, &mut |kind, value| {
-            parts.post_processor(kind, value)
+        each("post_processor", "processors", post_processor, &mut |at, kind, value| {
+            parts.post_processor(at, kind, value)
         })?;
         let wanted = if !parts.spells_bytes {
             let escapes = parts.escapes || parts.prefix.is_some();
@@ -81,7 +84,7 @@ impl Parts {
             (!fits).then_some("ByteLevel without other treatment of spaces")
         };
         match wanted {
-            Some(known) => Err(unknown("pre-tokenizer", pre_tokenizer, known)),
+            Some(known) => Err(unknown("pre_tokenizer", pre_tokenizer, known)),
             None => Ok(parts),
         }
     }
@@ -91,7 +94,7 @@ impl Parts {
         std::mem::take(&mut self.patterns)
     }
 
-    fn normalizer(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+    fn normalizer(&mut self, at: &str, kind: &str, value: &Value) -> Result<(), TextError> {
         match kind {
             "NFC" => self.nfc = true,
             "Prepend" if value["prepend"] == SPACE => self.prefix = Some(SpacePrefix::Always),
@@ -99,18 +102,14 @@ impl Parts {
                 self.escapes = true
             }
             _ => {
-                return Err(unknown(
-                    "normalizer",
-                    value,
-                    "NFC, Prepend ▁, Replace of a space by ▁, Sequence",
-                ));
+                return Err(unknown(at, value, "NFC, Prepend ▁, Replace of a space by ▁, Sequence"));
             }
         }
         Ok(())
     }
 
-    fn pre_tokenizer(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
-        let refuse = |known| Err(unknown("pre-tokenizer", value, known));
+    fn pre_tokenizer(&mut self, at: &str, kind: &str, value: &Value) -> Result<(), TextError> {
+        let refuse = |known| Err(unknown(at, value, known));
         if self.spells_bytes {
             return refuse("nothing behind ByteLevel");
         }
@@ -169,7 +168,7 @@ impl Parts {
         Ok(())
     }
 
-    fn decoder(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
+    fn decoder(&mut self, at: &str, kind: &str, value: &Value) -> Result<(), TextError> {
         match kind {
             "ByteLevel" | "ByteFallback" | "Fuse" => {}
             "Replace" if value["pattern"]["String"] == SPACE && value["content"] == " " => {}
@@ -185,14 +184,14 @@ impl Parts {
             }
             _ => {
                 let known = "ByteLevel, ByteFallback, Fuse, Replace of ▁ by a space, Strip of one, Metaspace, Sequence";
-                return Err(unknown("decoder", value, known));
+                return Err(unknown(at, value, known));
             }
         }
         Ok(())
     }
 
-    fn post_processor(&mut self, kind: &str, value: &Value) -> Result<(), TextError> {
-        let refuse = |known| Err(unknown("post-processor", value, known));
+    fn post_processor(&mut self, at: &str, kind: &str, value: &Value) -> Result<(), TextError> {
+        let refuse = |known| Err(unknown(at, value, known));
         match kind {
             // Mends offsets only.
             "ByteLevel" => Ok(()),

@@ -171,36 +171,97 @@ fn what_is_not_in_the_list_is_refused_by_name() {
     assert!(said(&file).contains("Unigram"));
 }
 
+/// Each row: where a good file is changed, to what, and what is said of it.
 #[test]
-fn contradictions_and_damage_are_told_with_numbers() {
-    let with = |change: &dyn Fn(&mut Value)| {
-        let mut file = spaces();
-        change(&mut file);
-        said(&file)
-    };
-    let model = |key: &'static str, value: Value| with(&move |file| file["model"][key] = value.clone());
-    assert!(model("vocab", json!({"a": 1, "b": 1})).contains("\"b\""));
-    assert!(model("vocab", json!({"a": 1_048_576})).contains("1048576"));
-    assert!(model("vocab", json!({"a": -1})).contains("-1"));
-    assert!(
-        with(&|file| (file["added_tokens"], file["model"]["vocab"]) = (json!([]), json!({})))
-            .contains("<unk>")
-    );
-    assert!(model("vocab", json!("a")).contains("a vocabulary"));
-    assert!(model("merges", json!(["a b c"])).contains("merge 0"));
-    assert!(model("merges", json!(["a b", "ab"])).contains("merge 1"));
-    assert!(model("merges", json!([["a", "b", "c"]])).contains("3 parts"));
-    assert!(model("merges", json!([7])).contains("a merge"));
-    let added = |added: Value| with(&move |file| file["added_tokens"] = json!([added]));
-    assert!(added(json!({"id": 1, "content": "x"})).contains("token 1"));
-    assert!(added(json!({"id": 1_048_576, "content": "x"})).contains("1048576"));
-    assert!(added(json!({"content": "x"})).contains("id"));
+fn each_error_names_the_keys_that_lead_to_it() {
     let processor = |ids: Value| {
         json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {}}],
             "special_tokens": {"a": {"ids": ids}}})
     };
-    assert!(with(&|file| file["post_processor"] = processor(json!([3]))).contains("token 3"));
-    assert!(with(&|file| file["post_processor"] = processor(json!([1, 2]))).contains("one id"));
+    let long = "x".repeat(10 << 20);
+    for (at, value, wanted) in [
+        ("", json!(7), "the whole is integer `7`, an object wanted"),
+        ("/model", json!(long), "model is string \"xxx"),
+        ("/model/type", json!(long), "model.type is \"xxx"),
+        ("/model/type", json!(7), "model.type is integer `7`, a string wanted"),
+        (
+            "/model/vocab",
+            json!("a"),
+            "model.vocab is string \"a\", an object of pieces with their ids wanted",
+        ),
+        ("/model/vocab", json!({"a": 1, "b": 1}), "model.vocab: pieces \"a\" and \"b\" have id 1"),
+        (
+            "/model/vocab/ab",
+            json!(-1),
+            "model.vocab.ab is integer `-1`, a token's id, from 0 to 1048575, wanted",
+        ),
+        ("/model/vocab/▁", json!(1 << 20), "model.vocab[\"▁\"] is integer `1048576`, a token's id"),
+        ("/model/vocab/a", json!("2"), "model.vocab.a is string \"2\", a token's id"),
+        ("/model/merges", json!({}), "model.merges is map, a list of merges wanted"),
+        (
+            "/model/merges/1",
+            json!("a b c"),
+            "model.merges[1] is string \"a b c\", two pieces with a space between",
+        ),
+        ("/model/merges/1", json!("ab"), "model.merges[1] is string \"ab\", two pieces"),
+        ("/model/merges/0", json!(["a", "b", "c"]), "model.merges[0]: invalid length 3, expected two pieces"),
+        ("/model/merges/0", json!(7), "model.merges[0] is integer `7`, two pieces"),
+        ("/model/merges/1/0", json!(null), "model.merges[1][0] is null, a piece wanted"),
+        ("/model/fuse_unk", json!("yes"), "model.fuse_unk is string \"yes\", a boolean wanted"),
+        ("/model/dropout", json!(0.1), "model.dropout is 0.1, which is not supported"),
+        (
+            "/model/unk_token",
+            json!("y"),
+            "model.unk_token is \"y\"; neither model.vocab nor added_tokens has it",
+        ),
+        ("/added_tokens", json!({}), "added_tokens is map, a sequence wanted"),
+        ("/added_tokens/0", json!("<unk>"), "added_tokens[0] is string \"<unk>\", an object wanted"),
+        ("/added_tokens/0/id", json!(null), "added_tokens[0].id is absent"),
+        ("/added_tokens/0/id", json!(1 << 20), "added_tokens[0].id is integer `1048576`, a token's id"),
+        ("/added_tokens/0/content", json!(7), "added_tokens[0].content is integer `7`, a string wanted"),
+        ("/added_tokens/0/content", json!("x"), "added_tokens[0].content is \"x\", but token 0"),
+        ("/added_tokens/0", json!({"id": 0}), "added_tokens[0]: missing field `content`"),
+        ("/added_tokens/0/special", json!(1), "added_tokens[0].special is integer `1`, a boolean wanted"),
+        ("/normalizer/normalizers/0", json!({"type": "NFKC"}), "normalizer.normalizers[0] is \"NFKC\""),
+        ("/normalizer/normalizers", json!(1), "normalizer is \"Sequence\", which is not supported"),
+        ("/decoder/decoders/2/type", json!("x".repeat(1000)), "decoder.decoders[2] is \"xxx"),
+        (
+            "/post_processor",
+            processor(json!([3])),
+            "post_processor has \"a\" as token 3, the vocabulary as 2",
+        ),
+        ("/post_processor", processor(json!([1, 2])), "post_processor is \"TemplateProcessing\""),
+    ] {
+        let mut file = spaces();
+        (file["post_processor"], file["model"]["dropout"]) = (Value::Null, Value::Null);
+        *file.pointer_mut(at).expect("a place") = value;
+        let said = said(&file);
+        let said = said.strip_prefix("tokenizer.json: ").expect("the file");
+        assert!(said.starts_with(wanted) && said.len() < 600, "{at}: {said}, wanted: {wanted}");
+    }
+    for (config, wanted) in [
+        (json!(null), "the whole is null, an object wanted"),
+        (json!({"bos_token": 7}), "bos_token is integer `7`, a token's text, or an object with it"),
+        (json!({"eos_token": {"x": "y"}, "z": 1}), "eos_token: missing field `content`"),
+        (json!({"eos_token": {"content": [long]}}), "eos_token.content is sequence, a string wanted"),
+        (json!({"eos_token": long}), "eos_token is \"xxx"),
+        (json!({"add_bos_token": 1}), "add_bos_token is integer `1`, a boolean wanted"),
+        (
+            json!({"added_tokens_decoder": {"5": "x"}}),
+            "added_tokens_decoder.5 is string \"x\", an object wanted",
+        ),
+    ] {
+        let said = read(&spaces(), Some(&config)).expect_err("must fail").to_string();
+        let said = said.strip_prefix("tokenizer_config.json: ").expect("the file");
+        assert!(said.starts_with(wanted) && said.len() < 600, "{said}, wanted: {wanted}");
+    }
+    let said = Source::from_tokenizer_json(br#"{"model": {"merges": [["a", "b"], ["c" 3]]}}"#, None);
+    let said = said.expect_err("must fail").to_string();
+    assert!(said.contains("model.merges[1][0]: expected `,` or `]` at line 1 column 40"), "{said}");
+}
+
+#[test]
+fn two_tokens_of_one_text_are_told_by_their_ids() {
     let twice = r#"{"model": {"vocab": {"a": 0, "a": 1}}, "normalizer":
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}}"#;
     let source = Source::from_tokenizer_json(twice.as_bytes(), None).expect("reads");
@@ -224,9 +285,6 @@ fn no_part_of_a_file_brings_the_reader_down() {
         Source::from_tokenizer_json(long.as_bytes(), None)
             .is_err_and(|e| e.to_string().contains("2097155 bytes"))
     );
-    let text = "x".repeat(1 << 20);
-    let said = said(&json!({"model": text}));
-    assert!(said.len() < 600, "{} bytes", said.len());
     arbtest::arbtest(|u| {
         let mut file = whole.clone();
         for _ in 0..u.int_in_range(1..=4)? {
