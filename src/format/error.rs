@@ -1,5 +1,6 @@
 //! What can be wrong with a model file.
 
+use crate::base::brief;
 use crate::os::map::MapError;
 
 /// A model file that cannot be read. Every message names the file, the place and the numbers.
@@ -31,7 +32,8 @@ pub enum FormatError {
     },
     /// The file ends inside something.
     #[error(
-        "{file}: {what} at byte {at} needs {need} bytes, {have} remain; the file is cut short, fetch it again"
+        "{file}: {} at byte {at} needs {need} bytes, {have} remain; the file is cut short, fetch it again",
+        brief(what)
     )]
     Truncated {
         /// The file.
@@ -46,7 +48,10 @@ pub enum FormatError {
         have: u64,
     },
     /// A count that the file cannot hold, or that is above what any model needs.
-    #[error("{file}: {what} says {found}, at most {max} possible here; the file is damaged or not a model")]
+    #[error(
+        "{file}: {} says {found}, at most {max} possible here; the file is damaged or not a model",
+        brief(what)
+    )]
     TooMany {
         /// The file.
         file: String,
@@ -58,7 +63,7 @@ pub enum FormatError {
         max: u64,
     },
     /// Two things of one name.
-    #[error("{file}: {what} occurs twice; the file is damaged or not a model")]
+    #[error("{file}: {} occurs twice; the file is damaged or not a model", brief(what))]
     Duplicate {
         /// The file.
         file: String,
@@ -66,7 +71,7 @@ pub enum FormatError {
         what: String,
     },
     /// Text that is no text.
-    #[error("{file}: {what} at byte {at} is not UTF-8; the file is damaged or not a model")]
+    #[error("{file}: {} at byte {at} is not UTF-8; the file is damaged or not a model", brief(what))]
     NotUtf8 {
         /// The file.
         file: String,
@@ -76,7 +81,7 @@ pub enum FormatError {
         at: u64,
     },
     /// A number that names no type.
-    #[error("{file}: {what} has type number {found}; {allowed}")]
+    #[error("{file}: {} has type number {found}; {allowed}", brief(what))]
     Type {
         /// The file.
         file: String,
@@ -89,7 +94,8 @@ pub enum FormatError {
     },
     /// A value of another type or range than its key asks for.
     #[error(
-        "{file}: key {key} is {found}, {wanted} wanted; the file is damaged or made by an unknown converter"
+        "{file}: key {} is {found}, {wanted} wanted; the file is damaged or made by an unknown converter",
+        brief(key)
     )]
     Value {
         /// The file.
@@ -112,7 +118,7 @@ pub enum FormatError {
         key: String,
     },
     /// A tensor whose shape makes no sense.
-    #[error("{file}: tensor {tensor} has shape {shape:?}: {why}")]
+    #[error("{file}: tensor {} has shape {shape:?}: {why}", brief(tensor))]
     Shape {
         /// The file.
         file: String,
@@ -124,7 +130,7 @@ pub enum FormatError {
         why: String,
     },
     /// Data outside its place.
-    #[error("{file}: tensor {tensor} at byte {at}, {why}; the file is damaged, fetch it again")]
+    #[error("{file}: tensor {} at byte {at}, {why}; the file is damaged, fetch it again", brief(tensor))]
     Offset {
         /// The file.
         file: String,
@@ -160,11 +166,11 @@ pub enum FormatError {
     Json {
         /// The file.
         file: String,
-        /// What is wrong, with line and column.
+        /// What is wrong, and where.
         why: String,
     },
     /// An entry of `config.json` that is not as it must be.
-    #[error("{file}: {key} is {found}, {wanted}")]
+    #[error("{file}: {key} is {}, {wanted}", brief(found))]
     Config {
         /// The file.
         file: String,
@@ -177,8 +183,9 @@ pub enum FormatError {
     },
     /// A class of models whose directories are not translated.
     #[error(
-        "{file}: architectures names {found}, which is not read from a directory{hint}; a GGUF file of the model may \
-         work; read are: {known}"
+        "{file}: architectures names {}, which is not read from a directory{hint}; a GGUF file of the model may \
+         work; read are: {known}",
+        brief(found)
     )]
     Class {
         /// The file.
@@ -192,8 +199,9 @@ pub enum FormatError {
     },
     /// A tensor type that is not read from safetensors.
     #[error(
-        "{file}: tensor {tensor} has type {found}; F32, F16 and BF16 are read; use a GGUF file of the model for \
-         quantized weights"
+        "{file}: tensor {} has type {}; F32, F16 and BF16 are read; use a GGUF file of the model for quantized weights",
+        brief(tensor),
+        brief(found)
     )]
     Dtype {
         /// The file.
@@ -205,7 +213,8 @@ pub enum FormatError {
     },
     /// A tensor that the model's class does not have.
     #[error(
-        "{file}: tensor {tensor} is not known in {class}; the checkpoint is of another kind than config.json says"
+        "{file}: tensor {} is not known in {class}; the checkpoint is of another kind than config.json says",
+        brief(tensor)
     )]
     TensorName {
         /// The file.

@@ -10,7 +10,7 @@ use super::checkpoint::{Checkpoint, Origin, TensorInfo, TextFiles};
 use super::value::scalar;
 use super::{Array, FormatError, Kind, Value};
 use crate::base::limits::{N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
-use crate::base::{SharedBytes, Strings};
+use crate::base::{SharedBytes, Strings, brief};
 use crate::quant::Quant;
 
 /// Reads header, metadata and tensor infos; `file` is the name for messages.
@@ -125,7 +125,10 @@ fn place(
         if let Some((name, previous_end)) = &previous
             && *previous_end > at
         {
-            return Err(offset(format!("begins inside tensor {name}, which ends at byte {previous_end}")));
+            return Err(offset(format!(
+                "begins inside tensor {}, which ends at byte {previous_end}",
+                brief(name)
+            )));
         }
         let range = usize::try_from(at).ok().zip(usize::try_from(end).ok());
         let Some((from, to)) = range else {

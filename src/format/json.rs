@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
 use super::FormatError;
+use crate::base::json;
 use crate::base::limits::N_MODEL_CONFIG_VALUE_MAX;
 
 /// A value.
@@ -54,12 +55,12 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Json, FormatError> {
     let left = Cell::new(N_MODEL_CONFIG_VALUE_MAX);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Seed(&left).deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    value.map_err(|e| wrong(file, &e))
+    value.map_err(|e| wrong(file, bytes, &e))
 }
 
-/// An error of the JSON reader, with its line and column.
-pub(super) fn wrong(file: &str, e: &serde_json::Error) -> FormatError {
-    FormatError::Json { file: file.into(), why: e.to_string() }
+/// An error of reading `bytes`, which are the file.
+pub(super) fn wrong(file: &str, bytes: &[u8], e: &serde_json::Error) -> FormatError {
+    FormatError::Json { file: file.into(), why: json::why(bytes, e) }
 }
 
 /// Reads one value and counts it off.
@@ -120,11 +121,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json, A::Error> {
         let mut map = BTreeMap::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(self)?;
             if map.contains_key(&key) {
                 return Err(A::Error::custom(format!("the name {key:?} occurs twice")));
             }
-            map.insert(key, value);
+            map.insert(key, entries.next_value_seed(self)?);
         }
         Ok(Json::Map(map))
     }
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn bounds_are_kept() {
         let said = |text: &str| parse("c", text.as_bytes()).expect_err("must fail").to_string();
-        assert!(said("{\"a\": 1, \"a\": 2}").contains("the name \"a\" occurs twice"));
+        assert!(said("{\"a\": 1, \"a\": 2}").contains("a: the name \"a\" occurs twice"));
         assert!(said(&"[".repeat(1000)).contains("recursion limit"));
         assert!(
             said(&format!("[{}0]", "0,".repeat(N_MODEL_CONFIG_VALUE_MAX))).contains("more than 65536 values")

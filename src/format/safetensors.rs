@@ -54,7 +54,7 @@ pub(super) fn header(file: &str, data: &[u8]) -> Result<Vec<Stored>, FormatError
     let entries = Entries.deserialize(&mut reader).and_then(|entries| reader.end().map(|()| entries));
     place(
         file,
-        entries.map_err(|e| json::wrong(file, &e))?,
+        entries.map_err(|e| json::wrong(file, text, &e))?,
         data.len().saturating_sub(body.len()),
         body.len(),
     )
@@ -144,7 +144,7 @@ fn bits(dtype: &str) -> Option<u64> {
 
 /// What the header says about a tensor.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Entry {
     dtype: String,
     shape: Shape,
@@ -210,9 +210,7 @@ impl<'de> Visitor<'de> for Entries {
             if out.len() == N_TENSOR_MAX {
                 return Err(A::Error::custom(format!("more than {N_TENSOR_MAX} tensors")));
             }
-            // The reader's own message does not say which tensor it is.
-            let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name}: {e}")))?;
-            out.push((name, entry));
+            out.push((name, map.next_value()?));
         }
         Ok(out)
     }

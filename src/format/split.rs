@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Checkpoint, FormatError, gguf};
 use crate::base::limits::N_PART_MAX;
+use crate::base::shown;
 use crate::os::map::{Map, MapError};
 
 /// Number of this file from 0 on.
@@ -80,7 +81,8 @@ pub fn join(files: Vec<Checkpoint>) -> Result<Checkpoint, FormatError> {
         if let Some(other) = file.str(architecture)?
             && Some(other) != all.str(architecture)?
         {
-            let why = format!("{architecture} is {other}, that of {} is another", all.file);
+            let why =
+                format!("{architecture} is {}, that of {} is another", shown(other.as_bytes()), all.file);
             return Err(FormatError::Set { file: file.file.clone(), why });
         }
         let part = all.parts.len();

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arbtest::arbtest;
+use serde_json::{Value, json};
 use sotto::base::SharedBytes;
 use sotto::format::hf::{self, Shard, Texts};
 use sotto::format::{self, FormatError, gguf};
 use sotto::model::{Model, vocab};
-use sotto::text::Tokenizer;
 
 use crate::peak;
 use crate::support::gguf as made;
@@ -39,8 +39,7 @@ fn model(path: &Path) -> Result<(), String> {
 
 fn vocabulary(path: &Path) -> Result<(), String> {
     let checkpoint = format::open(path).map_err(|e| e.to_string())?;
-    let source = vocab::source(&checkpoint).map_err(|e| e.to_string())?.ok_or("no tokenizer")?;
-    Tokenizer::new(source).map(drop).map_err(|e| e.to_string())
+    vocab::tokenizer(&checkpoint).map(drop).map_err(|e| e.to_string())
 }
 
 /// Bytes of a file, or of all files of a directory or set.
@@ -120,6 +119,94 @@ fn bombs_of_json_are_refused() {
     let long = format!("{{\"chat_template\": \"{}\"}}", "x".repeat(300_000));
     refused("tokenizer_config.json", long, &["300000 bytes", "262144"]);
     assert_eq!(verdict(&folder.join("config.json")), "OK");
+}
+
+/// Each row: what is written over an entry of a good file, and what is said of it, in short whatever the file says.
+#[test]
+fn each_error_names_the_entry_of_the_file() {
+    let folder = Folder::new();
+    let dir = corpus().join("hf/good");
+    std::fs::copy(dir.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let good: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let long = "\u{1b}[2J".repeat(1 << 19);
+    let template = |list: Value| json!({ "chat_template": list });
+    let rows = [
+        ("config.json", json!({"hidden_size": "4"}), "hidden_size is \"4\", an integer wanted"),
+        (
+            "config.json",
+            json!({"text_config": {"rms_norm_eps": []}}),
+            "text_config.rms_norm_eps is a list of 0",
+        ),
+        (
+            "config.json",
+            json!({"layer_types": ["conv"], "rope_theta": "1e4"}),
+            "rope_theta is \"1e4\", a number",
+        ),
+        (
+            "config.json",
+            json!({"rope_scaling": {"type": "linear", "factor": "2"}}),
+            "rope_scaling.factor is \"2\"",
+        ),
+        (
+            "config.json",
+            json!({"rope_parameters": {"full_attention": {"rope_type": 1}}}),
+            "rope_parameters.full_attention.rope_type is 1, a string wanted",
+        ),
+        (
+            "config.json",
+            json!({"architectures": 7}),
+            "architectures is 7, a list with the name of a class wanted",
+        ),
+        ("config.json", json!({"architectures": [long]}), "architectures names \\u{1b}[2J"),
+        ("config.json", json!({"hidden_act": long}), "hidden_act is \\u{1b}[2J"),
+        ("config.json", json!({"rope_scaling": {"type": long}}), "rope_scaling.rope_type is \\u{1b}[2J"),
+        (
+            "config.json",
+            json!({"eos_token_id": [1, "2"]}),
+            "eos_token_id[1] is \"2\", the id of a token wanted",
+        ),
+        ("generation_config.json", json!([]), "the whole is a list of 0 values, an object wanted"),
+        (
+            "generation_config.json",
+            json!({"eos_token_id": -1}),
+            "eos_token_id is -1, the id of a token wanted",
+        ),
+        ("tokenizer_config.json", json!("x"), "the whole is string \"x\", an object wanted"),
+        ("tokenizer_config.json", template(json!(7)), "chat_template is 7, a text, or a list of objects"),
+        ("tokenizer_config.json", template(json!(["x"])), "chat_template[0] is \"x\", a text, or a list"),
+        (
+            "tokenizer_config.json",
+            template(json!([{"name": "default", "template": 7}])),
+            "chat_template[0].template is 7",
+        ),
+        (
+            "model.safetensors.index.json",
+            json!({"weight_map": {"a": [long]}}),
+            "weight_map.a is sequence, a string",
+        ),
+        ("model.safetensors.index.json", json!({"weight_map": {"a": long}}), "names the file \"\\u{1b}[2J"),
+    ];
+    for (name, entries, wanted) in rows {
+        let mut config = good.clone();
+        let file = if name == "config.json" { &mut config } else { &mut entries.clone() };
+        if name == "config.json" {
+            file.as_object_mut().unwrap().extend(entries.as_object().unwrap().clone());
+        }
+        let file = file.to_string();
+        folder.write("config.json", config.to_string());
+        let weights = folder.join("model.safetensors");
+        if name == "model.safetensors.index.json" {
+            std::fs::remove_file(&weights).unwrap();
+        }
+        let path = folder.write(name, file);
+        let said = verdict(&folder.join("config.json"));
+        if name != "config.json" {
+            std::fs::remove_file(&path).unwrap();
+        }
+        std::fs::copy(dir.join("model.safetensors"), &weights).unwrap();
+        assert!(said.contains(&format!("{name}: {wanted}")), "{said}, wanted: {name}: {wanted}");
+        assert!(said.len() < 1_500 && !said.contains(char::is_control), "{} bytes: {said}", said.len());
+    }
 }
 
 /// A file cut anywhere is refused, whatever is cut.

@@ -36,9 +36,11 @@ impl<'a> Config<'a> {
     }
 
     pub(super) fn wrong(&self, key: &str, found: &str, wanted: impl Display) -> FormatError {
+        let name = key.split(['.', '[']).next().unwrap_or(key);
+        let inner = self.text.is_some_and(|t| t.get(name).is_some());
         FormatError::Config {
             file: self.file.into(),
-            key: key.into(),
+            key: format!("{}{key}", if inner { "text_config." } else { "" }),
             found: found.into(),
             wanted: wanted.to_string(),
         }
@@ -105,11 +107,11 @@ impl<'a> Config<'a> {
             return Err(self.wrong("layer_types", &value.describe(), wanted));
         }
         let known = ["full_attention", "sliding_attention", "linear_attention", "conv"];
-        let each = list.iter().map(|v| match v {
+        let each = list.iter().enumerate().map(|(i, v)| match v {
             Json::Str(s) if known.contains(&s.as_str()) => Ok(s.as_str()),
             other => {
                 let wanted = format!("possible are {}", known.join(", "));
-                Err(self.wrong("one of layer_types", &other.describe(), wanted))
+                Err(self.wrong(&format!("layer_types[{i}]"), &other.describe(), wanted))
             }
         });
         each.collect::<Result<_, _>>().map(Some)
@@ -128,14 +130,15 @@ pub(super) fn number(value: &Json) -> Result<f64, &'static str> {
 
 /// The class that the configuration names.
 pub(super) fn class(config: &Config<'_>) -> Result<(&'static Class, String), FormatError> {
-    let named = match config.top.get("architectures") {
-        Some(Json::List(list)) => match list.first() {
-            Some(Json::Str(name)) => Some(name),
-            _ => None,
-        },
-        _ => None,
+    let value = config.require("architectures", config.top.get("architectures"))?;
+    let first = if let Json::List(list) = value { list.first() } else { None };
+    let Some(Json::Str(found)) = first else {
+        let (key, found) = match first {
+            Some(first) => ("architectures[0]", first.describe()),
+            None => ("architectures", value.describe()),
+        };
+        return Err(config.wrong(key, &found, "a list with the name of a class wanted"));
     };
-    let found = config.require("architectures", named)?;
     let class = CLASSES.iter().find(|c| c.names.contains(&found.as_str()));
     class.map(|c| (c, found.clone())).ok_or_else(|| FormatError::Class {
         file: config.file.into(),
@@ -470,15 +473,18 @@ pub(super) fn eos(config: &Config<'_>, generation: Option<&Config<'_>>) -> Resul
             Json::List(list) => list.as_slice(),
             one => std::slice::from_ref(one),
         };
-        let ids: Option<Vec<u32>> =
-            list.iter().map(|v| if let Json::Int(n) = v { u32::try_from(*n).ok() } else { None }).collect();
-        return ids.filter(|ids| ids.len() <= N_EOS_MAX).ok_or_else(|| {
-            config.wrong(
-                "eos_token_id",
-                &value.describe(),
-                format!("a token or at most {N_EOS_MAX} of them wanted"),
-            )
-        });
+        if list.len() > N_EOS_MAX {
+            let wanted = format!("the id of a token, or a list of at most {N_EOS_MAX}, wanted");
+            return Err(config.wrong("eos_token_id", &value.describe(), wanted));
+        }
+        let id = |(i, v): (usize, &Json)| {
+            let id = if let Json::Int(n) = v { u32::try_from(*n).ok() } else { None };
+            id.ok_or_else(|| {
+                let at = if matches!(value, Json::List(_)) { format!("[{i}]") } else { String::new() };
+                config.wrong(&format!("eos_token_id{at}"), &v.describe(), "the id of a token wanted")
+            })
+        };
+        return list.iter().enumerate().map(id).collect();
     }
     Ok(Vec::new())
 }

@@ -1,21 +1,22 @@
 //! The files of a directory: found, bounded, mapped or read.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::{Shard, Texts};
-use crate::base::SharedBytes;
 use crate::base::limits::{
-    MODEL_CONFIG_BYTES_MAX, N_PART_MAX, N_TENSOR_MAX, SAFETENSORS_INDEX_MAX, TEMPLATE_BYTES_MAX,
-    TOKENIZER_BYTES_MAX,
+    FILE_NAME_BYTES_MAX, MODEL_CONFIG_BYTES_MAX, N_PART_MAX, N_TENSOR_MAX, SAFETENSORS_INDEX_MAX,
+    TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX,
 };
+use crate::base::{SharedBytes, shown};
+use crate::format::FormatError;
 use crate::format::checkpoint::TextFiles;
-use crate::format::{FormatError, json};
+use crate::format::json::{self, Json};
 use crate::os::map::{Map, MapError};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -82,16 +83,18 @@ fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
 /// # Errors
 /// On anything but an object with a `weight_map` from tensors to files of the same directory.
 pub fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError> {
-    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, &e))?;
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, bytes, &e))?;
     let mut names: Vec<String> = Vec::new();
     for name in index.weight_map.0 {
         let set = |why: String| FormatError::Set { file: file.into(), why };
         let mut parts = Path::new(&name).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
             || name.contains(['/', '\\', '\0'])
+            || name.len() > FILE_NAME_BYTES_MAX
         {
+            let name = shown(name.as_bytes());
             return Err(set(format!(
-                "names the file {name:?}, which is not a plain name in its own directory"
+                "names the file {name}, which is not a plain name in its own directory"
             )));
         }
         if names.len() == N_PART_MAX {
@@ -106,6 +109,7 @@ pub fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError>
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Index {
     #[serde(rename = "metadata", default)]
     _metadata: IgnoredAny,
@@ -148,28 +152,40 @@ impl<'de> Deserialize<'de> for FileNames {
 /// When the bytes are no JSON object, or the template is of another type or longer than any template.
 pub fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatError> {
     #[derive(Deserialize)]
-    struct Outer {
-        #[serde(default)]
-        chat_template: Option<Template>,
+    #[serde(expecting = "an object")]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        chat_template: Option<&'a RawValue>,
     }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Template {
-        One(String),
-        Several(Vec<BTreeMap<String, String>>),
-    }
-    let outer: Outer = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, &e))?;
-    let text = match outer.chat_template {
-        None => None,
-        Some(Template::One(text)) => Some(text),
-        Some(Template::Several(list)) => list
-            .into_iter()
-            .find(|t| t.get("name").is_some_and(|name| name == "default"))
-            .and_then(|mut t| t.remove("template")),
+    let outer: Outer<'_> = serde_json::from_slice(bytes).map_err(|e| json::wrong(file, bytes, &e))?;
+    let Some(raw) = outer.chat_template else { return Ok(None) };
+    let wrong = |key: &str, found: &Json| FormatError::Config {
+        file: file.into(),
+        key: key.into(),
+        found: found.describe(),
+        wanted: "a text, or a list of objects with name and template, wanted".into(),
     };
-    match text {
-        Some(t) if t.len() > TEMPLATE_BYTES_MAX => Err(too_long(file, t.len(), TEMPLATE_BYTES_MAX)),
-        other => Ok(other),
+    let text = match json::parse(file, raw.get().as_bytes())? {
+        Json::Str(text) => text,
+        Json::List(list) => {
+            if let Some(i) = list.iter().position(|one| !matches!(one, Json::Map(_))) {
+                return Err(wrong(&format!("chat_template[{i}]"), list.get(i).unwrap_or(&Json::Null)));
+            }
+            let is_default = |one: &Json| matches!(one.get("name"), Some(Json::Str(s)) if s == "default");
+            let Some(i) = list.iter().position(is_default) else { return Ok(None) };
+            match list.get(i).and_then(|one| one.get("template")) {
+                Some(Json::Str(text)) => text.clone(),
+                other => {
+                    let key = format!("chat_template[{i}].template");
+                    return Err(wrong(&key, other.unwrap_or(&Json::Null)));
+                }
+            }
+        }
+        other => return Err(wrong("chat_template", &other)),
+    };
+    match text.len() {
+        0..=TEMPLATE_BYTES_MAX => Ok(Some(text)),
+        n => Err(too_long(file, n, TEMPLATE_BYTES_MAX)),
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) type Factors = Vec<(&'static str, Vec<f32>)>;
 /// The entries about rotary positions, of all layers or of those with full attention.
 struct Rope<'a, 'b> {
     config: &'b Config<'a>,
+    /// The keys that lead to `main`.
+    at: String,
     main: Option<&'a Json>,
     local: Option<&'a Json>,
 }
@@ -27,23 +29,23 @@ impl Rope<'_, '_> {
         }
     }
 
+    fn path(&self, key: &str) -> String {
+        format!("{}.{key}", self.at)
+    }
+
     fn wrong(&self, key: &str, found: &Json, wanted: &str) -> FormatError {
-        self.config.wrong(&format!("rope_parameters.{key}"), &found.describe(), wanted)
+        self.config.wrong(&self.path(key), &found.describe(), wanted)
     }
 
     fn need(&self, key: &str) -> Result<f64, FormatError> {
-        self.config.require(&format!("rope_parameters.{key}"), self.float(key)?)
+        self.config.require(&self.path(key), self.float(key)?)
     }
 
     /// As `need`, a whole number from 1 to 2^32.
     fn length(&self, key: &str) -> Result<u64, FormatError> {
         let x = self.need(key)?;
         if x.fract() != 0.0 || !(1.0..=4_294_967_295.0).contains(&x) {
-            return Err(self.config.wrong(
-                &format!("rope_parameters.{key}"),
-                &x.to_string(),
-                "a number of tokens wanted",
-            ));
+            return Err(self.config.wrong(&self.path(key), &x.to_string(), "a number of tokens wanted"));
         }
         #[expect(
             clippy::cast_possible_truncation,
@@ -73,12 +75,19 @@ pub(super) fn translate(
 ) -> Result<Factors, FormatError> {
     let key = |k: &str| format!("{}.rope.{k}", class.arch);
     let has = |wanted: fn(&Rule) -> bool| class.rules.iter().any(wanted);
-    let all = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
+    let old = config.get("rope_parameters").is_none() && config.get("rope_scaling").is_some();
+    let name = if old { "rope_scaling" } else { "rope_parameters" };
+    let all = config.get(name);
     if let Some(other) = all.filter(|v| !matches!(v, Json::Map(_))) {
-        return Err(config.wrong("rope_parameters", &other.describe(), "an object wanted"));
+        return Err(config.wrong(name, &other.describe(), "an object wanted"));
     }
     let full = all.and_then(|a| a.get("full_attention"));
-    let rope = Rope { config, main: full.or(all), local: all.and_then(|a| a.get("sliding_attention")) };
+    let rope = Rope {
+        config,
+        at: if full.is_some() { format!("{name}.full_attention") } else { name.into() },
+        main: full.or(all),
+        local: all.and_then(|a| a.get("sliding_attention")),
+    };
 
     if config.get("n_embd").is_some() && config.get("hidden_size").is_none() {
         // GPT-2 learns a vector for each position.
@@ -105,7 +114,10 @@ pub(super) fn translate(
 
     let mut base = rope.float("rope_theta")?;
     let mut local = match rope.local.and_then(|l| l.get("rope_theta")) {
-        Some(v) => Some(number(v).map_err(|wanted| rope.wrong("sliding_attention.rope_theta", v, wanted))?),
+        Some(v) => {
+            let at = format!("{name}.sliding_attention.rope_theta");
+            Some(number(v).map_err(|wanted| config.wrong(&at, &v.describe(), wanted))?)
+        }
         None => config.float(&["rope_local_base_freq", "local_rope_theta"])?,
     };
     for rule in class.rules {
@@ -140,17 +152,13 @@ pub(super) fn translate(
             let n = head_dim as f64;
             let scaled = base.unwrap_or(10_000.0) * alpha.powf(n / (n - 2.0));
             if !narrow(scaled).is_finite() || scaled <= 0.0 {
-                return Err(config.wrong(
-                    "rope_parameters.alpha",
-                    &alpha.to_string(),
-                    "a number above 0 wanted",
-                ));
+                return Err(config.wrong(&rope.path("alpha"), &alpha.to_string(), "a number above 0 wanted"));
             }
             base = Some(scaled);
         }
         other => {
             let wanted = "default, linear, yarn and llama3 are read; use a GGUF file of the model";
-            return Err(config.wrong("rope_parameters.rope_type", other, wanted));
+            return Err(config.wrong(&rope.path("rope_type"), other, wanted));
         }
     }
     if has(|r| matches!(r, Rule::LongRope)) {
@@ -221,7 +229,7 @@ fn yarn(rope: &Rope<'_, '_>, class: &Class, meta: &mut Meta) -> Result<(), Forma
 fn llama3(rope: &Rope<'_, '_>, base: f64, n_rot: usize) -> Result<Vec<f32>, FormatError> {
     let positive = |key: &str, default: f64| match rope.float(key)?.unwrap_or(default) {
         x if x > 0.0 => Ok(x),
-        x => Err(rope.config.wrong(&format!("rope_parameters.{key}"), &x.to_string(), "above 0 wanted")),
+        x => Err(rope.config.wrong(&rope.path(key), &x.to_string(), "above 0 wanted")),
     };
     let factor = positive("factor", 8.0)?;
     let (low, high) = (positive("low_freq_factor", 1.0)?, positive("high_freq_factor", 4.0)?);
@@ -263,8 +271,7 @@ fn longrope(
     for (tensor, key) in
         [("rope_factors_long.weight", "long_factor"), ("rope_factors_short.weight", "short_factor")]
     {
-        let value =
-            rope.config.require(&format!("rope_parameters.{key}"), rope.main.and_then(|m| m.get(key)))?;
+        let value = rope.config.require(&rope.path(key), rope.main.and_then(|m| m.get(key)))?;
         let wanted = format!("a list of {} numbers above 0 wanted", n_rot / 2);
         let list: Option<Vec<f32>> = match value {
             Json::List(list) if list.len() == n_rot / 2 => {
