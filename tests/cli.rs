@@ -256,6 +256,39 @@ fn inspect_reads_directories() {
     assert_eq!((&all["tokenizer"]["model"], &all["sizes"]["n_layer"]), (&"tokenizer.json".into(), &5.into()));
 }
 
+/// A file may hold any text: none of it fills or steers a terminal.
+#[test]
+fn what_a_file_says_is_shown_in_bounds() {
+    let folder = Folder::new();
+    let long = "\u{1b}[2J\u{9b}x".repeat(2 << 20);
+    let keys = ["architecture", "name", "license"].map(|key| format!("general.{key}"));
+    let mut all: Vec<String> = keys.into();
+    all.extend(["model", "pre"].map(|key| format!("tokenizer.ggml.{key}")));
+    all.push("a tensor".into());
+    for key in all {
+        let mut file = llama(TINY);
+        match key.as_str() {
+            "a tensor" => file.tensor("output_norm.weight").name = "\u{1b}[2J".repeat(16_000),
+            "tokenizer.ggml.pre" => {
+                file.set("tokenizer.ggml.model", V::Str("gpt2".into()));
+                file.set(&key, V::Str(long.clone()));
+            }
+            _ => file.set(&key, V::Str(long.clone())),
+        }
+        let path = folder.write("long.gguf", file.bytes()).display().to_string();
+        for flags in [&[][..], &["--json"]] {
+            let output = run(&[&["inspect", &path], flags].concat());
+            for said in [stdout(&output), stderr(&output)] {
+                assert!(said.len() < 3_000, "{key}: {} bytes", said.len());
+                assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "{key}: {said:?}");
+            }
+        }
+        let output = run(&["complete", "--threads", "1", "--max-tokens", "1", "--model", &path, "x"]);
+        let said = stderr(&output);
+        assert!(said.len() < 1_024 && !said.contains('\u{1b}'), "{key}: {} bytes, {said}", said.len());
+    }
+}
+
 #[test]
 fn inspect_says_why_a_model_does_not_run() {
     let folder = Folder::new();

@@ -8,10 +8,11 @@ use super::kv::{KvType, Layout};
 use super::load::Model;
 use super::scratch::Scratch;
 use super::{ModelError, vocab};
+use crate::base::brief;
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::format;
 
-/// What a file says of itself, read without its weights.
+/// What a file says of itself, read without its weights. Its texts are as messages show them, whatever the file's are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// The file.
@@ -49,8 +50,7 @@ impl Summary {
     /// When it is no GGUF with a known set of types.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = format::open(path)?;
-        let owned =
-            |key: &str| -> Result<Option<String>, ModelError> { Ok(file.str(key)?.map(str::to_owned)) };
+        let owned = |key: &str| -> Result<Option<String>, ModelError> { Ok(file.str(key)?.map(brief)) };
         let mut types: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
         let mut parameters = 0_u64;
         for (_, t) in file.tensors() {

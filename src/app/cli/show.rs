@@ -216,9 +216,20 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Prints one object on a line of stdout.
+/// Prints one object on a line of stdout. Control characters that JSON lets stand are escaped: it may be a terminal.
 pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
-    out(&format!("{value}\n"))
+    out(&(escaped(&value.to_string()) + "\n"))
+}
+
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c.is_control() {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
 }
 
 /// Says something beside the answer.
@@ -296,6 +307,7 @@ mod tests {
 
     #[test]
     fn what_a_model_writes_does_not_steer_a_terminal() {
+        assert_eq!(escaped("{\"é\":\"\u{9b}2J\u{7f}\"}"), "{\"é\":\"\\u009b2J\\u007f\"}");
         assert_eq!(plain("a\tb\n\u{1b}[2Jé\u{9b}\r"), "a\tb\n\u{fffd}[2Jé\u{fffd}\u{fffd}");
     }
 }
