@@ -1,6 +1,7 @@
 //! From a file to a model in place.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::ModelError;
 use super::arch::{self, Arch, Rope};
@@ -15,7 +16,7 @@ use crate::quant::Quant;
 
 /// A model file, mapped, that the decoder can run.
 pub struct Model {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     arch: &'static Arch,
     hyper: Hyper,
     /// Of layers that see everything, then of those with a window.
@@ -61,7 +62,14 @@ impl Model {
     /// # Errors
     /// When the file is not a whole model of a known architecture.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let checkpoint = format::open(path)?;
+        Self::new(Arc::new(format::open(path)?))
+    }
+
+    /// The model that files hold which are open already.
+    ///
+    /// # Errors
+    /// As [`Self::open`], the files themselves apart.
+    pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self, ModelError> {
         let arch = architecture(&checkpoint)?;
         let keys = Keys { file: &checkpoint, arch };
         let (hyper, of_layers) = hyper::read(keys)?;

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::hyper::Hyper;
 use super::kv::{KvType, Layout};
 use super::load::Model;
 use super::scratch::Scratch;
 use super::{ModelError, vocab};
-use crate::base::brief;
 use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::base::{Strings, brief};
 use crate::format;
 
 /// What a file says of itself, read without its weights. Its texts are as messages show them, whatever the file's are.
@@ -49,7 +50,7 @@ impl Summary {
     /// # Errors
     /// When it is no GGUF with a known set of types.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let file = format::open(path)?;
+        let file = Arc::new(format::open(path)?);
         let owned = |key: &str| -> Result<Option<String>, ModelError> { Ok(file.str(key)?.map(brief)) };
         let mut types: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
         let mut parameters = 0_u64;
@@ -62,7 +63,8 @@ impl Summary {
         }
         let mut types: Vec<_> = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes)).collect();
         types.sort_by_key(|t| std::cmp::Reverse(t.2));
-        let model = Model::open(path);
+        let model = Model::new(file.clone());
+        let turns_text = vocab::tokenizer(&file);
         let architecture = owned("general.architecture")?.unwrap_or_default();
         let directory = || {
             let name = if file.tokenizer_json().is_some() { "tokenizer.json" } else { "tokenizer.model" };
@@ -72,9 +74,9 @@ impl Summary {
             Some(model) => Some((model, owned("tokenizer.ggml.pre")?)),
             None => directory(),
         };
-        let pieces = match file.strings("tokenizer.ggml.tokens")? {
-            Some(pieces) => Some(pieces.clone()),
-            None => vocab::source(&file).ok().flatten().map(|source| source.pieces),
+        let n_vocab = match &turns_text {
+            Ok(tokenizer) => tokenizer.n_vocab(),
+            Err(_) => file.strings("tokenizer.ggml.tokens")?.map_or(0, Strings::len),
         };
         Ok(Self {
             path: path.into(),
@@ -83,11 +85,11 @@ impl Summary {
             license: owned("general.license")?,
             hyper: model.as_ref().ok().map(|m| m.hyper().clone()),
             needs: model.as_ref().ok().map(|m| (m.layout().clone(), Scratch::bytes(m, PREFILL_CHUNK_MAX, 1))),
-            runs: model.and_then(|_| vocab::tokenizer(&file)).map(|_| ()).map_err(|e| e.to_string()),
+            runs: model.and(turns_text).map(drop).map_err(|e| e.to_string()),
             file_bytes: file.n_bytes(),
             parameters,
             types,
-            n_vocab: pieces.map_or(0, |pieces| pieces.len()),
+            n_vocab,
             tokenizer,
             chat: file.str("tokenizer.chat_template")?.is_some(),
         })
