@@ -311,6 +311,20 @@ fn inspect_says_why_a_model_does_not_run() {
     assert!(stdout(&output).contains(" no tokenizer") && stderr(&output).contains("tokenizer"));
     fails(&run(&["inspect", "gone"]), 2, &["no model gone", "/usr/share/sotto/models"]);
     fails(&run(&["inspect", "./gone"]), 2, &["./gone: no such file"]);
+    let link = folder.join("loop");
+    std::os::unix::fs::symlink(&link, &link).unwrap();
+    fails(
+        &run(&["inspect", &link.display().to_string()]),
+        2,
+        &["symbolic links", "the link leads to itself"],
+    );
+    let directory = folder.join("models").display().to_string();
+    std::fs::create_dir(&directory).unwrap();
+    fails(&run(&["inspect", &directory]), 2, &["holds no config.json"]);
+    folder.write("models/a.gguf", b"x");
+    fails(&run(&["inspect", &directory]), 2, &["no config.json, but", "models/a.gguf; give the path"]);
+    folder.write("models/b.gguf", b"x");
+    fails(&run(&["inspect", &directory]), 2, &["no config.json, but several GGUF files; give the path"]);
 }
 
 #[test]
@@ -360,11 +374,12 @@ fn perplexity_says_what_it_measured() {
             && said.contains("\nwindows       2 of 64 tokens, 62 tokens scored\n")
     );
     assert_eq!(stderr(&output), "", "no bar in a pipe");
-    let bytes = folder.write("bytes", b"\xff\xfe").display().to_string();
+    let bytes = folder.write("bytes", b"a\xff\xfe").display().to_string();
     for (args, words) in [
         (vec!["perplexity", &model, &file, "--context", "513"], vec!["513 positions", "512"]),
-        (vec!["perplexity", &model, "/nowhere/text"], vec!["/nowhere/text"]),
-        (vec!["perplexity", &model, &bytes], vec!["bytes", "UTF-8"]),
+        (vec!["perplexity", &model, "/nowhere/text"], vec!["/nowhere/text", "name a text file"]),
+        (vec!["perplexity", &model, "/"], vec!["/: Is a directory", "name a text file"]),
+        (vec!["perplexity", &model, &bytes], vec!["bytes: not UTF-8 at byte 1", "name a text file"]),
         (vec!["perplexity", &model, "/dev/null"], vec!["1 tokens", "512"]),
         (vec!["perplexity", "gone.gguf", &file], vec!["gone.gguf: no such file"]),
     ] {

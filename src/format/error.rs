@@ -151,6 +151,14 @@ pub enum FormatError {
         /// What is wrong.
         why: String,
     },
+    /// A directory in another layout.
+    #[error("{file}: this directory holds no config.json, but {found}; give the path of a file instead")]
+    NotThisLayout {
+        /// The directory.
+        file: String,
+        /// What it holds.
+        found: String,
+    },
     /// Larger than any file of its kind.
     #[error("{file}: {found} bytes long, at most {max} are read; this is another kind of file")]
     TooLong {

@@ -52,6 +52,9 @@ fn hint(e: &std::io::Error) -> &'static str {
         std::io::ErrorKind::PermissionDenied => {
             "; the user of this process must be allowed to read it (the service cannot see files in /home)"
         }
+        _ if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            "; the link leads to itself, give the path of the file that is meant"
+        }
         _ => "",
     }
 }

@@ -1,6 +1,7 @@
 //! Who answers: a daemon behind its socket, or an engine in this process.
 
 use std::future::pending;
+use std::io::ErrorKind;
 use std::path::Path;
 #[cfg(feature = "http")]
 use std::{cell::Cell, ops::ControlFlow};
@@ -24,6 +25,7 @@ use crate::engine::{
     Request, Sampling, Sink,
 };
 use crate::os::clock;
+use crate::os::map::MapError;
 
 /// Seconds that a generation in this process may take: ten years, for nobody else waits.
 const NO_DEADLINE_S: u64 = 315_360_000;
@@ -81,7 +83,7 @@ enum Who {
 
 /// Whether `model` means a file rather than a name: it exists, or looks like a path.
 fn is_file(model: &str) -> bool {
-    model.ends_with(".gguf") || model.contains('/') || Path::new(model).exists()
+    model.ends_with(".gguf") || model.contains('/') || Path::new(model).symlink_metadata().is_ok()
 }
 
 /// What `--model` says, else the environment.
@@ -105,9 +107,12 @@ pub(super) fn model_file(model: Option<&str>) -> Result<ModelFile, Failure> {
     };
     if is_file(&model) {
         let path = Path::new(&model);
-        return match path.exists() {
-            true => Ok(catalog::file(path)),
-            false => Err(Failure::usage(format!("{model}: no such file; name a .gguf file"))),
+        return match path.metadata() {
+            Ok(_) => Ok(catalog::file(path)),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                Err(Failure::usage(format!("{model}: no such file; name a .gguf file")))
+            }
+            Err(source) => Err(Failure::usage(MapError::Open { path: model, source })),
         };
     }
     let dirs = catalog::default_dirs();

@@ -50,12 +50,15 @@ const N_CTX: usize = 512;
 /// Measures and prints.
 pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     let path = args.file.display();
-    let unread = |e| Failure::usage(format!("{path}: {e}"));
+    let unread = |e| Failure::usage(format!("{path}: {e}; name a text file"));
     let len = std::fs::metadata(&args.file).map_err(unread)?.len();
     if len > TEXT_FILE_BYTES_MAX {
         return Err(Failure::usage(format!("{path}: {len} bytes, at most {TEXT_FILE_BYTES_MAX} are taken")));
     }
-    let text = std::fs::read_to_string(&args.file).map_err(unread)?;
+    let text = String::from_utf8(std::fs::read(&args.file).map_err(unread)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Failure::usage(format!("{path}: not UTF-8 at byte {at}; name a text file, in UTF-8"))
+    })?;
     let mut show = Show::silent();
     let solo = bench::open(Some(&args.model), args.threads, &mut show)?;
     let n_ctx = args.context.map_or(N_CTX.min(solo.model().hyper().n_ctx_train), |n| n as usize);

@@ -207,8 +207,21 @@ fn too_long(file: &str, found: usize, max: usize) -> FormatError {
 
 /// A file that must be there.
 fn required(dir: &Path, name: &str, max: usize) -> Result<Arc<Map>, FormatError> {
-    optional(dir, name, max)?
-        .ok_or_else(|| FormatError::Set { file: dir.display().to_string(), why: format!("holds no {name}") })
+    optional(dir, name, max)?.ok_or_else(|| absent(dir, name))
+}
+
+/// What is said where a directory has no file `name`, which may be because it holds GGUF files.
+fn absent(dir: &Path, name: &str) -> FormatError {
+    let file = dir.display().to_string();
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    let ggufs: Vec<_> = names.take(2).collect();
+    match &ggufs[..] {
+        [] => FormatError::Set { file, why: format!("holds no {name}") },
+        [one] => FormatError::NotThisLayout { file, found: one.display().to_string() },
+        _ => FormatError::NotThisLayout { file, found: "several GGUF files".into() },
+    }
 }
 
 /// A file that may be there, of at most `max` bytes.
