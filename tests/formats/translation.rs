@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use sotto::format::{self, Array, Checkpoint, Origin, Value};
 use sotto::quant;
 
-/// Directories with both forms; `SOTTO_MODEL_FIXTURES` names another place.
+/// The folder of models where directories stand beside their GGUF files; `SOTTO_FIXTURES` names another one.
 pub(crate) fn fixtures() -> Option<PathBuf> {
-    let named = std::env::var_os("SOTTO_MODEL_FIXTURES").map(PathBuf::from);
+    let named = std::env::var_os("SOTTO_FIXTURES").map(PathBuf::from);
     let dir =
         named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/models"));
-    if dir.is_dir() {
+    if dir.join("llama/hf").is_dir() {
         return Some(dir);
     }
-    println!("skipped: directories against their GGUF; {} is not there", dir.display());
+    println!("skipped: directories against their GGUF; {} has none", dir.display());
     None
 }
 
