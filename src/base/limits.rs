@@ -97,6 +97,8 @@ pub const RENDER_CPU_S: u64 = 2;
 pub const RENDER_MEMORY_BYTES: u64 = 512 << 20;
 /// Longest rendered prompt, in bytes: the longest input and room for what a template puts around it.
 pub const RENDERED_BYTES_MAX: usize = 2 * INPUT_BYTES_MAX;
+/// The same while each character may have a mark of 3 bytes behind it (`text/special.rs`).
+pub const MARKED_BYTES_MAX: usize = 4 * RENDERED_BYTES_MAX;
 /// Longest message of a template that is passed on to the caller, in characters.
 pub const TEMPLATE_MESSAGE_MAX: usize = 500;
 /// Events that wait between the engine and a reader on the socket: a reader that keeps up never sees it full, and a

@@ -39,7 +39,10 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        model.checkpoint().str(CHAT_TEMPLATE)?;
+        let tokenizer = match model.checkpoint().str(CHAT_TEMPLATE)? {
+            Some(template) => tokenizer.with_template(template),
+            None => tokenizer,
+        };
         Ok(Self { id: id.into(), model, tokenizer })
     }
 
@@ -249,34 +252,29 @@ fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
 fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
     let field = request.input_field;
     let tok = &model.tokenizer;
-    let mut tokens = Vec::new();
-    let mut plain = |text: &str| {
-        if text.len() > INPUT_BYTES_MAX {
-            let message = format!("a text of {} bytes, at most {INPUT_BYTES_MAX} are taken", text.len());
-            return Err(Fault::new(Code::BodyTooLarge, message).at(field));
-        }
-        if tok.add_bos() {
-            tokens.extend(tok.bos());
-        }
-        tok.encode(text, Special::AsText, &mut tokens);
-        Ok(())
-    };
+    let no_template = matches!(request.input, Input::Chat(_)) && model.template().is_none();
     let thinks = request.effort != Effort::None;
     if thinks && !(matches!(request.input, Input::Chat(_)) && model.template().is_some()) {
         return Err(no_thinking(&model.id));
     }
-    match (&request.input, model.template()) {
-        (Input::Text(text), _) => plain(text)?,
-        (Input::Chat(messages), None) => {
-            plain(&messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n\n"))?;
-            return Ok((tokens, true));
+    let bounded = |what: &str, bytes: usize| match bytes > INPUT_BYTES_MAX {
+        true => {
+            let message = format!("{what} of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
+            Err(Fault::new(Code::BodyTooLarge, message).at(field))
         }
-        (Input::Chat(messages), Some(template)) => {
-            let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
-            if bytes > INPUT_BYTES_MAX {
-                let message = format!("messages of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
-                return Err(Fault::new(Code::BodyTooLarge, message).at(field));
+        false => Ok(()),
+    };
+    let mut tokens = Vec::new();
+    match &request.input {
+        Input::Text(text) => {
+            bounded("a text", text.len())?;
+            if tok.add_bos() {
+                tokens.extend(tok.bos());
             }
+            tok.encode(text, Special::AsText, &mut tokens);
+        }
+        Input::Chat(messages) => {
+            bounded("messages", messages.iter().map(|m| m.content.len()).sum())?;
             let chat = Chat {
                 messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
                 variables: thinking(request.effort),
@@ -287,9 +285,10 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
                 add_generation_prompt: true,
                 moment: Moment::from_unix(crate::os::clock::unix_s()),
             };
-            let render = |input: &TemplateInput| match renderer {
-                Some(program) => render::render(program, template, input),
-                None => Ok(Template::new(template)?.render(input)?),
+            let render = |input: &TemplateInput| match (model.template(), renderer) {
+                (None, _) => Ok(input.chat.contents().join("\n\n")),
+                (Some(template), Some(program)) => render::render(program, template, input),
+                (Some(template), None) => Ok(Template::new(template)?.render(input)?),
             };
             tokens = tok.encode_chat(render, &chat).map_err(|e| {
                 let (code, id) = (render_code(&e), &model.id);
@@ -300,7 +299,7 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
                     .at(field)
             })?;
         }
-        (Input::Tokens(ids), _) => {
+        Input::Tokens(ids) => {
             let n = model.model.hyper().n_vocab;
             if let Some(i) = ids.iter().position(|t| t.index() >= n) {
                 let message = format!("token {} is not in the vocabulary of {n}", ids[i].0);
@@ -309,7 +308,7 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
             tokens.extend_from_slice(ids);
         }
     }
-    Ok((tokens, false))
+    Ok((tokens, no_template))
 }
 
 /// Variables by which templates let the model think.

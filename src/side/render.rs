@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::limits::{RENDER_CPU_S, RENDER_MEMORY_BYTES, RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX};
+use crate::base::limits::{
+    MARKED_BYTES_MAX, RENDER_CPU_S, RENDER_MEMORY_BYTES, RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX,
+};
 use crate::os::process;
 use crate::text::{Template, TemplateInput, TextError};
 
@@ -107,8 +109,8 @@ pub fn render(program: &Path, source: &str, input: &TemplateInput) -> Result<Str
     }
 }
 
-/// Longest answer: each byte of the prompt escaped.
-const ANSWER_BYTES_MAX: usize = 6 * RENDERED_BYTES_MAX + 64;
+/// Longest answer: each byte of the prompt escaped, and its mark.
+const ANSWER_BYTES_MAX: usize = 6 * RENDERED_BYTES_MAX + MARKED_BYTES_MAX + 64;
 
 /// The child's side: limits this process, reads a job from standard input, and writes the answer.
 ///

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::TextError;
 use super::python::Lazy;
 use super::special::MARK;
-use crate::base::limits::{JSON_INDENT_MAX, RENDERED_BYTES_MAX, TEMPLATE_JSON_DEPTH_MAX};
+use crate::base::limits::{JSON_INDENT_MAX, MARKED_BYTES_MAX, TEMPLATE_JSON_DEPTH_MAX};
 
 /// A JSON value as templates see it; the keys of objects keep the order in which they came.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -161,8 +161,8 @@ impl Writer {
         if depth > TEMPLATE_JSON_DEPTH_MAX {
             return Err(invalid(format!("printed values nest at most {TEMPLATE_JSON_DEPTH_MAX} deep")));
         }
-        if self.out.len() > RENDERED_BYTES_MAX {
-            return Err(invalid(format!("printed values have at most {RENDERED_BYTES_MAX} bytes")));
+        if self.out.len() > MARKED_BYTES_MAX {
+            return Err(invalid(format!("printed values have at most {MARKED_BYTES_MAX} bytes")));
         }
         let json = self.style != Style::Repr;
         match value.kind() {

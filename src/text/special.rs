@@ -2,7 +2,7 @@
 //!
 //! A chat template puts the users' text and control tokens into one string. So that the two stay apart, a mark goes
 //! into every place of a message where its text could be read as a control token, alone or together with the
-//! template's text around it. The mark breaks the token; after the string was cut at the true control tokens, the
+//! template's text around it. [`Guards`] says which tokens those are. The mark breaks the token; after the string was cut at the true control tokens, the
 //! marks are taken out, and the words around them merge as if there had been none.
 
 use super::TextError;
@@ -34,6 +34,8 @@ pub(super) enum Part<'a> {
 pub(super) struct Table {
     /// By their text, without doubles.
     sorted: Vec<Token>,
+    /// For each of them the longest other one that it begins with; itself where there is none.
+    shorter: Vec<u32>,
     /// The bytes with which one begins.
     first: [bool; 256],
 }
@@ -41,61 +43,74 @@ pub(super) struct Table {
 impl Table {
     /// The tokens of the wanted kinds. Pieces that are empty or no UTF-8 cannot occur in text.
     pub(super) fn new(vocab: &Vocab, wanted: &[Kind]) -> Result<Self, TextError> {
-        let (mut sorted, mut first) = (Vec::new(), [false; 256]);
+        let mut tokens = Vec::new();
         for (token, kind, piece) in vocab.tokens() {
-            if !wanted.contains(&kind) || std::str::from_utf8(piece).is_err() {
+            if !wanted.contains(&kind) || piece.is_empty() || std::str::from_utf8(piece).is_err() {
                 continue;
             }
             if piece.len() > SPECIAL_BYTES_MAX {
                 return Err(TextError::SpecialLength { id: token.0, len: piece.len() });
             }
-            if let Some(&byte) = piece.first() {
-                first[usize::from(byte)] = true;
-                sorted.push(token);
-            }
+            tokens.push(token);
         }
-        sorted.sort_by_key(|&token| (vocab.piece(token), token));
-        sorted.dedup_by_key(|token| vocab.piece(*token));
-        Ok(Self { sorted, first })
+        Ok(Self::of(vocab, tokens))
     }
 
-    /// Lets `look` see, for each length from 1 on, the tokens that begin as `text` does over that length; stops when
-    /// there is none, or `look` has its answer.
-    fn narrow<T>(
-        &self,
-        vocab: &Vocab,
-        text: &[u8],
-        mut look: impl FnMut(usize, &[Token]) -> Option<T>,
-    ) -> Option<T> {
+    fn of(vocab: &Vocab, mut sorted: Vec<Token>) -> Self {
+        sorted.sort_by_key(|&token| (vocab.piece(token), token));
+        sorted.dedup_by_key(|token| vocab.piece(*token));
+        let (mut shorter, mut first) = (Vec::with_capacity(sorted.len()), [false; 256]);
+        // Those that the last one begins with, shortest first.
+        let mut begins: Vec<u32> = Vec::new();
+        for (i, &token) in (0..).zip(&sorted) {
+            let piece = vocab.piece(token);
+            first[usize::from(piece[0])] = true;
+            while begins.last().is_some_and(|&j| !piece.starts_with(vocab.piece(sorted[j as usize]))) {
+                begins.pop();
+            }
+            shorter.push(begins.last().copied().unwrap_or(i));
+            begins.push(i);
+        }
+        Self { sorted, shorter, first }
+    }
+
+    /// The tokens of this table that `keep`, and those of `other`.
+    fn some_and(&self, vocab: &Vocab, other: &Self, keep: impl Fn(Token, &str) -> bool) -> Self {
+        let kept = self.sorted.iter().copied().filter(|&token| {
+            let piece = std::str::from_utf8(vocab.piece(token));
+            piece.is_ok_and(|piece| keep(token, piece))
+        });
+        Self::of(vocab, kept.chain(other.sorted.iter().copied()).collect())
+    }
+
+    /// The longest token that `text` begins with, and its bytes. What `text` begins with stands before it in the order
+    /// of texts, and its neighbour there begins with the same.
+    fn longest(&self, vocab: &Vocab, text: &str) -> Option<(Token, usize)> {
+        let text = text.as_bytes();
         if !text.first().is_some_and(|&byte| self.first[usize::from(byte)]) {
             return None;
         }
-        let mut alike = self.sorted.as_slice();
-        for (at, byte) in text.iter().enumerate() {
-            let byte_of = |token: &Token| vocab.piece(*token).get(at).copied();
-            let from = alike.partition_point(|token| byte_of(token) < Some(*byte));
-            let to = alike.partition_point(|token| byte_of(token) <= Some(*byte));
-            alike = &alike[from..to];
-            if alike.is_empty() {
+        let behind = self.sorted.partition_point(|&token| vocab.piece(token) <= text);
+        let mut at = behind.checked_sub(1)?;
+        let neighbour = vocab.piece(self.sorted[at]);
+        let alike = neighbour.iter().zip(text).take_while(|(a, b)| a == b).count();
+        loop {
+            let len = vocab.piece(self.sorted[at]).len();
+            if len <= alike {
+                return Some((self.sorted[at], len));
+            }
+            let shorter = self.shorter[at] as usize;
+            if shorter == at {
                 return None;
             }
-            if let Some(answer) = look(at + 1, alike) {
-                return Some(answer);
-            }
+            at = shorter;
         }
-        None
     }
 
-    /// The longest token that `text` begins with, and its bytes.
-    fn longest(&self, vocab: &Vocab, text: &str) -> Option<(Token, usize)> {
-        let mut found = None;
-        self.narrow(vocab, text.as_bytes(), |len, alike| {
-            // Sorted: the one that ends here, if any, comes first.
-            let first = alike.first().copied().filter(|&token| vocab.piece(token).len() == len);
-            found = first.map(|token| (token, len)).or(found);
-            None::<()>
-        });
-        found
+    /// Whether a token begins with all of `text`.
+    fn begins(&self, vocab: &Vocab, text: &[u8]) -> bool {
+        let at = self.sorted.partition_point(|&token| vocab.piece(token) < text);
+        self.sorted.get(at).is_some_and(|&token| vocab.piece(token).starts_with(text))
     }
 
     /// Cuts `text` into tokens of this table, the leftmost first and the longest of those, and the text between.
@@ -147,12 +162,13 @@ impl Table {
                 out.push(MARK);
             }
             out.push(c);
-            let rest = &content.as_bytes()[at..];
-            let begins = self.narrow(vocab, rest, |len, alike| {
-                let whole = alike.first().is_some_and(|&token| vocab.piece(token).len() == len);
-                (whole || at + len == end || at + len == content.len()).then_some(())
-            });
-            if begins.is_some() {
+            // Up to a border it may go on beyond it.
+            let open = |end: usize| {
+                (at + 1..=at + SPECIAL_BYTES_MAX).contains(&end)
+                    && self.first[usize::from(content.as_bytes()[at])]
+                    && self.begins(vocab, &content.as_bytes()[at..end])
+            };
+            if open(end) || open(content.len()) || self.longest(vocab, &content[at..]).is_some() {
                 out.push(MARK);
             }
         }
@@ -169,11 +185,64 @@ impl Table {
 
     /// Whether `text` could be the rest of a token that began before it.
     fn continues(&self, vocab: &Vocab, text: &[u8]) -> bool {
-        let meets = |rest: &[u8]| rest.starts_with(text) || text.starts_with(rest);
-        let rests =
-            |token: &Token| (1..vocab.piece(*token).len()).any(|at| meets(&vocab.piece(*token)[at..]));
-        self.sorted.iter().any(rests)
+        let Some(first) = text.first() else { return false };
+        self.sorted.iter().any(|&token| {
+            let piece = vocab.piece(token);
+            let meets = |rest: &[u8]| rest[0] == *first && (rest.starts_with(text) || text.starts_with(rest));
+            (1..piece.len()).any(|at| meets(&piece[at..]))
+        })
     }
+}
+
+/// What a message may not spell. Control tokens, everywhere; and user-defined ones that steer the model all the same,
+/// as the roles of DeepSeek and the channels of Gemma 4 do.
+pub(super) struct Guards {
+    /// In what people and tools say: user-defined tokens that look like a role, and tags that the template spells.
+    pub(super) said: Table,
+    /// In the model's own messages, which come back with its tags: those that look like a role. A template that looks
+    /// for one there, to leave out what was thought, finds it.
+    pub(super) own: Table,
+}
+
+impl Guards {
+    /// For conversations that `template` puts together.
+    pub(super) fn new(vocab: &Vocab, control: &Table, user_defined: &Table, template: &str) -> Self {
+        let mut spelt = Vec::new();
+        user_defined.split(vocab, template, false, |part| {
+            if let Part::Special(token) = part {
+                spelt.push(token);
+            }
+        });
+        spelt.sort_unstable();
+        let said = |token: Token, piece: &str| {
+            is_role(piece) || is_tag(piece) && spelt.binary_search(&token).is_ok()
+        };
+        let own = |_, piece: &str| is_role(piece) && !looks_for(template, piece);
+        Self {
+            said: user_defined.some_and(vocab, control, said),
+            own: user_defined.some_and(vocab, control, own),
+        }
+    }
+}
+
+/// `<|…|>`, `<｜…｜>`, or one half of that.
+fn is_role(piece: &str) -> bool {
+    let bars = ['|', '｜'];
+    let inner = piece.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+    inner.is_some_and(|inner| inner.starts_with(bars) || inner.ends_with(bars))
+}
+
+/// `<…>` or `[…]`.
+fn is_tag(piece: &str) -> bool {
+    piece.starts_with('<') && piece.ends_with('>') || piece.starts_with('[') && piece.ends_with(']')
+}
+
+/// Whether a template takes texts apart at `piece`.
+fn looks_for(template: &str, piece: &str) -> bool {
+    ['\'', '"'].iter().any(|quote| {
+        let text = format!("{quote}{piece}{quote}");
+        template.contains(&format!("split({text}")) || template.contains(&format!("{text} in "))
+    })
 }
 
 /// Whether `token`, found at `from..to` of `text`, may stand there: one that must stand alone may not touch a word.
@@ -271,5 +340,49 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    /// The definition of `longest` and `begins`: all tokens, one by one.
+    #[test]
+    fn neighbours_in_the_order_of_texts_are_enough() {
+        let alphabet = ["<", "|", ">", "a", "<|", "é"];
+        arbtest::arbtest(|u| {
+            let mut any = |n: usize| -> Result<String, _> {
+                (0..u.int_in_range(0..=n)?).map(|_| u.choose(&alphabet).copied()).collect()
+            };
+            let pieces: Vec<String> = (0..12).map(|_| any(4)).collect::<Result<_, _>>()?;
+            let (vocab, table) = table(&pieces.iter().map(String::as_str).collect::<Vec<_>>());
+            for _ in 0..8 {
+                let text = any(6)?;
+                let within = pieces.iter().filter(|p| !p.is_empty() && text.starts_with(p.as_str()));
+                let longest = table.longest(&vocab, &text).map(|(_, len)| len);
+                assert_eq!(longest, within.map(String::len).max(), "{pieces:?} in {text}");
+                let begins = !text.is_empty() && pieces.iter().any(|p| p.starts_with(&text));
+                assert_eq!(!text.is_empty() && table.begins(&vocab, text.as_bytes()), begins);
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn long_tokens_that_overlap_cost_no_more_than_short_ones() {
+        let pieces: Vec<String> = (100..=256).map(|n| "<".repeat(n)).collect();
+        let (vocab, table) = table(&pieces.iter().map(String::as_str).collect::<Vec<_>>());
+        let n = 1 << 18;
+        // Half a minute where each length is looked at by itself.
+        assert_eq!(table.mark(&vocab, &"<".repeat(n)).matches(MARK).count(), n + 1);
+    }
+
+    #[test]
+    fn what_looks_like_a_role_is_one() {
+        for role in ["<|User|>", "<｜Assistant｜>", "<|channel>", "<channel|>", "<|\"|>"] {
+            assert!(is_role(role) && is_tag(role), "{role}");
+        }
+        for text in ["<think>", "[INST]", "<>", "  ", "<|", "|x|", "<table>"] {
+            assert!(!is_role(text), "{text}");
+        }
+        let template = "{% if '</think>' in c %}{{ c.split(\"<channel|>\") }}{% endif %}<|User|>";
+        assert!(looks_for(template, "</think>") && looks_for(template, "<channel|>"));
+        assert!(!looks_for(template, "<|User|>"));
     }
 }

@@ -12,8 +12,9 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 
 use super::json::Json;
+use super::special::MARK;
 use super::{Moment, TextError, python};
-use crate::base::limits::{RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX};
+use crate::base::limits::{MARKED_BYTES_MAX, RENDERED_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX};
 use crate::base::limits::{TEMPLATE_FUEL, TEMPLATE_MESSAGE_MAX};
 
 /// A conversation, and whatever else the template is told of it.
@@ -31,6 +32,14 @@ pub struct Chat {
     pub add_generation_prompt: bool,
     /// What the template takes for now.
     pub moment: Moment,
+}
+
+impl Chat {
+    /// The texts of the messages, for models without a template.
+    #[must_use]
+    pub fn contents(&self) -> Vec<String> {
+        self.messages.iter().filter_map(|message| message.text("content")).collect()
+    }
 }
 
 /// What a template is given.
@@ -108,7 +117,11 @@ impl Template {
             return Err(TextError::RenderedLength);
         }
         rendered.map_err(|e| described(&e))?;
-        Ok(String::from_utf8_lossy(&out.bytes).into_owned())
+        let prompt = String::from_utf8_lossy(&out.bytes).into_owned();
+        match prompt.len() - prompt.matches(MARK).count() * MARK.len_utf8() > RENDERED_BYTES_MAX {
+            true => Err(TextError::RenderedLength),
+            false => Ok(prompt),
+        }
     }
 }
 
@@ -147,7 +160,7 @@ fn described(error: &Error) -> TextError {
     TextError::Template { line: error.line().unwrap_or(0), what }
 }
 
-/// A prompt that grows up to its bound.
+/// A prompt that grows up to its bound, with all marks.
 struct Bounded {
     bytes: Vec<u8>,
     full: bool,
@@ -155,7 +168,7 @@ struct Bounded {
 
 impl Write for &mut Bounded {
     fn write(&mut self, more: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + more.len() > RENDERED_BYTES_MAX {
+        if self.bytes.len() + more.len() > MARKED_BYTES_MAX {
             self.full = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         }

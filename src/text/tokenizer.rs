@@ -5,7 +5,7 @@ use unicode_normalization::UnicodeNormalization;
 use super::bpe::{self, Bpe};
 use super::merge::Merger;
 use super::source::{Edges, Source, VocabKind};
-use super::special::{MARK, Part, Special, Table};
+use super::special::{Guards, MARK, Part, Special, Table};
 use super::spm::{self, Ranks, Spm};
 use super::template::{Chat, TemplateInput};
 use super::vocab::{Kind, Vocab, byte_of};
@@ -23,6 +23,8 @@ pub struct Tokenizer {
     control: Table,
     /// Both.
     all: Table,
+    /// What no message may spell.
+    guards: Guards,
     nfc: bool,
     bos: Option<Token>,
     eos: Option<Token>,
@@ -79,9 +81,12 @@ impl Tokenizer {
         ends.extend(eos.into_iter().chain(eot));
         ends.sort_unstable();
         ends.dedup();
+        let user_defined = Table::new(&vocab, &[Kind::UserDefined])?;
+        let control = Table::new(&vocab, &[Kind::Control, Kind::Unknown])?;
         Ok(Self {
-            user_defined: Table::new(&vocab, &[Kind::UserDefined])?,
-            control: Table::new(&vocab, &[Kind::Control, Kind::Unknown])?,
+            guards: Guards::new(&vocab, &control, &user_defined, ""),
+            user_defined,
+            control,
             all: Table::new(&vocab, &[Kind::Control, Kind::Unknown, Kind::UserDefined])?,
             vocab,
             model,
@@ -108,6 +113,13 @@ impl Tokenizer {
         self.ends.sort_unstable();
         self.ends.dedup();
         Ok(self)
+    }
+
+    /// The same for conversations that this template puts together: what it spells, messages may not.
+    #[must_use]
+    pub fn with_template(mut self, source: &str) -> Self {
+        self.guards = Guards::new(&self.vocab, &self.control, &self.user_defined, source);
+        self
     }
 
     /// Entries of the vocabulary.
@@ -166,7 +178,8 @@ impl Tokenizer {
     }
 
     /// The tokens of a conversation as `render` puts it, with bos if the model wants one. No text in `chat` becomes a
-    /// control token, be it a message, an argument of a call, a key or the description of a tool.
+    /// control token or one that stands for a role, be it a message, an argument of a call, a key or the description of
+    /// a tool.
     ///
     /// # Errors
     /// When a role is no plain name, and whatever `render` says.
@@ -182,15 +195,20 @@ impl Tokenizer {
                 return Err(TextError::Role { index, role }.into());
             }
         }
-        let marked = |value: &Json| {
+        let marked = |value: &Json, guard: &Table| {
             value.map_texts(&|text, name| match name && is_plain(text) {
-                true => self.control.mark_name(&self.vocab, text),
-                false => self.control.mark(&self.vocab, text),
+                true => guard.mark_name(&self.vocab, text),
+                false => guard.mark(&self.vocab, text),
             })
         };
+        let said = |value: &Json| marked(value, &self.guards.said);
+        let message = |message: &Json| match message.text("role").as_deref() {
+            Some("assistant" | "model") => marked(message, &self.guards.own),
+            _ => said(message),
+        };
         let chat = Chat {
-            messages: chat.messages.iter().map(marked).collect(),
-            variables: chat.variables.iter().map(|(name, value)| (name.clone(), marked(value))).collect(),
+            messages: chat.messages.iter().map(message).collect(),
+            variables: chat.variables.iter().map(|(name, value)| (name.clone(), said(value))).collect(),
             must_read: chat.must_read.clone(),
             ..*chat
         };
@@ -429,6 +447,44 @@ mod tests {
             assert_eq!(ids(&chat(&content)), ids(&wanted), "{content:?}");
             Ok(())
         });
+    }
+
+    /// `<|user|>` and `<think>` are user-defined: text elsewhere, but not in a conversation.
+    #[test]
+    fn text_of_a_chat_never_becomes_a_role_that_is_user_defined() {
+        let mut by_bytes = bpe();
+        let n = by_bytes.kinds.len();
+        by_bytes.kinds[n - 5] = 4;
+        let pieces = [
+            "<unk>", "<s>", "</s>", "<", "|", "user", ">", "<|", "<|user", "|>", "<|user|>", "<think>", "[x]",
+        ];
+        let by_scores = Source {
+            model: VocabKind::Scores { scores: (0..13).map(|i| -(i as f32)).collect() },
+            pieces: Strings::owned(pieces),
+            kinds: vec![2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 4, 4, 4],
+            unk: Some(Token(0)),
+            ..spm()
+        };
+        let source =
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<think>{% endfor %}";
+        let template = Template::new(source).expect("a template");
+        for vocabulary in [by_bytes, by_scores] {
+            let t = Tokenizer::new(vocabulary).expect("a tokenizer").with_template(source);
+            let token = |text: &str| encoded(&t, text, Special::AsText).pop().expect("a token");
+            let (user, think) = (token("<|user|>"), token("<think>"));
+            let count = |role: &str, content: &str, of: Token| {
+                let tokens =
+                    t.encode_chat(|i| template.render(i), &said(role, content, true)).expect("renders");
+                tokens.iter().filter(|&&token| token == of).count()
+            };
+            assert_eq!((count("user", "<|user|>", user), count("user", "<think>", think)), (1, 1));
+            assert_eq!((count("user", "<|user", user), count("user", "user|>", user)), (1, 1));
+            let own = |content: &str, of: Token| count("assistant", content, of);
+            assert_eq!((own("<|user|>", user), own("<think>", think)), (0, 2), "tags of its own come back");
+            assert_eq!(own("<|user|></think>x", user), 0);
+            let bare = |_: &TemplateInput| Ok::<_, TextError>("<|user|>".to_owned());
+            assert_eq!(t.encode_chat(bare, &said("user", "", false)).map(|t| t.contains(&user)), Ok(true));
+        }
     }
 
     /// Whatever of a chat a template prints: arguments, their keys, names, the tools.

@@ -81,8 +81,13 @@ impl Vocab {
             return Err(TextError::Length { what: "token types", found: kinds.len(), n });
         }
         let ends = ends(&pieces, &mut kinds, trusted);
-        let text = |i: usize, piece: &[u8]| {
-            !piece.is_empty() && matches!(kind_of(kinds[i]), Kind::Normal | Kind::UserDefined)
+        // User-defined text is cut out as a whole; what is left of it was broken on purpose, and may not merge again.
+        // Some vocabularies have single letters as such.
+        let letter = |piece: &[u8]| std::str::from_utf8(piece).is_ok_and(|text| text.chars().count() == 1);
+        let text = |i: usize, piece: &[u8]| match kind_of(kinds[i]) {
+            Kind::Normal => !piece.is_empty(),
+            Kind::UserDefined => letter(piece),
+            _ => false,
         };
         let mut twins = None;
         let index = Index::new(&pieces, text, |first, later| {
@@ -125,7 +130,7 @@ impl Vocab {
         (0..).map(Token).zip(rows).map(|(token, (&kind, piece))| (token, kind_of(kind), piece))
     }
 
-    /// The token that this text is: a normal or user-defined one, never one that text must not become.
+    /// The token that this text is: a normal one or a user-defined letter, never one that text must not become.
     pub(super) fn find(&self, text: &[u8]) -> Option<Token> {
         self.index.get(&self.pieces, &[text]).map(Token)
     }

@@ -287,6 +287,45 @@ fn a_template_that_never_ends_costs_its_own_request() {
     assert!(grown < 4_096, "hostile templates cost {grown} KiB");
 }
 
+/// Roles that a file calls user-defined are text where somebody writes them into a message.
+#[test]
+fn nobody_writes_a_role_into_a_message() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    for (name, template) in [("with", Some("<|User|>{{ messages[0].content }}<a>")), ("without", None)] {
+        let mut file = gguf::llama(TINY);
+        file.define(300, "<|User|>");
+        file.define(301, "<a>");
+        if let Some(template) = template {
+            file.set("tokenizer.chat_template", V::Str(template.into()));
+        }
+        std::fs::write(models.join(format!("{name}.gguf")), file.bytes()).unwrap();
+    }
+    let config = format!("[models]\ndirs = [{:?}]\n", models.display().to_string());
+    let daemon = Daemon::start(&folder, &stories(), &config);
+    let n_tokens = |body: Value| {
+        let answer = ask(&daemon.socket, &post(NATIVE, body.to_string()));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let done: Value = answer.text().lines().last().expect("events").parse().expect("an event");
+        done["usage"]["prompt_tokens"].as_u64().expect("a number")
+    };
+    for (model, own) in [("with", 2), ("without", 0)] {
+        let said = |text: &str| n_tokens(json!({"model": model, "input": text, "max_tokens": 1}));
+        // Bos, the 3 bytes of the space before, and a token for each byte.
+        assert_eq!(said("<|User|>"), 4 + 8 + own, "{model}");
+        assert_eq!(said("<|User"), 4 + 6 + own, "{model}");
+        assert_eq!(said("|User|>"), 4 + 7 + own, "{model}");
+        assert_eq!(
+            said("<a>"),
+            if own > 0 { 4 + 3 + own } else { 2 },
+            "a tag is one where the template spells it"
+        );
+        let raw = json!({"model": model, "input": "<|User|>", "raw": true, "max_tokens": 1});
+        assert_eq!(n_tokens(raw), 2, "{model}: text as it is");
+    }
+}
+
 /// Off unless asked, and asked in vain where the template has no switch. The templates repeat what they are told in
 /// their refusal.
 #[test]

@@ -78,6 +78,17 @@ impl File {
     }
 
     /// The tensor of that name.
+    /// Gives a token another text and makes it user-defined.
+    pub(crate) fn define(&mut self, token: usize, text: &str) {
+        for (key, value) in &mut self.keys {
+            match (key.as_str(), value) {
+                ("tokenizer.ggml.tokens", V::Strings(pieces)) => pieces[token] = text.into(),
+                ("tokenizer.ggml.token_type", V::I32s(kinds)) => kinds[token] = 4,
+                _ => {}
+            }
+        }
+    }
+
     pub(crate) fn tensor(&mut self, name: &str) -> &mut Tensor {
         self.tensors.iter_mut().find(|t| t.name == name).expect("the file has it")
     }
