@@ -379,6 +379,7 @@ fn perplexity_says_what_it_measured() {
         (vec!["perplexity", &model, &file, "--context", "513"], vec!["513 positions", "512"]),
         (vec!["perplexity", &model, "/nowhere/text"], vec!["/nowhere/text", "name a text file"]),
         (vec!["perplexity", &model, "/"], vec!["/: Is a directory", "name a text file"]),
+        (vec!["perplexity", &model, "/dev/zero"], vec!["/dev/zero: more than the 67108864 bytes"]),
         (vec!["perplexity", &model, &bytes], vec!["bytes: not UTF-8 at byte 1", "name a text file"]),
         (vec!["perplexity", &model, "/dev/null"], vec!["1 tokens", "512"]),
         (vec!["perplexity", "gone.gguf", &file], vec!["gone.gguf: no such file"]),

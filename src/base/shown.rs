@@ -11,17 +11,23 @@ pub fn shown(bytes: &[u8]) -> String {
     format!("{:?}", cut(&String::from_utf8_lossy(bytes)))
 }
 
-/// A name for a message: as [`shown`], but without quotes, and only its control characters are escaped.
+/// A name for a message: as [`shown`], but without quotes, and only its control characters are escaped, with those that turn
+/// the direction of writing.
 #[must_use]
 pub fn brief(name: &str) -> String {
     let mut out = String::new();
     for c in cut(name).chars() {
-        match c.is_control() {
+        match c.is_control() || turns(c) {
             true => out.extend(c.escape_default()),
             false => out.push(c),
         }
     }
     out
+}
+
+/// Marks, embeddings, overrides and isolates of direction (Unicode annex 9): they rearrange what is on a terminal.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The beginning and the end of a text that is too long.

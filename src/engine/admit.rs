@@ -39,10 +39,8 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        let tokenizer = match model.checkpoint().str(CHAT_TEMPLATE)? {
-            Some(template) => tokenizer.with_template(template),
-            None => tokenizer,
-        };
+        let template = model.checkpoint().str(CHAT_TEMPLATE)?;
+        let tokenizer = tokenizer.with_template(template.unwrap_or_default());
         Ok(Self { id: id.into(), model, tokenizer })
     }
 

@@ -197,16 +197,21 @@ impl Table {
 /// What a message may not spell. Control tokens, everywhere; and user-defined ones that steer the model all the same,
 /// as the roles of DeepSeek and the channels of Gemma 4 do.
 pub(super) struct Guards {
-    /// In what people and tools say: user-defined tokens that look like a role, and tags that the template spells.
+    /// In what people and tools say.
     pub(super) said: Table,
-    /// In the model's own messages, which come back with its tags: those that look like a role. A template that looks
-    /// for one there, to leave out what was thought, finds it.
+    /// In the model's own messages: a template that takes them apart at a token, to leave out what was thought, finds it.
     pub(super) own: Table,
 }
 
 impl Guards {
-    /// For conversations that `template` puts together.
-    pub(super) fn new(vocab: &Vocab, control: &Table, user_defined: &Table, template: &str) -> Self {
+    /// For conversations that `template` puts together; `ends` begin or end a text.
+    pub(super) fn new(
+        vocab: &Vocab,
+        control: &Table,
+        user_defined: &Table,
+        ends: &[Token],
+        template: &str,
+    ) -> Self {
         let mut spelt = Vec::new();
         user_defined.split(vocab, template, false, |part| {
             if let Part::Special(token) = part {
@@ -215,9 +220,10 @@ impl Guards {
         });
         spelt.sort_unstable();
         let said = |token: Token, piece: &str| {
-            is_role(piece) || is_tag(piece) && spelt.binary_search(&token).is_ok()
+            let steers = ends.contains(&token) || spelt.binary_search(&token).is_ok();
+            is_role(piece) || is_word(piece) && steers
         };
-        let own = |_, piece: &str| is_role(piece) && !looks_for(template, piece);
+        let own = |token: Token, piece: &str| said(token, piece) && !looks_for(template, piece);
         Self {
             said: user_defined.some_and(vocab, control, said),
             own: user_defined.some_and(vocab, control, own),
@@ -225,16 +231,18 @@ impl Guards {
     }
 }
 
-/// `<|…|>`, `<｜…｜>`, or one half of that.
+/// `<|…|>`, `<｜…｜>`, one half of that, or `[|…|]`, with white space around it or none.
 fn is_role(piece: &str) -> bool {
-    let bars = ['|', '｜'];
-    let inner = piece.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
-    inner.is_some_and(|inner| inner.starts_with(bars) || inner.ends_with(bars))
+    let (bars, piece) = (['|', '｜'], piece.trim());
+    let angles = piece.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+    let squares = piece.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    angles.is_some_and(|inner| inner.starts_with(bars) || inner.ends_with(bars))
+        || squares.is_some_and(|inner| inner.starts_with(bars) && inner.ends_with(bars))
 }
 
-/// `<…>` or `[…]`.
-fn is_tag(piece: &str) -> bool {
-    piece.starts_with('<') && piece.ends_with('>') || piece.starts_with('[') && piece.ends_with(']')
+/// What a template does not spell by accident: more than a letter, more than white space, more than a plain word.
+fn is_word(piece: &str) -> bool {
+    piece.chars().count() > 1 && piece.contains(|c: char| !c.is_alphanumeric() && !c.is_whitespace())
 }
 
 /// Whether a template takes texts apart at `piece`.
@@ -375,12 +383,15 @@ mod tests {
 
     #[test]
     fn what_looks_like_a_role_is_one() {
-        for role in ["<|User|>", "<｜Assistant｜>", "<|channel>", "<channel|>", "<|\"|>"] {
-            assert!(is_role(role) && is_tag(role), "{role}");
+        for role in
+            ["<|User|>", "<｜Assistant｜>", "<|channel>", "<channel|>", "<|\"|>", " <|x|>\n", "[|user|]"]
+        {
+            assert!(is_role(role) && is_word(role), "{role}");
         }
         for text in ["<think>", "[INST]", "<>", "  ", "<|", "|x|", "<table>"] {
             assert!(!is_role(text), "{text}");
         }
+        assert!(is_word("]~b]") && is_word("USER:") && !is_word("\n\n") && !is_word("<") && !is_word("user"));
         let template = "{% if '</think>' in c %}{{ c.split(\"<channel|>\") }}{% endif %}<|User|>";
         assert!(looks_for(template, "</think>") && looks_for(template, "<channel|>"));
         assert!(!looks_for(template, "<|User|>"));

@@ -81,10 +81,11 @@ impl Tokenizer {
         ends.extend(eos.into_iter().chain(eot));
         ends.sort_unstable();
         ends.dedup();
+        let steer: Vec<Token> = bos.into_iter().chain(ends.iter().copied()).collect();
         let user_defined = Table::new(&vocab, &[Kind::UserDefined])?;
         let control = Table::new(&vocab, &[Kind::Control, Kind::Unknown])?;
         Ok(Self {
-            guards: Guards::new(&vocab, &control, &user_defined, ""),
+            guards: Guards::new(&vocab, &control, &user_defined, &steer, ""),
             user_defined,
             control,
             all: Table::new(&vocab, &[Kind::Control, Kind::Unknown, Kind::UserDefined])?,
@@ -118,7 +119,8 @@ impl Tokenizer {
     /// The same for conversations that this template puts together: what it spells, messages may not.
     #[must_use]
     pub fn with_template(mut self, source: &str) -> Self {
-        self.guards = Guards::new(&self.vocab, &self.control, &self.user_defined, source);
+        let steer: Vec<Token> = self.bos.into_iter().chain(self.ends.iter().copied()).collect();
+        self.guards = Guards::new(&self.vocab, &self.control, &self.user_defined, &steer, source);
         self
     }
 
@@ -480,8 +482,8 @@ mod tests {
             assert_eq!((count("user", "<|user|>", user), count("user", "<think>", think)), (1, 1));
             assert_eq!((count("user", "<|user", user), count("user", "user|>", user)), (1, 1));
             let own = |content: &str, of: Token| count("assistant", content, of);
-            assert_eq!((own("<|user|>", user), own("<think>", think)), (0, 2), "tags of its own come back");
-            assert_eq!(own("<|user|></think>x", user), 0);
+            assert_eq!((own("<|user|>", user), own("<think>", think)), (0, 1));
+            assert_eq!(own("[x]</think>", think), 1, "what the template looks for is found");
             let bare = |_: &TemplateInput| Ok::<_, TextError>("<|user|>".to_owned());
             assert_eq!(t.encode_chat(bare, &said("user", "", false)).map(|t| t.contains(&user)), Ok(true));
         }

@@ -5,6 +5,7 @@
 mod support;
 
 mod classes;
+mod fuzzed;
 mod hostile;
 mod peak;
 mod translation;

@@ -1,5 +1,6 @@
 //! How well a model foretells a text.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -51,11 +52,15 @@ const N_CTX: usize = 512;
 pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     let path = args.file.display();
     let unread = |e| Failure::usage(format!("{path}: {e}; name a text file"));
-    let len = std::fs::metadata(&args.file).map_err(unread)?.len();
-    if len > TEXT_FILE_BYTES_MAX {
-        return Err(Failure::usage(format!("{path}: {len} bytes, at most {TEXT_FILE_BYTES_MAX} are taken")));
+    // Pipes and devices tell no length.
+    let mut text = Vec::new();
+    let file = std::fs::File::open(&args.file).map_err(unread)?;
+    file.take(TEXT_FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unread)?;
+    if text.len() as u64 > TEXT_FILE_BYTES_MAX {
+        let message = format!("{path}: more than the {TEXT_FILE_BYTES_MAX} bytes that are taken");
+        return Err(Failure::usage(message));
     }
-    let text = String::from_utf8(std::fs::read(&args.file).map_err(unread)?).map_err(|e| {
+    let text = String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::usage(format!("{path}: not UTF-8 at byte {at}; name a text file, in UTF-8"))
     })?;
