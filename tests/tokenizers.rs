@@ -2,7 +2,8 @@
 //! PyPI packages tokenizers and sentencepiece for those of model folders.
 //!
 //! `SOTTO_VOCABS` names a folder of vocabulary files with their results, `SOTTO_TOKENIZERS` one of folders with a
-//! `tokenizer.json`, `SOTTO_TEMPLATES` one of templates, `SOTTO_FIXTURES` one of models; without them the sets beside the repository, in `shared/fixtures/`, are used, and the small one in
+//! `tokenizer.json`, `SOTTO_FIXTURES` one of models; without them the sets beside the repository, in `shared/fixtures/`,
+//! are used, and the small one in
 //! `tests/fixtures/tokenizers`. What is absent is said; a folder that was named must have something to run.
 
 #![allow(

@@ -46,7 +46,8 @@ impl Widths {
                 }
                 Mixer::ShortConv(c) => (h.n_embd, 0, c.input.n_rows(), 0),
                 Mixer::Mamba2(m) => (m.n_inner, 0, m.input.n_rows(), m.n_head),
-                Mixer::DeltaNet(d) => (d.n_head_v * d.dim_v, 0, d.qkv.n_rows(), d.n_head_v),
+                // Two numbers a head stand there too, however narrow heads are.
+                Mixer::DeltaNet(d) => (d.n_head_v * d.dim_v.max(2), 0, d.qkv.n_rows(), d.n_head_v),
             };
             w.inner = w.inner.max(inner);
             w.kv = w.kv.max(kv);

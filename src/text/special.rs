@@ -231,9 +231,16 @@ impl Guards {
     }
 }
 
-/// `<|…|>`, `<｜…｜>`, one half of that, or `[|…|]`, with white space around it or none.
+/// Roles as models name them.
+const ROLES: [&str; 8] = ["system", "developer", "user", "assistant", "tool", "model", "human", "bot"];
+
+/// `<|…|>`, `<｜…｜>`, one half of that, `[|…|]`, or a role in other signs, with white space around it or none.
 fn is_role(piece: &str) -> bool {
     let (bars, piece) = (['|', '｜'], piece.trim());
+    let bare = piece.trim_matches(|c: char| !c.is_alphanumeric());
+    if bare.len() < piece.len() && ROLES.iter().any(|role| bare.eq_ignore_ascii_case(role)) {
+        return true;
+    }
     let angles = piece.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
     let squares = piece.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     angles.is_some_and(|inner| inner.starts_with(bars) || inner.ends_with(bars))
@@ -383,9 +390,16 @@ mod tests {
 
     #[test]
     fn what_looks_like_a_role_is_one() {
-        for role in
-            ["<|User|>", "<｜Assistant｜>", "<|channel>", "<channel|>", "<|\"|>", " <|x|>\n", "[|user|]"]
-        {
+        for role in [
+            "<|User|>",
+            "<｜Assistant｜>",
+            "<|channel>",
+            "<channel|>",
+            "<|\"|>",
+            " <|x|>\n",
+            "[|user|]",
+            "◁User▷",
+        ] {
             assert!(is_role(role) && is_word(role), "{role}");
         }
         for text in ["<think>", "[INST]", "<>", "  ", "<|", "|x|", "<table>"] {

@@ -287,6 +287,21 @@ fn a_template_that_never_ends_costs_its_own_request() {
     assert!(grown < 4_096, "hostile templates cost {grown} KiB");
 }
 
+/// Heads narrower than the two numbers that each of them has beside its values.
+#[test]
+fn recurrent_heads_of_one_value_run() {
+    let folder = Folder::new();
+    for dim_v in [1, 2, 3] {
+        let model = folder.write("narrow.gguf", gguf::delta_net(dim_v).bytes()).display().to_string();
+        let output = Command::new(env!("CARGO_BIN_EXE_sotto"))
+            .args(["complete", "--model", &model, "--threads", "2", "--max-tokens", "3", &"ab ".repeat(100)])
+            .env_remove("SOTTO_MODEL")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{dim_v}: {}", stderr(&output));
+    }
+}
+
 /// Roles that a file calls user-defined are text where somebody writes them into a message.
 #[test]
 fn nobody_writes_a_role_into_a_message() {

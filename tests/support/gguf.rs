@@ -142,6 +142,80 @@ const N_VOCAB: usize = 512;
 /// The first token that is a plain word.
 const FIRST_WORD: usize = 258;
 
+/// One layer of Qwen3-Next's recurrent kind with heads of `dim_v` values: two of keys, four of values, each four wide.
+pub(crate) fn delta_net(dim_v: usize) -> File {
+    let mut file = llama(TINY);
+    let (e, n_k, n_v, dim_k, len, ff) = (8, 2, 4, 4, 4, 8);
+    let (inner, conv) = (n_v * dim_v, 2 * n_k * dim_k + n_v * dim_v);
+    file.keys.retain(|(key, _)| !key.starts_with("llama."));
+    file.set("general.architecture", V::Str("qwen3next".into()));
+    let sizes = [
+        ("block_count", 1),
+        ("context_length", 512),
+        ("embedding_length", e),
+        ("feed_forward_length", ff),
+        ("expert_count", 2),
+        ("expert_used_count", 1),
+        ("expert_feed_forward_length", ff),
+        ("attention.head_count", 1),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 2),
+        ("attention.value_length", 2),
+        ("rope.dimension_count", 2),
+        ("ssm.conv_kernel", len),
+        ("ssm.state_size", dim_k),
+        ("ssm.group_count", n_k),
+        ("ssm.time_step_rank", n_v),
+        ("ssm.inner_size", inner),
+    ];
+    for (key, n) in sizes {
+        file.set(&format!("qwen3next.{key}"), V::U32(u32::try_from(n).expect("small")));
+    }
+    file.set("qwen3next.attention.layer_norm_rms_epsilon", V::F32(1e-6));
+    // An array of one bool.
+    let recurrent = [&7_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[1]].concat();
+    file.set("qwen3next.attention.recurrent_layers", V::Raw(9, recurrent));
+    file.tensors.clear();
+    let mut x = 0_u32;
+    let mut tensor = |name: &str, dims: &[usize]| {
+        let data = (0..dims.iter().product()).flat_map(|_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let x = x as f32 / u32::MAX as f32;
+            // States decay by the exponential of `ssm_a`.
+            (if name.ends_with("ssm_a") { -x } else { x - 0.5 }).to_le_bytes()
+        });
+        let (data, dims) = (data.collect(), dims.iter().map(|n| *n as u64).collect());
+        file.tensors.push(Tensor { name: name.into(), dims, kind: F32, offset: None, data });
+    };
+    let of_layer: [(&str, &[usize]); 18] = [
+        ("attn_norm.weight", &[e]),
+        ("ssm_a", &[n_v]),
+        ("ssm_conv1d.weight", &[len, conv]),
+        ("ssm_dt.bias", &[n_v]),
+        ("ssm_ba.weight", &[e, 2 * n_v]),
+        ("attn_qkv.weight", &[e, conv]),
+        ("attn_gate.weight", &[e, inner]),
+        ("ssm_norm.weight", &[dim_v]),
+        ("ssm_out.weight", &[inner, e]),
+        ("post_attention_norm.weight", &[e]),
+        ("ffn_gate_inp.weight", &[e, 2]),
+        ("ffn_gate_exps.weight", &[e, ff, 2]),
+        ("ffn_up_exps.weight", &[e, ff, 2]),
+        ("ffn_down_exps.weight", &[ff, e, 2]),
+        ("ffn_gate_inp_shexp.weight", &[e, 1]),
+        ("ffn_gate_shexp.weight", &[e, ff]),
+        ("ffn_up_shexp.weight", &[e, ff]),
+        ("ffn_down_shexp.weight", &[ff, e]),
+    ];
+    for (name, dims) in of_layer {
+        tensor(&format!("blk.0.{name}"), dims);
+    }
+    tensor("token_embd.weight", &[e, N_VOCAB]);
+    tensor("output.weight", &[e, N_VOCAB]);
+    tensor("output_norm.weight", &[e]);
+    file
+}
+
 /// A llama with random weights in Q8_0. Its greedy answers are words without an end.
 pub(crate) fn llama(shape: Shape) -> File {
     let Shape { n_embd, n_ff, n_layer, n_head, n_head_kv, n_ctx } = shape;

@@ -180,6 +180,10 @@ fn check(model: &Model) -> Result<(), TextError> {
     if kind != "BPE" {
         return refuse("type", shown(kind.as_bytes()), "BPE");
     }
+    if model.vocab.ids.is_empty() {
+        let found = "a list, or nothing".to_owned();
+        return refuse("vocab", found, "an object of pieces with their ids");
+    }
     if let Some(p) = model.dropout.filter(|p| *p > 0.0) {
         return refuse("dropout", p.to_string(), "BPE without it");
     }
