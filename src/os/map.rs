@@ -109,6 +109,23 @@ impl Map {
     }
 }
 
+impl Map {
+    /// Lets go of the whole pages in `start .. start + len` (clamped to the file): they come in again when they are
+    /// read.
+    pub fn forget(&self, start: usize, len: usize) {
+        let page = rustix::param::page_size();
+        let end = start.saturating_add(len).min(self.map.len()) / page * page;
+        let start = start.min(end).next_multiple_of(page);
+        if start >= end {
+            return;
+        }
+        let at = self.map.as_ptr().wrapping_add(start).cast_mut().cast();
+        // SAFETY: `at .. at + (end - start)` lies in the map, on page borders; the map is read-only and of a file, so its
+        // bytes are the same when they come in again.
+        let _ = unsafe { madvise(at, end - start, Advice::LinuxDontNeed) };
+    }
+}
+
 impl AsRef<[u8]> for Map {
     fn as_ref(&self) -> &[u8] {
         &self.map
@@ -133,6 +150,8 @@ mod tests {
         let map = Map::open(&empty).unwrap();
         map.populate(0, usize::MAX);
         map.populate(usize::MAX, 1);
+        map.forget(0, usize::MAX);
+        map.forget(usize::MAX, 1);
         assert_eq!(map.as_ref(), b"abc");
         std::fs::remove_file(&empty).unwrap();
     }

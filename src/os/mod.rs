@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod interrupt;
 pub mod map;
+pub mod pages;
 pub mod process;
 pub mod socket;
 pub mod thread;

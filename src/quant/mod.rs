@@ -5,6 +5,7 @@ mod float;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+pub mod packed;
 mod q2_k;
 mod q3_k;
 mod q4_0;
