@@ -15,7 +15,7 @@ use serde_json::Value;
 use sotto::base::Token;
 use sotto::engine::{ModelFile, Solo};
 use sotto::kernel::{self, Tier};
-use sotto::model::Precision;
+use sotto::model::{Pack, Precision};
 use sotto::text::Special;
 use support::{Folder, fixture, run, shared, stderr, stdout};
 
@@ -39,7 +39,7 @@ fn model(name: &str) -> Option<PathBuf> {
 fn solo(path: PathBuf) -> Solo {
     let asked = std::env::var("SOTTO_CPU").ok().map(|name| Tier::from_name(&name).unwrap());
     let file = ModelFile { id: "measured".into(), path };
-    Solo::open(kernel::select(asked).unwrap(), &file, 1, &mut |_, _| {}).unwrap()
+    Solo::open(kernel::select(asked).unwrap(), &file, 1, Pack::Off, &mut |_, _| {}).unwrap()
 }
 
 /// Every token of one window, from the second on.

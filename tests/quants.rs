@@ -9,10 +9,12 @@
 
 mod support;
 
-use sotto::kernel::{Epilogue, Input, Product, Q8Acts, Rows, Weights};
+use sotto::kernel::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Weights};
 use sotto::model::{KvType, Model, Precision};
 use sotto::os::clock;
+use sotto::os::pages::Pages;
 use sotto::quant::Quant;
+use sotto::quant::packed::Packing;
 use support::golden::{Expected, Run, distance, fixtures, names, pool, stored_rows};
 
 /// How large an error may be with the activations that users get, as a multiple of the peer's: over all stored rows,
@@ -45,23 +47,35 @@ fn logits_of_every_tensor_type() {
         let error = distance(&rows.concat(), &expected(&exact).concat());
 
         let precision = Precision { kv: KvType::F32, ..Precision::default() };
-        let rows = stored_rows(&mut Run::new(&model, &pool, precision, 56), &exact);
         let errors = |rows: [Vec<f32>; 2]| {
             let last = distance(&rows[1], &exact.floats("final_logits"));
             [distance(&rows.concat(), &expected(&exact).concat()), last]
         };
-        let (ours, peers) = (errors(rows), errors(expected(&peer)));
-        let ratios = [ours[0] / peers[0], ours[1] / peers[1]];
-        println!(
-            "{name}: {error:.1e} with float activations; with codes {:.2} of the peer's error, last row {:.2} ({})",
-            ratios[0],
-            ratios[1],
-            pool.kernels().tier().name()
-        );
+        let peers = errors(expected(&peer));
         let bounds = bounds(name);
-        // Not "greater": a NaN fails too.
-        if !(error <= 2e-5 && ratios[0] <= bounds[0] && ratios[1] <= bounds[1]) {
-            failed.push(format!("{name}: {error:.1e}, at most 2e-5; {ratios:.2?}, at most {bounds:?}"));
+        let run = || Run::new(&model, &pool, precision, 56);
+        for (layout, mut run) in [("rows", run()), ("packed", run().packed())] {
+            let ours = errors(stored_rows(&mut run, &exact));
+            let ratios = [ours[0] / peers[0], ours[1] / peers[1]];
+            println!(
+                "{name}, {layout}: {error:.1e} with float activations; with codes {:.2} of the peer's error, last row \
+                 {:.2} ({})",
+                ratios[0],
+                ratios[1],
+                pool.kernels().tier().name()
+            );
+            // Not "greater": a NaN fails too.
+            if !(error <= 2e-5 && ratios[0] <= bounds[0] && ratios[1] <= bounds[1]) {
+                failed.push(format!(
+                    "{name}, {layout}: {error:.1e}, at most 2e-5; {ratios:.2?}, at most {bounds:?}"
+                ));
+            }
+        }
+        // Neither the chunks of a prompt nor the batch change a bit.
+        let tokens = exact.tokens("prompt_tokens");
+        let whole = run().packed().feed(&tokens, tokens.len());
+        for chunk in [1, 7] {
+            assert!(run().packed().feed(&tokens, chunk) == whole, "{name} in steps of {chunk} tokens");
         }
     }
     assert!(failed.is_empty(), "beyond their bounds:\n{}", failed.join("\n"));
@@ -74,33 +88,35 @@ fn speed_of_every_tensor_type() {
     let pool = pool(1);
     let (n_rows, n_cols) = (16, 4_096);
     println!("{n_rows} rows of {n_cols} in cache, one thread, {}, best of 60", pool.kernels().tier().name());
+    println!("10^9 multiplications a second for 1, 4 and 64 tokens: rows, then packed");
     for quant in Quant::ALL.into_iter().filter(|q| pool.kernels().takes_codes(*q)) {
         // Whatever stands where the floats are: 0x2222 is 0.012, and a power of two of 0x22 is normal.
         let bytes = vec![0x22; n_rows * quant.row_bytes(n_cols).unwrap()];
         let rows = Rows::new(quant, n_rows, n_cols, &bytes).unwrap();
-        let rates = [1, 64].map(|n_tokens| {
-            let x: Vec<f32> = (0..n_tokens * n_cols).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
-            let mut acts = Q8Acts::new(n_tokens, n_cols);
-            pool.quantize(&x, n_cols, &mut acts);
-            let input = Input { x: &x, n_cols, q8: Some(&acts) };
-            let mut y = vec![0.0; n_tokens * n_rows];
-            let n = 128 / n_tokens;
-            let us = (0..60).map(|_| {
-                let start = clock::now_us();
-                for _ in 0..n {
-                    let weights = Weights::Rows(rows);
-                    pool.matmul(input, &mut [Product { weights, y: &mut y, epilogue: Epilogue::default() }]);
-                }
-                clock::now_us() - start
+        let mut panel = Pages::new(Packing::of(quant).unwrap().bytes(n_rows, n_cols).unwrap()).unwrap();
+        pool.pack(&rows, 0, &mut panel);
+        let packed = Packed::new(quant, n_rows, n_cols, &panel).unwrap();
+        print!("{:6}", quant.name());
+        for weights in [Weights::Rows(rows), Weights::Packed(packed)] {
+            let rates = [1, 4, 64].map(|n_tokens| {
+                let x: Vec<f32> = (0..n_tokens * n_cols).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
+                let mut acts = Q8Acts::new(n_tokens, n_cols);
+                pool.quantize(&x, n_cols, &mut acts);
+                let input = Input { x: &x, n_cols, q8: Some(&acts) };
+                let mut y = vec![0.0; n_tokens * n_rows];
+                let n = 128 / n_tokens;
+                let us = (0..60).map(|_| {
+                    let start = clock::now_us();
+                    for _ in 0..n {
+                        let product = Product { weights, y: &mut y, epilogue: Epilogue::default() };
+                        pool.matmul(input, &mut [product]);
+                    }
+                    clock::now_us() - start
+                });
+                (n * n_tokens * n_rows * n_cols) as f64 / us.min().unwrap().max(1) as f64 / 1e3
             });
-            (n * n_tokens * n_rows * n_cols) as f64 / us.min().unwrap().max(1) as f64 / 1e3
-        });
-        println!(
-            "{:6} 1 token: {:5.1} Gmul/s, {:5.1} GB/s; 64 tokens: {:5.1} Gmul/s",
-            quant.name(),
-            rates[0],
-            rates[0] * bytes.len() as f64 / (n_rows * n_cols) as f64,
-            rates[1]
-        );
+            print!("  {:5.1} {:5.1} {:5.1}", rates[0], rates[1], rates[2]);
+        }
+        println!();
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::catalog;
 use crate::base::limits::CONFIG_BYTES_MAX;
 use crate::engine::Options;
-use crate::model::KvType;
+use crate::model::{KvType, Pack};
 
 /// Where the configuration is when no flag names another.
 pub(super) const PATH: &str = "/etc/sotto/sotto.toml";
@@ -54,6 +54,10 @@ words! {
 words! {
     /// Which bus.
     BusName { System = "system", Session = "session", }
+}
+words! {
+    /// Whether weights are packed when a model is loaded.
+    PackName { Off = "off", Memory = "memory", }
 }
 words! {
     /// The least severe messages that are logged.
@@ -200,6 +204,7 @@ pub(super) struct EngineKeys {
     pub nice: Int<0, 19>,
     pub context: Int<2, 16_777_216>,
     pub kv_type: KvTypeName,
+    pub pack: PackName,
     pub prefill_chunk: Int<1, 128>,
 }
 
@@ -210,6 +215,7 @@ impl Default for EngineKeys {
             nice: Int(5),
             context: Int(4_096),
             kv_type: KvTypeName(KvType::F16),
+            pack: PackName::Off,
             prefill_chunk: Int(128),
         }
     }
@@ -321,6 +327,10 @@ impl Config {
             threads: self.engine.threads.size(),
             n_ctx: self.engine.context.size(),
             kv: self.engine.kv_type.0,
+            pack: match self.engine.pack {
+                PackName::Off => Pack::Off,
+                PackName::Memory => Pack::Memory,
+            },
             prefill_chunk: self.engine.prefill_chunk.size(),
             queue_max: self.scheduler.queue_max.size(),
             queue_max_per_uid: self.scheduler.queue_max_per_uid.size(),

@@ -11,7 +11,7 @@ use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
 use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
-use crate::model::{KvType, Part};
+use crate::model::{KvType, Pack, Part};
 use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
@@ -36,6 +36,8 @@ pub struct Options {
     pub n_ctx: usize,
     /// How keys and values are kept.
     pub kv: KvType,
+    /// Whether weights are packed.
+    pub pack: Pack,
     /// Tokens of one prefill product, 1 to 128.
     pub prefill_chunk: usize,
     /// Requests that may wait, in all.
@@ -63,6 +65,7 @@ impl Default for Options {
             threads: 0,
             n_ctx: 4096,
             kv: KvType::F16,
+            pack: Pack::Off,
             prefill_chunk: 128,
             queue_max: 32,
             queue_max_per_uid: 8,

@@ -8,6 +8,7 @@ mod admit;
 mod event;
 mod generation;
 mod handle;
+mod load;
 mod perplexity;
 mod request;
 mod run;

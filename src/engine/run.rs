@@ -11,11 +11,12 @@ use std::time::Duration;
 use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
+use super::load::Load;
 use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step, Ticket};
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Kv, ModelError, Part, Precision, Want};
+use crate::model::{Decoder, Kv, ModelError, PackedWeights, Part, Precision, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -38,8 +39,6 @@ pub(super) enum Command {
     Look,
 }
 
-/// Bytes of a model that are read in between two looks at what came in.
-pub(super) const LOAD_SLICE: usize = 64 << 20;
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 const PROGRESS_EVERY: Micros = 250_000;
@@ -57,7 +56,7 @@ struct Ready {
 /// A model being read in.
 struct Loading {
     model: Arc<Loaded>,
-    done: usize,
+    load: Load,
     since: Micros,
 }
 
@@ -366,11 +365,11 @@ impl Runner {
         }
         if let Some(l) = &self.loading
             && let Some(job) = self.jobs.get_mut(&slot)
-            && (now >= job.told_us + PROGRESS_EVERY || l.done as u64 == l.model.model.file_bytes())
+            && let (done, total) = l.load.progress()
+            && (now >= job.told_us + PROGRESS_EVERY || done == total)
         {
             job.told_us = now;
-            let total = l.model.model.file_bytes();
-            job.progress(&Event::Loading { model: l.model.id.clone(), done: l.done as u64, total });
+            job.progress(&Event::Loading { model: l.model.id.clone(), done, total });
         }
         self.load_on(now);
     }
@@ -385,29 +384,32 @@ impl Runner {
             );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
-        self.loading = Some(Loading { model, done: 0, since: now });
+        let load = Load::new(&model.model, self.shared.options.pack);
+        self.loading = Some(Loading { model, load, since: now });
     }
 
     /// Reads the next slice, and makes the buffers after the last.
     fn load_on(&mut self, now: Micros) {
-        let Some(l) = &mut self.loading else { return };
-        let total = usize::try_from(l.model.model.file_bytes()).unwrap_or(usize::MAX);
-        if l.done < total {
-            let n = LOAD_SLICE.min(total - l.done);
-            l.model.model.populate(l.done, n);
-            l.done += n;
+        let Some(mut l) = self.loading.take() else { return };
+        let (model, since) = (l.model.clone(), l.since);
+        let started = self.start_pool();
+        if started.is_ok()
+            && let Some(pool) = &self.pool
+            && l.load.work(&model.model, pool)
+        {
+            self.loading = Some(l);
             return;
         }
-        let (model, since) = (l.model.clone(), l.since);
-        self.loading = None;
-        match self.make_ready(model.clone()) {
+        let total = l.load.progress().1;
+        let how = if matches!(l.load, Load::Pack(_)) { "packed" } else { "as in the file" };
+        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish())) {
             Ok(ready) => {
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 self.ready = Some(ready);
                 log::info!(
                     message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
                     sotto_bytes = total, sotto_load_ms = (now.saturating_sub(since)) / 1_000;
-                    "model {} loaded, kernels {}", model.id, self.shared.kernels.tier().name()
+                    "model {} loaded, kernels {}, weights {}", model.id, self.shared.kernels.tier().name(), how
                 );
             }
             Err(e) => {
@@ -423,16 +425,24 @@ impl Runner {
         }
     }
 
-    fn make_ready(&mut self, model: Arc<Loaded>) -> Result<Ready, ModelError> {
-        let o = &self.shared.options;
+    fn start_pool(&mut self) -> Result<(), ModelError> {
+        let n = self.shared.options.threads;
         if self.pool.is_none() {
-            let n = o.threads;
             let pool =
                 Pool::new(self.shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?;
             self.pool = Some(pool);
         }
+        Ok(())
+    }
+
+    fn make_ready(
+        &self,
+        model: Arc<Loaded>,
+        packed: Option<Arc<PackedWeights>>,
+    ) -> Result<Ready, ModelError> {
+        let o = &self.shared.options;
         let precision = Precision { kv: o.kv, ..Precision::default() };
-        let decoder = Decoder::new(&model.model, precision, o.prefill_chunk, 1);
+        let decoder = Decoder::new(&model.model, precision, o.prefill_chunk, 1).with_packed(packed);
         let kv = decoder.kv(&model.model, o.n_ctx.min(model.model.hyper().n_ctx_train))?;
         Ok(Ready { model, decoder, kv })
     }

@@ -1,12 +1,14 @@
 //! A model alone in its process, to be measured: perplexity ([`super::perplexity`]) and speed ([`super::speed`]). It
 //! steps the decoder itself, for there is nobody to schedule; whatever serves a request goes through the scheduler.
 
+use std::sync::Arc;
+
 use super::admit::{Loaded, load_fault};
-use super::run::LOAD_SLICE;
+use super::load::Load;
 use super::{Code, Fault, ModelFile};
 use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Decoder, Kv, Model, ModelError, Precision};
+use crate::model::{Decoder, Kv, Model, ModelError, Pack, PackedWeights, Precision};
 use crate::os::{clock, thread};
 use crate::text::Tokenizer;
 
@@ -14,6 +16,7 @@ use crate::text::Tokenizer;
 pub struct Solo {
     pub(super) loaded: Loaded,
     pub(super) pool: Pool,
+    packed: Option<Arc<PackedWeights>>,
     load_ms: f64,
 }
 
@@ -27,6 +30,7 @@ impl Solo {
         kernels: &'static Kernels,
         file: &ModelFile,
         threads: usize,
+        pack: Pack,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
@@ -37,17 +41,19 @@ impl Solo {
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let total = loaded.model.file_bytes();
-        let mut done = 0;
-        while done < total {
+        let mut load = Load::new(&loaded.model, pack);
+        while load.work(&loaded.model, &pool) {
+            let (done, total) = load.progress();
             progress(done, total);
-            let n = (total - done).min(LOAD_SLICE as u64);
-            // The file is mapped, so its offsets are addresses.
-            loaded.model.populate(done as usize, n as usize);
-            done += n;
         }
+        let (_, total) = load.progress();
         progress(total, total);
-        Ok(Self { loaded, pool, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
+        Ok(Self {
+            loaded,
+            pool,
+            packed: load.finish(),
+            load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3,
+        })
     }
 
     /// The model.
@@ -66,6 +72,12 @@ impl Solo {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.loaded.tokenizer
+    }
+
+    /// Whether its weights were packed.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.packed.is_some()
     }
 
     /// Threads that compute.
@@ -104,7 +116,8 @@ impl Solo {
                 ),
             ));
         }
-        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows);
+        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows)
+            .with_packed(self.packed.clone());
         let kv = decoder.kv(self.model(), n_ctx).map_err(|e| load_fault(self.id(), &e))?;
         Ok((decoder, kv))
     }

@@ -161,6 +161,13 @@ impl Checkpoint {
         }
     }
 
+    /// Lets go of pages of a part that were read and are not needed soon.
+    pub fn forget(&self, part: usize, start: usize, len: usize) {
+        if let Some(Some(map)) = self.maps.get(part) {
+            map.forget(start, len);
+        }
+    }
+
     /// `tokenizer.json` of a directory, as it stands.
     #[must_use]
     pub fn tokenizer_json(&self) -> Option<&SharedBytes> {

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::tensor::{KvView, Q8Acts, Q8Rows, Rows, Scores};
+use super::tensor::{KvView, Packed, Q8Acts, Q8Rows, Rows, Scores};
 use super::*;
 use crate::base::rng::Rng;
 use crate::quant;
@@ -81,10 +81,10 @@ fn codes_are_equal_in_all_tiers() {
                         .for_each(|(i, v)| *v = [127.0, -127.0, 0.5, 1.5, -2.5][i % 5]),
                 }
                 let make = |k: &Kernels| {
-                    let (mut codes, mut scales, mut sums) =
-                        (vec![0; n], vec![0.0; n_blocks], vec![0.0; n_blocks]);
-                    k.quantize(&x, &mut codes, &mut scales, &mut sums);
-                    (codes, scales, sums)
+                    let mut acts = Q8Acts::new(1, n);
+                    k.quantize(&x, acts.reshape(1, n));
+                    let view = acts.view();
+                    (view.codes.to_vec(), view.scales.to_vec(), view.sums.to_vec(), view.pairs.to_vec())
                 };
                 let (found, wanted) = (make(k), make(&SCALAR));
                 assert_eq!(found, wanted, "{k:?}, case {kind}, {n_blocks} blocks");
@@ -96,10 +96,11 @@ fn codes_are_equal_in_all_tiers() {
         {
             let mut x = [1.0; Q8_BLOCK];
             x[at] = odd;
-            let (mut codes, mut scales, mut sums) = ([0; Q8_BLOCK], [0.0], [0.0]);
-            k.quantize(&x, &mut codes, &mut scales, &mut sums);
-            assert!(codes.iter().all(|c| *c >= -127), "{k:?}");
-            assert!(!scales[0].is_finite() && !sums[0].is_finite(), "{k:?}: {odd} at {at} is lost");
+            let mut acts = Q8Acts::new(1, Q8_BLOCK);
+            k.quantize(&x, acts.reshape(1, Q8_BLOCK));
+            let view = acts.view();
+            assert!(view.codes.iter().all(|c| *c >= -127), "{k:?}");
+            assert!(!view.scales[0].is_finite() && !view.sums[0].is_finite(), "{k:?}: {odd} at {at} is lost");
         }
     }
 }
@@ -143,8 +144,7 @@ fn products_agree_and_batches_change_no_bit() {
                         continue;
                     }
                     let mut acts = Q8Acts::new(n_tokens, n_cols);
-                    let (codes, scales, sums) = acts.reshape(n_tokens, n_cols);
-                    k.quantize(&x, codes, scales, sums);
+                    k.quantize(&x, acts.reshape(n_tokens, n_cols));
                     let view = acts.view();
                     let (mut tile, mut wanted) = (vec![0.0; n_rows * n_tokens], vec![0.0; n_rows * n_tokens]);
                     k.rows_q8(quant, &bytes[1..], &view, &mut tile);
@@ -160,12 +160,81 @@ fn products_agree_and_batches_change_no_bit() {
                     // A token alone gives the same bits as in the batch.
                     for t in 0..n_tokens {
                         let mut one = Q8Acts::new(1, n_cols);
-                        let (codes, scales, sums) = one.reshape(1, n_cols);
-                        k.quantize(&x[t * n_cols..(t + 1) * n_cols], codes, scales, sums);
+                        k.quantize(&x[t * n_cols..(t + 1) * n_cols], one.reshape(1, n_cols));
                         let mut column = vec![0.0; n_rows];
                         k.rows_q8(quant, &bytes[1..], &one.view(), &mut column);
                         let batch: Vec<f32> = tile.iter().skip(t).step_by(n_tokens).copied().collect();
                         assert_eq!(column, batch, "{k:?} {}: token {t} of {n_tokens}", quant.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sums of one panel, `[n_tokens][PANEL]`, and the activations.
+fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> Vec<[f32; PANEL]> {
+    let n_rows = rows.len() / quant.row_bytes(n_cols).expect("whole blocks");
+    let packing = Packing::of(quant).expect("a format with blocks");
+    let mut panel = vec![0; packing.bytes(n_rows, n_cols).expect("small")];
+    Packed::pack_panel(&Rows::new(quant, n_rows, n_cols, rows).expect("whole rows"), 0, &mut panel);
+    let n_tokens = x.len() / n_cols;
+    let mut acts = Q8Acts::new(n_tokens, n_cols);
+    let out = acts.reshape(n_tokens, n_cols);
+    for t in 0..n_tokens {
+        let (at, blocks) = (t * n_cols..(t + 1) * n_cols, t * n_cols / Q8_BLOCK..(t + 1) * n_cols / Q8_BLOCK);
+        k.quantize(
+            &x[at.clone()],
+            Q8Mut {
+                codes: &mut out.codes[at],
+                scales: &mut out.scales[blocks.clone()],
+                sums: &mut out.sums[blocks.clone()],
+                pairs: &mut out.pairs[blocks],
+            },
+        );
+    }
+    let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
+    k.packed(quant, &panel, &acts.view(), &mut sums);
+    sums
+}
+
+/// The scalar tier's are the bits of its products with rows; the others are close, and a batch changes no bit.
+#[test]
+fn packed_products_agree_and_batches_change_no_bit() {
+    let mut rng = Rng::new(12);
+    for k in tiers() {
+        for quant in Quant::ALL.into_iter().filter(|q| Packing::of(*q).is_some()) {
+            for (n_rows, blocks) in [(1, 1), (16, 2), (5, 9)] {
+                let n_cols = blocks * quant.block_len();
+                let bytes = weights(&mut rng, quant, n_rows, n_cols);
+                let x = floats(&mut rng, 9 * n_cols);
+                let wanted = packed(&SCALAR, quant, &bytes[1..], &x, n_cols);
+                let mut acts = Q8Acts::new(9, n_cols);
+                let pool = Pool::new(&SCALAR, 1).expect("a pool");
+                pool.quantize(&x, n_cols, &mut acts);
+                let mut tile = vec![0.0; n_rows * 9];
+                SCALAR.rows_q8(quant, &bytes[1..], &acts.view(), &mut tile);
+                for (t, sums) in wanted.iter().enumerate() {
+                    let rows: Vec<f32> = tile.iter().skip(t).step_by(9).copied().collect();
+                    assert_eq!(sums[..n_rows], rows, "{} {n_rows}x{n_cols}", quant.name());
+                    assert!(sums[n_rows..].iter().all(|y| *y == 0.0), "absent rows");
+                }
+                for n_tokens in 1..=9 {
+                    let found = packed(k, quant, &bytes[1..], &x[..n_tokens * n_cols], n_cols);
+                    let alone = packed(k, quant, &bytes[1..], &x[..n_cols], n_cols);
+                    assert_eq!(found[0], alone[0], "{k:?} {}: {n_tokens} tokens", quant.name());
+                    for (t, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                        let last = packed(k, quant, &bytes[1..], &x[t * n_cols..(t + 1) * n_cols], n_cols);
+                        assert_eq!(*found, last[0], "{k:?} {}: token {t} of {n_tokens}", quant.name());
+                        let size: f32 = wanted.iter().map(|y| y.abs()).sum::<f32>() / n_rows as f32;
+                        for (y, w) in found.iter().zip(wanted) {
+                            let bound = 1e-5 * (w.abs() + size) + 1e-30;
+                            assert!(
+                                (y - w).abs() <= bound,
+                                "{k:?} {} {n_rows}x{n_cols}: {y} for {w}",
+                                quant.name()
+                            );
+                        }
                     }
                 }
             }
@@ -198,16 +267,13 @@ fn extreme_codes_do_not_overflow() {
                     let bound =
                         products.map(f64::abs).sum::<f64>() * f64::from(f32::EPSILON) * n_cols as f64 / 16.0;
                     let mut acts = Q8Acts::new(1, n_cols);
-                    let (codes, scales, sums) = acts.reshape(1, n_cols);
-                    k.quantize(&x, codes, scales, sums);
+                    k.quantize(&x, acts.reshape(1, n_cols));
                     let mut y = [0.0];
                     k.rows_q8(quant, &bytes, &acts.view(), &mut y);
-                    assert!(
-                        (f64::from(y[0]) - exact).abs() <= bound,
-                        "{k:?} {} of {byte:#04x}: {} for {exact}",
-                        quant.name(),
-                        y[0]
-                    );
+                    for y in [y[0], packed(k, quant, &bytes, &x, n_cols)[0][0]] {
+                        let off = (f64::from(y) - exact).abs();
+                        assert!(off <= bound, "{k:?} {} of {byte:#04x}: {y} for {exact}", quant.name());
+                    }
                 }
             }
         }
@@ -247,8 +313,7 @@ fn damaged_blocks_do_no_harm() {
             let n_bytes = n_rows * quant.row_bytes(n_cols).expect("whole blocks");
             let x = floats(&mut rng, n_tokens * n_cols);
             let mut acts = Q8Acts::new(n_tokens, n_cols);
-            let (codes, scales, sums) = acts.reshape(n_tokens, n_cols);
-            k.quantize(&x, codes, scales, sums);
+            k.quantize(&x, acts.reshape(n_tokens, n_cols));
             for case in 0..50 {
                 let bytes: Vec<u8> = match case {
                     0 => vec![0x00; n_bytes],

@@ -18,11 +18,14 @@ mod x86;
 
 use half::f16;
 pub use pool::{Attention, Pool};
-pub use tensor::{Epilogue, Input, KvView, Product, Q8Acts, Q8Rows, Rows, Scores, ShapeError, Weights};
+pub use tensor::{
+    Epilogue, Input, KvView, Packed, Product, Q8Acts, Q8Rows, Rows, Scores, ShapeError, Weights,
+};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
-use tensor::Q8View;
+use crate::quant::packed::{PANEL, Packing};
+use tensor::{Q8Mut, Q8View};
 
 /// Instruction-set level, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +136,9 @@ const Q8_BLOCK: usize = 32;
 type UnpackFn = unsafe fn(&[u8], &mut [f32]);
 type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
 type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
-type QuantizeFn = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32]);
+/// Takes a panel, activations and the sums `[n_tokens][PANEL]`.
+type PackedFn = unsafe fn(&[u8], &Q8View<'_>, &mut [[f32; PANEL]]);
+type QuantizeFn = unsafe fn(&[f32], Q8Mut<'_>);
 type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
 type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
@@ -150,6 +155,7 @@ pub struct Kernels {
     dot: DotFn,
     /// None: weights of this format are multiplied with float activations.
     q8: [Option<Q8Fn>; Quant::COUNT],
+    packed: [Option<PackedFn>; Quant::COUNT],
     quantize: QuantizeFn,
     rms_norm: RmsNormFn,
     swiglu: SwigluFn,
@@ -167,6 +173,7 @@ const SCALAR: Kernels = Kernels {
     unpack: scalar::UNPACK,
     dot: scalar::dot,
     q8: scalar::PRODUCTS,
+    packed: scalar::PACKED,
     quantize: scalar::quantize,
     rms_norm: scalar::rms_norm,
     swiglu: scalar::swiglu,
@@ -198,6 +205,13 @@ impl Kernels {
     const fn with_blocks(mut self, quant: Quant, unpack: UnpackFn, product: Q8Fn) -> Self {
         self.unpack[quant as usize] = unpack;
         self.q8[quant as usize] = Some(product);
+        self
+    }
+
+    /// The same with other functions to multiply packed weights.
+    #[cfg(target_arch = "x86_64")]
+    const fn with_packed(mut self, packed: [Option<PackedFn>; Quant::COUNT]) -> Self {
+        self.packed = packed;
         self
     }
 
@@ -274,12 +288,22 @@ impl Kernels {
         unsafe { (self.store_f16)(x, y) }
     }
 
-    /// 8-bit codes of one token's activations with a scale for each 32 and the scaled sum of their codes.
-    fn quantize(&self, x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+    /// 8-bit codes of one token's activations.
+    fn quantize(&self, x: &[f32], out: Q8Mut<'_>) {
         let n = x.len() / Q8_BLOCK;
-        assert_eq!((x.len(), codes.len(), scales.len(), sums.len()), (n * Q8_BLOCK, n * Q8_BLOCK, n, n));
+        let found = (out.codes.len(), out.scales.len(), out.sums.len(), out.pairs.len());
+        assert_eq!((x.len(), found), (n * Q8_BLOCK, (n * Q8_BLOCK, n, n, n)));
         // SAFETY: the machine has the features of this table (`select`); lengths agree.
-        unsafe { (self.quantize)(x, codes, scales, sums) }
+        unsafe { (self.quantize)(x, out) }
+    }
+
+    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. Panics where there is no such kernel.
+    fn packed(&self, quant: Quant, panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+        let bytes = Packing::of(quant).map(|packing| packing.sections(x.n_cols)[4]);
+        assert_eq!((bytes, sums.len()), (Some(panel.len()), x.n_tokens), "panel of {}", quant.name());
+        let kernel = self.packed[quant as usize].expect("formats that are packed have one");
+        // SAFETY: the machine has the features of this table (`select`); panel, columns and sums agree.
+        unsafe { kernel(panel, x, sums) }
     }
 
     /// `tile[r][t] = Σ_c w[r][c] · x[t][c]` for the rows in `w` by 8-bit codes. Panics where there is no such kernel.

@@ -6,18 +6,17 @@
 use std::cell::{Cell, UnsafeCell};
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use super::tensor::{self, Input, KvView, Product, Q8Acts, Scores, Weights};
-use super::{Kernels, Q8_BLOCK, math};
+use super::tensor::{self, Input, KvView, Packed, Product, Q8Acts, Q8Mut, Q8View, Rows, Scores, Weights};
+use super::{Kernels, PANEL, Q8_BLOCK, math};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX, N_GROUP_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::os::thread;
 
-/// Rows that a thread takes at a time: their weights and sums stay in the first-level cache.
-const PANEL: usize = 16;
 /// Most products of one call (those of a delta net).
 const N_PRODUCT_MAX: usize = 4;
 /// Turns of the waiting loop before a thread sleeps: about 20 microseconds.
@@ -127,19 +126,36 @@ impl Pool {
     /// If `n_cols` is no multiple of 32 or `q8` has not enough room.
     pub fn quantize(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts) {
         let (n, blocks) = (tensor::n_tokens(x, n_cols), n_cols / Q8_BLOCK);
-        let (codes, scales, sums) = q8.reshape(n, n_cols);
-        let out = (Out(codes.as_mut_ptr()), Out(scales.as_mut_ptr()), Out(sums.as_mut_ptr()));
+        let Q8Mut { codes, scales, sums, pairs } = q8.reshape(n, n_cols);
+        let (codes, scales) = (Out(codes.as_mut_ptr()), Out(scales.as_mut_ptr()));
+        let (sums, pairs) = (Out(sums.as_mut_ptr()), Out(pairs.as_mut_ptr()));
         self.for_each(n, x.len() >= SMALL, &|t| {
             // SAFETY: token `t` is below `n`, so the stretches lie inside the arrays of `reshape`; each token is
             // taken by one thread, so no two stretches overlap.
-            let (codes, scales, sums) = unsafe {
-                (
-                    out.0.slice(t * n_cols, n_cols),
-                    out.1.slice(t * blocks, blocks),
-                    out.2.slice(t * blocks, blocks),
-                )
+            let out = unsafe {
+                Q8Mut {
+                    codes: codes.slice(t * n_cols, n_cols),
+                    scales: scales.slice(t * blocks, blocks),
+                    sums: sums.slice(t * blocks, blocks),
+                    pairs: pairs.slice(t * blocks, blocks),
+                }
             };
-            self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], codes, scales, sums);
+            self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], out);
+        });
+    }
+
+    /// Packs panels `first ..` of `rows` into `out`, which takes a whole number of them.
+    ///
+    /// # Panics
+    /// If the format is never packed or there are not so many panels.
+    pub fn pack(&self, rows: &Rows<'_>, first: usize, out: &mut [u8]) {
+        let panel_bytes = Packed::panel_bytes(rows).expect("a format that is packed");
+        let n = out.len() / panel_bytes;
+        assert_eq!(out.len(), n * panel_bytes, "whole panels");
+        let out = Out(out.as_mut_ptr());
+        self.for_each(n, true, &|i| {
+            // SAFETY: panel `i` is below `n`, so it lies inside `out`; each panel is taken by one thread.
+            Packed::pack_panel(rows, first + i, unsafe { out.slice(i * panel_bytes, panel_bytes) });
         });
     }
 
@@ -153,20 +169,21 @@ impl Pool {
         let mut out = [(Out(std::ptr::null_mut()), 0); N_PRODUCT_MAX];
         let mut n_panels = 0;
         for (p, out) in products.iter_mut().zip(&mut out) {
-            let Weights::Rows(w) = p.weights;
-            assert_eq!((w.n_cols(), p.y.len()), (input.n_cols, n * w.n_rows()), "shape of a product");
-            assert!(p.epilogue.bias.is_none_or(|b| b.len() == w.n_rows()), "length of a bias");
-            n_panels += w.n_rows().div_ceil(PANEL);
+            let (n_rows, n_cols) = (p.weights.n_rows(), p.weights.n_cols());
+            assert_eq!((n_cols, p.y.len()), (input.n_cols, n * n_rows), "shape of a product");
+            assert!(p.epilogue.bias.is_none_or(|b| b.len() == n_rows), "length of a bias");
+            n_panels += n_rows.div_ceil(PANEL);
             *out = (Out(p.y.as_mut_ptr()), n_panels);
         }
         let codes = input.q8.map(Q8Acts::view);
         assert!(codes.is_none_or(|c| (c.n_tokens, c.n_cols) == (n, input.n_cols)), "codes of another input");
-        let products = &*products;
+        let (products, kernels) = (&*products, self.kernels);
         // A few panels at a time, and enough stretches that a late thread holds up the others little.
         let take = (n_panels / (8 * self.n_threads())).max(1);
         let next = AtomicUsize::new(0);
         self.run(&|| {
-            let mut tile = [0.0; PANEL * PREFILL_CHUNK_MAX];
+            let mut sums = [[0.0; PANEL]; PREFILL_CHUNK_MAX];
+            let sums = &mut sums[..n];
             loop {
                 // Relaxed: the counter hands out numbers, it orders nothing.
                 let start = next.fetch_add(take, Ordering::Relaxed);
@@ -176,28 +193,16 @@ impl Pool {
                 for panel in start..(start + take).min(n_panels) {
                     let i = out.iter().position(|(_, end)| panel < *end).unwrap_or(0);
                     let (p, y) = (&products[i], out[i].0);
-                    let Weights::Rows(w) = p.weights;
-                    let first = (panel - if i == 0 { 0 } else { out[i - 1].1 }) * PANEL;
-                    let end = (first + PANEL).min(w.n_rows());
-                    let tile = &mut tile[..(end - first) * n];
-                    match &codes {
-                        Some(codes) if self.kernels.takes_codes(w.quant()) => {
-                            self.kernels.rows_q8(w.quant(), w.stretch(first, end), codes, tile);
-                        }
-                        _ => self.kernels.rows_f32(
-                            w.quant(),
-                            w.stretch(first, end),
-                            input.x,
-                            input.n_cols,
-                            tile,
-                        ),
-                    }
-                    for (row, sums) in (first..end).zip(tile.chunks_exact(n)) {
-                        let bias = p.epilogue.bias.map_or(0.0, |b| b[row]);
-                        for (t, sum) in sums.iter().enumerate() {
-                            // SAFETY: row < n_rows and t < n_tokens lie inside `y`; each row is in one panel,
-                            // each panel is taken by one thread.
-                            let y = unsafe { &mut y.slice(t * w.n_rows() + row, 1)[0] };
+                    let n_rows = p.weights.n_rows();
+                    let panel = panel - if i == 0 { 0 } else { out[i - 1].1 };
+                    let rows = panel * PANEL..((panel + 1) * PANEL).min(n_rows);
+                    panel_sums(kernels, p.weights, panel, rows.clone(), &input, codes.as_ref(), sums);
+                    for (t, sums) in sums.iter().enumerate() {
+                        // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one
+                        // panel, each panel is taken by one thread.
+                        let y = unsafe { y.slice(t * n_rows + rows.start, rows.len()) };
+                        for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
+                            let bias = p.epilogue.bias.map_or(0.0, |b| b[rows.start + i]);
                             *y = if p.epilogue.add { *y } else { 0.0 } + (sum + bias);
                         }
                     }
@@ -311,6 +316,39 @@ impl Pool {
         job();
         drop(wait);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a worker of the pool panicked");
+    }
+}
+
+/// Sums of the rows of a panel for all tokens of `input`, `[n_tokens][PANEL]`.
+fn panel_sums(
+    kernels: &Kernels,
+    weights: Weights<'_>,
+    panel: usize,
+    rows: Range<usize>,
+    input: &Input<'_>,
+    codes: Option<&Q8View<'_>>,
+    sums: &mut [[f32; PANEL]],
+) {
+    let w = match (weights, codes) {
+        (Weights::Packed(w), Some(codes)) => {
+            return kernels.packed(w.quant(), w.panel(panel), codes, sums);
+        }
+        (Weights::Packed(_), None) => panic!("packed weights are multiplied with codes"),
+        (Weights::Rows(w), _) => w,
+    };
+    let mut tile = [0.0; PANEL * PREFILL_CHUNK_MAX];
+    let tile = &mut tile[..rows.len() * sums.len()];
+    let bytes = w.stretch(rows.start, rows.end);
+    match codes {
+        Some(codes) if kernels.takes_codes(w.quant()) => {
+            kernels.rows_q8(w.quant(), bytes, codes, tile);
+        }
+        _ => kernels.rows_f32(w.quant(), bytes, input.x, input.n_cols, tile),
+    }
+    for (r, row) in tile.chunks_exact(sums.len()).enumerate() {
+        for (sums, sum) in sums.iter_mut().zip(row) {
+            sums[r] = *sum;
+        }
     }
 }
 

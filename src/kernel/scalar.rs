@@ -2,9 +2,11 @@
 
 use half::f16;
 
-use super::tensor::{Q8Rows, Q8View, Scores};
+use super::tensor::{Pairs, Q8Mut, Q8Rows, Q8View, Scores};
 use super::{LANES, Q8_BLOCK, Q8Fn, UnpackFn, math};
+use super::{PANEL, PackedFn};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
+use crate::quant::packed::{Group, Integers, Packing};
 use crate::quant::{
     self, Block, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K,
     BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, Quant, Share,
@@ -49,6 +51,15 @@ pub(super) const PRODUCTS: [Option<Q8Fn>; Quant::COUNT] = {
     all
 };
 
+pub(super) const PACKED: [Option<PackedFn>; Quant::COUNT] = {
+    let mut all: [Option<PackedFn>; Quant::COUNT] = [None; Quant::COUNT];
+    macro_rules! set {
+        ($($quant:ident)*) => { $(all[Quant::$quant as usize] = Some(packed::<{ Quant::$quant as usize }>);)* };
+    }
+    set!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4);
+    all
+};
+
 /// `lanes[i % LANES] += w[i] * x[i]`.
 pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
     for (w, x) in w.chunks(LANES).zip(x.chunks(LANES)) {
@@ -60,9 +71,9 @@ pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 
 /// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127`; sums are `scale * Σ codes`. The scale of a
 /// block with a NaN is NaN, so that it is not lost in the codes.
-pub(super) fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for (((x, codes), scale), sum) in blocks.zip(scales).zip(sums) {
+pub(super) fn quantize(x: &[f32], out: Q8Mut<'_>) {
+    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
+    for ((((x, codes), scale), sum), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
         let max = x.iter().map(|v| v.abs()).fold(0.0, |m, v| if v > m || v.is_nan() { v } else { m });
         let inverse = q8_inverse(max);
         for (code, x) in codes.iter_mut().zip(x) {
@@ -70,7 +81,20 @@ pub(super) fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &m
         }
         *scale = max / 127.0;
         *sum = *scale * codes.iter().map(|&c| i32::from(c)).sum::<i32>() as f32;
+        *pairs = pairs_of(codes);
     }
+}
+
+/// Sums of the codes of a block as [`Pairs`] has them.
+pub(super) fn pairs_of(codes: &[i8; Q8_BLOCK]) -> Pairs {
+    let mut pairs = [0; 2];
+    for (pair, half) in pairs.iter_mut().zip(codes.as_chunks::<16>().0) {
+        let sum = |at: usize| -> i16 {
+            half.as_chunks::<4>().0.iter().map(|c| i16::from(c[at]) + i16::from(c[at + 1])).sum()
+        };
+        *pair = u32::from(sum(0) as u16) | u32::from(sum(2) as u16) << 16;
+    }
+    pairs
 }
 
 /// What activations are multiplied with to become codes; 0 for a block too small for a finite one.
@@ -102,6 +126,34 @@ fn product<B: Block<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, tile: &mut [f3
                             *y -= dmin * x.scales[i] * sum as f32;
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// The same operations as [`product`] in the same order, from a panel.
+fn packed<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+    let packing = const { Packing::of(Quant::ALL[Q]).expect("a format with blocks") };
+    sums.fill([0.0; PANEL]);
+    for g in 0..x.n_cols / Q8_BLOCK {
+        let group = Group::read(&packing, panel, x.n_cols, g);
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let x = x.row(t);
+            for (r, y) in sums.iter_mut().enumerate() {
+                let ([scale0, scale1], [min0, min1], (d, dmin)) =
+                    (group.scales[r], group.mins[r], group.floats[r]);
+                let [first, second] = halves(&group.codes[r], &x.codes[g]);
+                let dot = i32::from(scale0) * first + i32::from(scale1) * second;
+                *y += d * x.scales[g] * dot as f32;
+                match packing.integers {
+                    _ if !packing.mins => {}
+                    Integers::HalvesAndMins => {
+                        let [first, second] = halves(&[1; Q8_BLOCK], &x.codes[g]);
+                        let sum = i32::from(min0) * first + i32::from(min1) * second;
+                        *y -= dmin * x.scales[g] * sum as f32;
+                    }
+                    _ => *y -= dmin * f32::from(min0) * x.sums[g],
                 }
             }
         }

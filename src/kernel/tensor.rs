@@ -4,6 +4,7 @@ use half::f16;
 
 use super::Q8_BLOCK;
 use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::quant::packed::{self, PANEL, Packing};
 use crate::quant::{self, Quant};
 
 /// A matrix whose bytes do not fit its shape.
@@ -84,11 +85,95 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A matrix in panels of 16 rows ([`crate::quant::packed`]), 64-byte aligned where that is to be fast.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    quant: Quant,
+    n_rows: usize,
+    n_cols: usize,
+    panel_bytes: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Packed<'a> {
+    /// The matrix in `bytes`.
+    ///
+    /// # Errors
+    /// When the length does not follow from the shape, or the format is never packed.
+    pub fn new(quant: Quant, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
+        let shape = ShapeError { quant, n_rows, n_cols, len: bytes.len() };
+        let packing = Packing::of(quant).ok_or(shape)?;
+        match quant.row_bytes(n_cols).is_some() && packing.bytes(n_rows, n_cols) == Some(bytes.len()) {
+            true => Ok(Self { quant, n_rows, n_cols, panel_bytes: packing.sections(n_cols)[4], bytes }),
+            false => Err(shape),
+        }
+    }
+
+    /// Bytes of a panel of `rows`; `None` if their format is never packed.
+    #[must_use]
+    pub fn panel_bytes(rows: &Rows<'_>) -> Option<usize> {
+        Packing::of(rows.quant).map(|packing| packing.sections(rows.n_cols)[4])
+    }
+
+    /// Packs the rows of panel `i` of `rows` into `out`.
+    ///
+    /// # Panics
+    /// If the format is never packed, there is no such panel, or `out` has another length than [`Self::panel_bytes`].
+    pub fn pack_panel(rows: &Rows<'_>, i: usize, out: &mut [u8]) {
+        let pack = packed::pack_panel(rows.quant).expect("a format that is packed");
+        assert_eq!(Self::panel_bytes(rows), Some(out.len()), "room for a panel");
+        out.fill(0);
+        pack(rows.stretch(i * PANEL, ((i + 1) * PANEL).min(rows.n_rows)), rows.n_cols, out);
+    }
+
+    /// The format that was packed.
+    #[must_use]
+    pub fn quant(&self) -> Quant {
+        self.quant
+    }
+
+    /// The bytes of panel `i`.
+    pub(super) fn panel(&self, i: usize) -> &'a [u8] {
+        &self.bytes[i * self.panel_bytes..(i + 1) * self.panel_bytes]
+    }
+}
+
 /// Weights of a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// As the file has them. (A layout packed for a tier is to stand beside it.)
+    /// As the file has them.
     Rows(Rows<'a>),
+    /// As kernels read them.
+    Packed(Packed<'a>),
+}
+
+impl Weights<'_> {
+    /// The format of its blocks.
+    #[must_use]
+    pub fn quant(&self) -> Quant {
+        match self {
+            Self::Rows(w) => w.quant,
+            Self::Packed(w) => w.quant,
+        }
+    }
+
+    /// Number of rows: outputs of a product.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        match self {
+            Self::Rows(w) => w.n_rows,
+            Self::Packed(w) => w.n_rows,
+        }
+    }
+
+    /// Weights of a row: inputs of a product.
+    #[must_use]
+    pub fn n_cols(&self) -> usize {
+        match self {
+            Self::Rows(w) => w.n_cols,
+            Self::Packed(w) => w.n_cols,
+        }
+    }
 }
 
 /// What happens to a product's sums on their way out.
@@ -131,8 +216,23 @@ pub struct Q8Acts {
     scales: Vec<f32>,
     /// Scale times sum of the codes of each block, `[n_tokens, n_cols / 32]`; formats with minima need it.
     sums: Vec<f32>,
+    /// Sums of codes of each block, `[n_tokens, n_cols / 32]`.
+    pairs: Vec<Pairs>,
     n_tokens: usize,
     n_cols: usize,
+}
+
+/// Of each half of a block the sums of codes 0 and 1 of every four, and of codes 2 and 3: two 16-bit numbers each, the
+/// first in the lower bits. A product with codes of weights that were made unsigned begins with their multiple.
+pub(super) type Pairs = [u32; 2];
+
+/// What becomes of one token's activations; fields as in [`Q8Acts`].
+#[derive(Debug)]
+pub(super) struct Q8Mut<'a> {
+    pub codes: &'a mut [i8],
+    pub scales: &'a mut [f32],
+    pub sums: &'a mut [f32],
+    pub pairs: &'a mut [Pairs],
 }
 
 impl Q8Acts {
@@ -141,15 +241,27 @@ impl Q8Acts {
     pub fn new(n_tokens_max: usize, n_cols_max: usize) -> Self {
         let n = n_tokens_max * n_cols_max.next_multiple_of(Q8_BLOCK);
         let blocks = n / Q8_BLOCK;
-        Self { codes: vec![0; n], scales: vec![0.0; blocks], sums: vec![0.0; blocks], n_tokens: 0, n_cols: 0 }
+        Self {
+            codes: vec![0; n],
+            scales: vec![0.0; blocks],
+            sums: vec![0.0; blocks],
+            pairs: vec![[0; 2]; blocks],
+            n_tokens: 0,
+            n_cols: 0,
+        }
     }
 
-    /// Sets the shape and gives the arrays to fill: codes, scales, sums.
-    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> (&mut [i8], &mut [f32], &mut [f32]) {
+    /// Sets the shape and gives the arrays to fill, of all tokens.
+    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> Q8Mut<'_> {
         assert!(n_cols.is_multiple_of(Q8_BLOCK), "{n_cols} activations in blocks of {Q8_BLOCK}");
         (self.n_tokens, self.n_cols) = (n_tokens, n_cols);
         let (n, blocks) = (n_tokens * n_cols, n_tokens * n_cols / Q8_BLOCK);
-        (&mut self.codes[..n], &mut self.scales[..blocks], &mut self.sums[..blocks])
+        Q8Mut {
+            codes: &mut self.codes[..n],
+            scales: &mut self.scales[..blocks],
+            sums: &mut self.sums[..blocks],
+            pairs: &mut self.pairs[..blocks],
+        }
     }
 
     pub(super) fn view(&self) -> Q8View<'_> {
@@ -158,6 +270,7 @@ impl Q8Acts {
             codes: &self.codes[..n],
             scales: &self.scales[..blocks],
             sums: &self.sums[..blocks],
+            pairs: &self.pairs[..blocks],
             n_tokens: self.n_tokens,
             n_cols: self.n_cols,
         }
@@ -170,6 +283,7 @@ pub(super) struct Q8View<'a> {
     pub codes: &'a [i8],
     pub scales: &'a [f32],
     pub sums: &'a [f32],
+    pub pairs: &'a [Pairs],
     pub n_tokens: usize,
     pub n_cols: usize,
 }
@@ -183,6 +297,9 @@ pub(super) struct Q8Row<'a> {
     pub scales: &'a [f32],
     /// `[n_blocks]`.
     pub sums: &'a [f32],
+    /// `[n_blocks]`.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
+    pub pairs: &'a [Pairs],
 }
 
 impl<'a> Q8View<'a> {
@@ -193,6 +310,7 @@ impl<'a> Q8View<'a> {
             codes: self.codes[t * n..(t + 1) * n].as_chunks().0,
             scales: &self.scales[t * blocks..(t + 1) * blocks],
             sums: &self.sums[t * blocks..(t + 1) * blocks],
+            pairs: &self.pairs[t * blocks..(t + 1) * blocks],
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The forward pass, the only one. It branches on the architecture per layer, never per element.
 
+use std::sync::Arc;
+
 use super::arch::Rope;
 use super::kv::Kv;
-use super::layer::{Layer, Linear, Mixer, Norm};
+use super::layer::{Layer, Linear, Matrix, Mixer, Norm};
 use super::load::Model;
+use super::packed::PackedWeights;
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
@@ -42,11 +45,13 @@ pub struct Decoder {
     precision: Precision,
     n_tokens_max: usize,
     n_logit_rows: usize,
+    packed: Option<Arc<PackedWeights>>,
 }
 
 /// One step on its way through the layers.
 pub(super) struct Step<'a> {
     pub model: &'a Model,
+    packed: Option<&'a PackedWeights>,
     pub pool: &'a Pool,
     pub precision: Precision,
     /// Position of the first token.
@@ -60,7 +65,14 @@ impl Decoder {
     #[must_use]
     pub fn new(model: &Model, precision: Precision, n_tokens_max: usize, n_logit_rows: usize) -> Self {
         let scratch = Scratch::new(model, n_tokens_max, n_logit_rows);
-        Self { scratch, precision, n_tokens_max, n_logit_rows }
+        Self { scratch, precision, n_tokens_max, n_logit_rows, packed: None }
+    }
+
+    /// The same, reading `packed` weights of the model where there are any and they are multiplied with codes.
+    #[must_use]
+    pub fn with_packed(mut self, packed: Option<Arc<PackedWeights>>) -> Self {
+        self.packed = packed;
+        self
     }
 
     /// A cache of `n_ctx` positions for `model`, in this decoder's precision.
@@ -105,7 +117,8 @@ impl Decoder {
         assert!(n > 0 && n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
         assert!(pos + n <= kv.n_ctx(), "{n} tokens at {pos} in a cache of {}", kv.n_ctx());
         let s = &mut self.scratch;
-        let step = Step { model, pool, precision: self.precision, pos, n };
+        let packed = self.packed.as_deref().filter(|_| self.precision.acts == Acts::Q8);
+        let step = Step { model, packed, pool, precision: self.precision, pos, n };
 
         step.embed(s, tokens, kv.n_ctx());
         for (i, layer) in model.layers().iter().enumerate() {
@@ -129,7 +142,7 @@ impl Decoder {
         let logits = &mut s.logits[..rows * h.n_vocab];
         step.norm(&s.x[of], model.output_norm(), &mut s.norm[..rows * h.n_embd]);
         let product = Product {
-            weights: Weights::Rows(model.output()),
+            weights: step.weights(model.output()),
             y: &mut *logits,
             epilogue: Epilogue { bias: model.output_bias(), add: false },
         };
@@ -289,18 +302,23 @@ impl Step<'_> {
     /// The product of `linear` into `y`, with its bias.
     pub(super) fn product<'a>(&'a self, linear: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
         Product {
-            weights: Weights::Rows(self.model.rows(&linear.weight)),
+            weights: self.weights(&linear.weight),
             y,
             epilogue: Epilogue { bias: linear.bias.as_deref(), add: false },
         }
     }
 
+    /// The matrix for products, packed if it was.
+    fn weights(&self, m: &Matrix) -> Weights<'_> {
+        match self.packed.and_then(|packed| packed.get(m)) {
+            Some(packed) => Weights::Packed(packed),
+            None => Weights::Rows(self.model.rows(m)),
+        }
+    }
+
     /// All `products` of one input `x` `[n_tokens, n_cols]`, whose codes are made once.
     pub(super) fn multiply(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts, products: &mut [Product<'_>]) {
-        let takes_codes = |p: &Product<'_>| {
-            let Weights::Rows(rows) = p.weights;
-            self.pool.kernels().takes_codes(rows.quant())
-        };
+        let takes_codes = |p: &Product<'_>| self.pool.kernels().takes_codes(p.weights.quant());
         let q8 = match self.precision.acts {
             Acts::Q8 if products.iter().any(takes_codes) => {
                 self.pool.quantize(x, n_cols, q8);

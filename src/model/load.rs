@@ -238,8 +238,19 @@ impl Model {
     }
 
     /// `[n_vocab, n_embd]`.
-    pub(super) fn output(&self) -> Rows<'_> {
-        self.rows(self.output.as_ref().map_or(&self.token_embd, |o| &o.weight))
+    pub(super) fn output(&self) -> &Matrix {
+        self.output.as_ref().map_or(&self.token_embd, |o| &o.weight)
+    }
+
+    /// Matrices that no product reads: rows are taken from them.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Matrix> {
+        let embd = self.output.is_some().then_some(&self.token_embd);
+        let per_layer = self.per_layer.as_ref().map(|p| &p.token_embd);
+        embd.into_iter().chain(&self.position_embd).chain(per_layer)
+    }
+
+    pub(super) fn checkpoint_arc(&self) -> Arc<Checkpoint> {
+        self.checkpoint.clone()
     }
 
     pub(super) fn output_bias(&self) -> Option<&[f32]> {

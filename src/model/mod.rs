@@ -11,6 +11,7 @@ mod hyper;
 pub mod kv;
 mod layer;
 pub mod load;
+pub mod packed;
 mod recurrent;
 mod rope;
 mod scratch;
@@ -23,6 +24,7 @@ pub use error::ModelError;
 pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
+pub use packed::{Pack, PackedWeights, Packer};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,10 +4,11 @@
 #![allow(clippy::disallowed_methods, reason = "the gate chooses tier and fixtures by the environment")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool, Tier};
-use sotto::model::{Decoder, Kv, Model, Precision, Want};
+use sotto::model::{Decoder, Kv, Model, Pack, Packer, Precision, Want};
 
 /// The folder of fixtures that `variable` names; without it the full set beside the checkout, or the small one in
 /// `tests/fixtures`.
@@ -71,6 +72,17 @@ impl<'a> Run<'a> {
         let decoder = Decoder::new(model, precision, 128, 128);
         let kv = decoder.kv(model, n_ctx).unwrap();
         Self { model, pool, decoder, kv }
+    }
+
+    /// The same with the model's weights packed, if they are of formats that are.
+    pub(crate) fn packed(mut self) -> Self {
+        let packed = Packer::new(self.model, Pack::Memory).map(|mut packer| {
+            // A few panels at a time.
+            while packer.work(self.pool, 10_000) {}
+            Arc::new(packer.finish())
+        });
+        self.decoder = self.decoder.with_packed(packed);
+        self
     }
 
     /// Logits after each of `tokens`, fed in steps of at most `chunk`.

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::show::{self, Show, Step, Table, count, size, speed};
 use super::{Failure, backend};
 use crate::engine::{Solo, SpeedOptions, median};
-use crate::model::Precision;
+use crate::model::{Pack, Precision};
 use crate::os::process;
 
 #[derive(Debug, Args)]
@@ -25,23 +25,36 @@ pub(super) struct BenchArgs {
     /// How often; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
+    /// How weights are read: as the file has them (off), or packed into memory
+    #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
+    pack: Pack,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
+/// The value of `--pack`.
+pub(super) fn pack(name: &str) -> Result<Pack, String> {
+    Pack::from_name(name).ok_or_else(|| format!("one of {:?} is taken", Pack::ALL.map(Pack::name)))
+}
+
 /// Opens a model to measure it.
-pub(super) fn open(model: Option<&str>, threads: Option<u32>, show: &mut Show) -> Result<Solo, Failure> {
+pub(super) fn open(
+    model: Option<&str>,
+    threads: Option<u32>,
+    pack: Pack,
+    show: &mut Show,
+) -> Result<Solo, Failure> {
     let file = backend::model_file(model)?;
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
     let mut progress = |done, total| show.step(Step::Loading, done, total);
-    Ok(Solo::open(kernels, &file, threads.unwrap_or(0) as usize, &mut progress)?)
+    Ok(Solo::open(kernels, &file, threads.unwrap_or(0) as usize, pack, &mut progress)?)
 }
 
 /// Measures and prints.
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut show = Show::silent();
-    let solo = open(args.model.as_deref(), args.threads, &mut show)?;
+    let solo = open(args.model.as_deref(), args.threads, args.pack, &mut show)?;
     let options = SpeedOptions {
         n_prompt: args.prompt as usize,
         n_generate: args.generate as usize,
@@ -64,6 +77,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "step_bytes": model.step_bytes(),
             "tier": solo.tier(),
             "threads": solo.threads(),
+            "packed": solo.is_packed(),
             "prompt": args.prompt,
             "generate": args.generate,
             "repeat": args.repeat,

@@ -10,7 +10,7 @@ use super::show::{self, Show, Step, Table, speed};
 use super::{Failure, bench};
 use crate::base::limits::TEXT_FILE_BYTES_MAX;
 use crate::engine::Solo;
-use crate::model;
+use crate::model::{self, Pack};
 use crate::os::clock;
 
 #[derive(Debug, Args)]
@@ -28,6 +28,9 @@ pub(super) struct PerplexityArgs {
     /// Threads that compute [default: one for each physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
+    /// How weights are read: as the file has them (off), or packed into memory
+    #[arg(long, value_name = "HOW", default_value = "off", value_parser = bench::pack)]
+    pack: Pack,
     /// How exactly to compute
     #[arg(long, value_enum, default_value_t = Precision::Default)]
     precision: Precision,
@@ -65,7 +68,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         Failure::usage(format!("{path}: not UTF-8 at byte {at}; name a text file, in UTF-8"))
     })?;
     let mut show = Show::silent();
-    let solo = bench::open(Some(&args.model), args.threads, &mut show)?;
+    let solo = bench::open(Some(&args.model), args.threads, args.pack, &mut show)?;
     let n_ctx = args.context.map_or(N_CTX.min(solo.model().hyper().n_ctx_train), |n| n as usize);
     let precision = match args.precision {
         Precision::Default => model::Precision::default(),

@@ -7,7 +7,7 @@ use zerocopy::little_endian::U16;
 
 use super::codes::Codes;
 use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::tensor::{Q8Row, Q8View, Scores};
+use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View, Scores};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -140,9 +140,9 @@ fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 }
 
 #[target_feature(enable = "neon")]
-fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for (((x, codes), scale), total) in blocks.zip(scales).zip(sums) {
+fn quantize(x: &[f32], out: Q8Mut<'_>) {
+    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
+    for ((((x, block), scale), total), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
         let mut max = vdupq_n_f32(0.0);
         for x in x.as_chunks::<4>().0 {
             // A NaN where one of the two is, as in the definition.
@@ -151,7 +151,7 @@ fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
         let max = vmaxvq_f32(max);
         let inverse = scalar::q8_inverse(max);
         let mut n = vdupq_n_s32(0);
-        for (x, codes) in x.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
+        for (x, codes) in x.as_chunks::<8>().0.iter().zip(block.as_chunks_mut::<8>().0) {
             let [low, high] = x.as_chunks::<4>().0 else { continue };
             let (low, high) = (
                 vcvtnq_s32_f32(vmulq_n_f32(load(low), inverse)),
@@ -164,6 +164,7 @@ fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
         }
         *scale = max / 127.0;
         *total = *scale * vaddvq_s32(n) as f32;
+        *pairs = scalar::pairs_of(block);
     }
 }
 

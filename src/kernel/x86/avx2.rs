@@ -7,7 +7,7 @@ use zerocopy::little_endian::U16;
 
 use super::codes::Codes;
 use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::tensor::{Q8Row, Q8View, Scores};
+use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View, Scores};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -42,7 +42,8 @@ pub(super) const AVX2: Kernels = Kernels {
 .with_blocks(Quant::IQ4_XS, unpack::<BlockIQ4XS, 8>, product::<BlockIQ4XS, 8>)
 .with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
-.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
+.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
+.with_packed(super::packed::PRODUCTS);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load(x: &[f32; 8]) -> __m256 {
@@ -145,10 +146,10 @@ fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+fn quantize(x: &[f32], out: Q8Mut<'_>) {
     let sign = _mm256_set1_ps(-0.0);
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for (((x, codes), scale), total) in blocks.zip(scales).zip(sums) {
+    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
+    for ((((x, codes), scale), total), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
         let [a, b, c, d] = x.as_chunks::<8>().0 else { continue };
         let (a, b, c, d) = (load(a), load(b), load(c), load(d));
         let abs = |v| _mm256_andnot_ps(sign, v);
@@ -175,6 +176,11 @@ fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
         let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_11_10>(n));
         let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_00_01>(n));
         *total = *scale * _mm_cvtsi128_si32(n) as f32;
+        // Sums of two codes, then of every second of those in each half.
+        let n = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let n = _mm256_add_epi16(n, _mm256_shuffle_epi32::<0b00_00_11_10>(n));
+        let n = _mm256_add_epi16(n, _mm256_shuffle_epi32::<0b00_00_00_01>(n));
+        *pairs = [_mm256_extract_epi32::<0>(n) as u32, _mm256_extract_epi32::<4>(n) as u32];
     }
 }
 

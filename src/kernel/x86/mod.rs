@@ -2,6 +2,7 @@
 
 mod avx2;
 mod codes;
+mod packed;
 
 use super::Kernels;
 

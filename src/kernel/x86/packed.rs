@@ -1,0 +1,380 @@
+//! Products with packed weights, AVX2: a lane of a register is a row, two registers are the 16 rows of a panel.
+//!
+//! Codes of up to 6 bits are unsigned, as `vpmaddubsw` takes its first operand, and `Σ (code - bias) · x` is summed in
+//! 16 bits: each of a lane's two sums begins with `-bias · Σ x` and goes up by products of unsigned codes. They may wrap
+//! on the way, which changes nothing, because the end fits: 16 (half a group: 8) products of at most 16 · 127 (32 · 127).
+//! Only a single `vpmaddubsw` must not saturate: 2 · 63 · 127 fits. Codes of 8 bits go the other way, signs to the
+//! activations, each pair widened at once.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use crate::kernel::tensor::{Pairs, Q8Row, Q8View};
+use crate::kernel::{PANEL, PackedFn, Q8_BLOCK};
+use crate::quant::packed::{Float, Integers, Packing};
+use crate::quant::{E2M1, Quant};
+
+/// Indexed by format.
+pub(super) const PRODUCTS: [Option<PackedFn>; Quant::COUNT] = {
+    let mut all: [Option<PackedFn>; Quant::COUNT] = [None; Quant::COUNT];
+    macro_rules! set {
+        ($($quant:ident)*) => { $(all[Quant::$quant as usize] = Some(product::<{ Quant::$quant as usize }>);)* };
+    }
+    set!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4);
+    all
+};
+
+/// 16 rows: the first eight, the others.
+type Two = [__m256i; 2];
+
+/// What is known of a format when its kernel is compiled.
+#[derive(Clone, Copy)]
+struct Plan {
+    packing: Packing,
+    /// Codes are signed, of 8 bits.
+    wide: bool,
+    /// Both halves of a group have a scale.
+    halves: bool,
+    /// Taken off the unsigned codes in 16-bit sums.
+    bias: i16,
+    /// It is put back behind: the codes were unsigned, and only their sums would not have fitted.
+    back: bool,
+    /// E2M1 with `bias` added.
+    table: Option<[u8; 16]>,
+}
+
+const fn plan(quant: usize) -> Plan {
+    let Some(packing) = Packing::of(Quant::ALL[quant]) else { panic!("a format without blocks") };
+    let halves = matches!(packing.integers, Integers::Halves | Integers::Halves6 | Integers::HalvesAndMins);
+    let mut plan =
+        Plan { packing, wide: packing.low == 8, halves, bias: packing.bias as i16, back: false, table: None };
+    if let Some(values) = packing.table {
+        let mut table = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            table[i] = values[i] as u8;
+            i += 1;
+        }
+        plan.table = Some(table);
+    }
+    if let Quant::MXFP4 = Quant::ALL[quant] {
+        let mut table = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            table[i] = (E2M1[i] + 12) as u8;
+            i += 1;
+        }
+        plan.table = Some(table);
+        plan.bias = 12;
+    } else if packing.table.is_some() {
+        plan.wide = true;
+    } else if packing.high == 1 && packing.bias == 0 {
+        plan.bias = 16;
+        plan.back = true;
+    }
+    plan
+}
+
+/// The sections of a panel.
+struct Panel<'a> {
+    low: &'a [u8],
+    high: &'a [u8],
+    integers: &'a [u8],
+    floats: &'a [u8],
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(bytes: &[u8], at: usize) -> __m256i {
+    let bytes: &[u8; 32] = bytes[at..].first_chunk().expect("in the panel");
+    // SAFETY: 32 bytes are there; the load takes any alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load16(bytes: &[u8], at: usize) -> __m128i {
+    let bytes: &[u8; 16] = bytes[at..].first_chunk().expect("in the panel");
+    // SAFETY: 16 bytes are there; the load takes any alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_floats(x: &[f32; 8]) -> __m256 {
+    // SAFETY: eight floats are there; the load takes any alignment.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_floats(x: __m256, y: &mut [f32; 8]) {
+    // SAFETY: there is room for eight floats; the store takes any alignment.
+    unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
+}
+
+/// Bits `FROM ..` of each byte as bits `TO ..`, of which `mask` are kept.
+macro_rules! moved {
+    ($x:expr, $from:expr, $to:expr, $mask:expr) => {{
+        const LEFT: i32 = if $to > $from { $to - $from } else { 0 };
+        const RIGHT: i32 = if $from > $to { $from - $to } else { 0 };
+        let x = _mm256_srli_epi16::<RIGHT>(_mm256_slli_epi16::<LEFT>($x));
+        _mm256_and_si256(x, _mm256_set1_epi8($mask as i8))
+    }};
+}
+
+/// Codes of the step `$step` of group `$g`: 8 rows in each of two registers. A macro, because what is not unrolled
+/// and inlined here costs ten times the time.
+macro_rules! codes {
+    ($plan:expr, $panel:expr, $g:expr, $step:literal) => {{
+        let (packing, panel, g) = (&$plan.packing, $panel, $g);
+        let mut out = [_mm256_setzero_si256(); 2];
+        for (i, out) in out.iter_mut().enumerate() {
+            let low = match packing.low {
+                2 => moved!(load(panel.low, g * 128 + $step % 2 * 64 + 32 * i), $step / 2 * 2, 0, 3),
+                4 => moved!(load(panel.low, g * 256 + $step % 4 * 64 + 32 * i), $step / 4 * 4, 0, 15),
+                _ => load(panel.low, g * 512 + $step * 64 + 32 * i),
+            };
+            *out = match (packing.high, packing.low) {
+                (0, _) => low,
+                (1, 2) => {
+                    let high = load(panel.high, g * 64 + 32 * i);
+                    _mm256_or_si256(low, moved!(high, $step, 2, 4))
+                }
+                (1, _) => {
+                    let high = load(panel.high, g * 64 + 32 * i);
+                    _mm256_or_si256(low, moved!(high, $step, 4, 16))
+                }
+                _ => {
+                    let high = load(panel.high, g * 128 + $step % 2 * 64 + 32 * i);
+                    _mm256_or_si256(low, moved!(high, $step / 2 * 2, 4, 48))
+                }
+            };
+            if let Some(table) = &$plan.table {
+                *out = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(table, 0)), *out);
+            }
+        }
+        out
+    }};
+}
+
+/// A byte of each row as pairs of 16-bit numbers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn doubled(bytes: __m128i) -> Two {
+    let (low, high) = (_mm_unpacklo_epi8(bytes, bytes), _mm_unpackhi_epi8(bytes, bytes));
+    [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+}
+
+/// The bytes of each row as 32-bit floats.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn as_floats(bytes: __m128i) -> [__m256; 2] {
+    [
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))),
+    ]
+}
+
+/// Integers of a group: what sums of its halves are multiplied with, and the minima: bytes of each row, of both halves
+/// or of the group.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn integers(packing: &Packing, panel: &Panel<'_>, g: usize) -> ([Two; 2], [__m128i; 2]) {
+    let byte = |i: usize| load16(panel.integers, i * PANEL);
+    let nibble = _mm_set1_epi8(15);
+    let high = |x: __m128i| _mm_and_si128(_mm_srli_epi16::<4>(x), nibble);
+    let none = [_mm_setzero_si128(); 2];
+    match packing.integers {
+        Integers::None => ([[_mm256_set1_epi16(1); 2]; 2], none),
+        Integers::Scale => ([doubled(byte(g)); 2], none),
+        Integers::Halves => ([doubled(byte(2 * g)), doubled(byte(2 * g + 1))], none),
+        Integers::HalvesAndMins => {
+            let (scales, mins) = (byte(2 * g), byte(2 * g + 1));
+            let scales = [doubled(_mm_and_si128(scales, nibble)), doubled(high(scales))];
+            (scales, [_mm_and_si128(mins, nibble), high(mins)])
+        }
+        Integers::ScaleAndMin6 | Integers::Halves6 => {
+            let (at, j) = (g / 8 * 12, g % 8);
+            let (low, top) = (byte(at + j), byte(at + 8 + j / 2));
+            let top = if j.is_multiple_of(2) { top } else { _mm_srli_epi16::<4>(top) };
+            let two = _mm_set1_epi8(0x30);
+            let first =
+                _mm_or_si128(_mm_and_si128(low, nibble), _mm_and_si128(_mm_slli_epi16::<4>(top), two));
+            let second = _mm_or_si128(high(low), _mm_and_si128(_mm_slli_epi16::<2>(top), two));
+            if packing.integers == Integers::ScaleAndMin6 {
+                return ([doubled(first); 2], [second; 2]);
+            }
+            let signed = |x| doubled(_mm_sub_epi8(x, _mm_set1_epi8(32)));
+            ([signed(first), signed(second)], none)
+        }
+    }
+}
+
+/// Float `i` of block `b`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn floats(packing: &Packing, panel: &Panel<'_>, b: usize, i: usize) -> [__m256; 2] {
+    let at = (b * if packing.mins { 2 } else { 1 } + i) * 2 * PANEL;
+    let (low, high) = (load16(panel.floats, at), load16(panel.floats, at + 16));
+    match packing.float {
+        Float::F16 => [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)],
+        Float::BF16 => {
+            let wide = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+            [wide(low), wide(high)]
+        }
+    }
+}
+
+/// The activations of a step for every row.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn four<const STEP: usize>(codes: &[i8; Q8_BLOCK]) -> __m256i {
+    const { assert!(4 * STEP + 4 <= Q8_BLOCK) };
+    // SAFETY: the four codes are there, by the assertion; the load takes any alignment. Made of four bytes it would be
+    // merged with those of other steps, and cost shuffles.
+    _mm256_set1_epi32(unsafe { codes.as_ptr().add(4 * STEP).cast::<i32>().read_unaligned() })
+}
+
+/// Keeps sums in registers from step to step: for all the compiler knows they are changed here, and memory is read.
+/// Without it the loads of all steps go to the front and the sums onto the stack, at half the speed.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn pin<const T: usize>(sums: &mut [Two; T]) {
+    for sum in sums.as_flattened_mut() {
+        // SAFETY: no instruction; the register comes out as it went in.
+        unsafe { asm!("/* {0} */", inout(ymm_reg) * sum, options(nostack, preserves_flags)) };
+    }
+}
+
+/// `n` times the sums of codes of a block, for both halves.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn times(n: i16, pairs: Pairs) -> Two {
+    let n = _mm256_set1_epi16(n);
+    pairs.map(|pair| _mm256_mullo_epi16(_mm256_set1_epi32(pair as i32), n))
+}
+
+/// Adds the products of the panel with tokens `x` to their sums. Each has one float sum, groups in ascending order.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<const Q: usize, const T: usize>(panel: &Panel<'_>, x: [Q8Row<'_>; T], sums: &mut [[f32; PANEL]; T]) {
+    let plan = &const { plan(Q) };
+    let packing = &plan.packing;
+    let n_groups = x[0].codes.len();
+    for g in 0..n_groups {
+        let b = g / packing.groups;
+        let (scales, mins) = integers(packing, panel, g);
+        // The exact sum of each token and row.
+        let mut exact = [[_mm256_setzero_si256(); 2]; T];
+        let mut acc = exact;
+        macro_rules! steps {
+            ($($step:literal)*) => { $({
+                let w = codes!(plan, panel, g, $step);
+                if !plan.wide && ($step == 0 || plan.halves && $step == 4) {
+                    for t in 0..T {
+                        let bias = times(-plan.bias, x[t].pairs[g]);
+                        acc[t] = [match plan.halves {
+                            true => bias[$step / 4],
+                            false => _mm256_add_epi16(bias[0], bias[1]),
+                        }; 2];
+                    }
+                }
+                for t in 0..T {
+                    let x = four::<$step>(&x[t].codes[g]);
+                    for i in 0..2 {
+                        if plan.wide {
+                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                            exact[t][i] = _mm256_add_epi32(exact[t][i], _mm256_madd_epi16(pairs, scales[0][i]));
+                        } else {
+                            acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(w[i], x));
+                        }
+                    }
+                }
+                pin(if plan.wide { &mut exact } else { &mut acc });
+                if !plan.wide && ($step == 7 || plan.halves && $step == 3) {
+                    for t in 0..T {
+                        for i in 0..2 {
+                            let sum = _mm256_madd_epi16(acc[t][i], scales[$step / 4][i]);
+                            exact[t][i] =
+                                if $step == 3 || !plan.halves { sum } else { _mm256_add_epi32(exact[t][i], sum) };
+                        }
+                    }
+                }
+            })* };
+        }
+        steps!(0 1 2 3 4 5 6 7);
+        let d = floats(packing, panel, b, 0);
+        for ((x, exact), sums) in x.iter().zip(&mut exact).zip(&mut *sums) {
+            let scale = _mm256_set1_ps(x.scales[g]);
+            let [first, second] = sums.as_chunks_mut::<8>().0 else { continue };
+            for (i, sums) in [first, second].into_iter().enumerate() {
+                if plan.back {
+                    let [a, b] = times(plan.bias, x.pairs[g]);
+                    let bias = _mm256_madd_epi16(_mm256_add_epi16(a, b), scales[0][i]);
+                    exact[i] = _mm256_add_epi32(exact[i], bias);
+                }
+                let exact = _mm256_cvtepi32_ps(exact[i]);
+                let sum = _mm256_fmadd_ps(exact, _mm256_mul_ps(d[i], scale), load_floats(sums));
+                store_floats(sum, sums);
+            }
+        }
+        if packing.mins {
+            let dmin = floats(packing, panel, b, 1);
+            let group = match packing.integers {
+                Integers::ScaleAndMin6 => {
+                    let [low, high] = as_floats(mins[0]);
+                    [_mm256_mul_ps(dmin[0], low), _mm256_mul_ps(dmin[1], high)]
+                }
+                _ => dmin,
+            };
+            let halves = [doubled(mins[0]), doubled(mins[1])];
+            for (x, sums) in x.iter().zip(&mut *sums) {
+                let [first, second] = sums.as_chunks_mut::<8>().0 else { continue };
+                for (i, sums) in [first, second].into_iter().enumerate() {
+                    let sum = match packing.integers {
+                        Integers::HalvesAndMins => {
+                            let [a, b] = times(1, x.pairs[g]);
+                            let exact = _mm256_add_epi32(
+                                _mm256_madd_epi16(a, halves[0][i]),
+                                _mm256_madd_epi16(b, halves[1][i]),
+                            );
+                            let scale = _mm256_mul_ps(dmin[i], _mm256_set1_ps(x.scales[g]));
+                            _mm256_fnmadd_ps(_mm256_cvtepi32_ps(exact), scale, load_floats(sums))
+                        }
+                        _ => _mm256_fnmadd_ps(group[i], _mm256_set1_ps(x.sums[g]), load_floats(sums)),
+                    };
+                    store_floats(sum, sums);
+                }
+            }
+        }
+    }
+}
+
+/// The products of a panel with all tokens, four at a time as long as there are so many.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn product<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+    let [low, high, integers, floats, end] = const { plan(Q) }.packing.sections(x.n_cols);
+    let panel = Panel {
+        low: &panel[low..high],
+        high: &panel[high..integers],
+        integers: &panel[integers..floats],
+        floats: &panel[floats..end],
+    };
+    sums.fill([0.0; PANEL]);
+    debug_assert!(x.n_cols.is_multiple_of(Q8_BLOCK));
+    let mut first = 0;
+    while first < sums.len() {
+        first += match sums.len() - first {
+            1 => some::<Q, 1>(&panel, x, first, sums),
+            2 => some::<Q, 2>(&panel, x, first, sums),
+            3 => some::<Q, 3>(&panel, x, first, sums),
+            _ => some::<Q, 4>(&panel, x, first, sums),
+        };
+    }
+}
+
+/// The products of a panel with `T` tokens from `first` on; tells how many those are.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn some<const Q: usize, const T: usize>(
+    panel: &Panel<'_>,
+    x: &Q8View<'_>,
+    first: usize,
+    sums: &mut [[f32; PANEL]],
+) -> usize {
+    let Some(sums) = sums[first..].first_chunk_mut() else { return T };
+    tile::<Q, T>(panel, std::array::from_fn(|t| x.row(first + t)), sums);
+    T
+}
