@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::kernel::Pool;
+use crate::kernel::{Kernels, Pool};
 use crate::model::{Model, Pack, PackedWeights, Packer};
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
@@ -19,8 +19,8 @@ pub(super) enum Load {
 }
 
 impl Load {
-    pub(super) fn new(model: &Model, pack: Pack) -> Self {
-        match Packer::new(model, pack) {
+    pub(super) fn new(model: &Model, pack: Pack, kernels: &Kernels) -> Self {
+        match Packer::new(model, pack, kernels) {
             Some(packer) => Self::Pack(Box::new(packer)),
             None => Self::Read(0, model.file_bytes()),
         }

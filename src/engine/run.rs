@@ -384,7 +384,7 @@ impl Runner {
             );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
-        let load = Load::new(&model.model, self.shared.options.pack);
+        let load = Load::new(&model.model, self.shared.options.pack, self.shared.kernels);
         self.loading = Some(Loading { model, load, since: now });
     }
 

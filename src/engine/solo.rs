@@ -41,7 +41,7 @@ impl Solo {
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let mut load = Load::new(&loaded.model, pack);
+        let mut load = Load::new(&loaded.model, pack, kernels);
         while load.work(&loaded.model, &pool) {
             let (done, total) = load.progress();
             progress(done, total);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::layer::Matrix;
 use super::load::Model;
 use crate::format::Checkpoint;
-use crate::kernel::{Packed, Pool, Rows};
+use crate::kernel::{Kernels, Packed, Pool, Rows};
 use crate::os::pages::{self, Pages};
 use crate::quant::Quant;
 use crate::quant::packed::{PANEL, Packing};
@@ -102,11 +102,12 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// Room for all matrices of `model` that products read. `None` if it is not to be packed, there are no matrices of a
-    /// packed format, or no memory for them beside what others need: an eighth more than they take.
+    /// Room for all matrices of `model` that products read. `None` if it is not to be packed, `kernels` have no products for
+    /// it, there are no matrices of a packed format, or no memory for them beside what others need: an eighth more than
+    /// they take.
     #[must_use]
-    pub fn new(model: &Model, pack: Pack) -> Option<Self> {
-        if pack == Pack::Off {
+    pub fn new(model: &Model, pack: Pack, kernels: &Kernels) -> Option<Self> {
+        if pack == Pack::Off || !kernels.packs() {
             return None;
         }
         let (mut tensors, mut at) = (Vec::new(), 0);

@@ -74,9 +74,9 @@ impl<'a> Run<'a> {
         Self { model, pool, decoder, kv }
     }
 
-    /// The same with the model's weights packed, if they are of formats that are.
+    /// The same with the model's weights packed, if they are of formats that are, and the tier packs.
     pub(crate) fn packed(mut self) -> Self {
-        let packed = Packer::new(self.model, Pack::Memory).map(|mut packer| {
+        let packed = Packer::new(self.model, Pack::Memory, self.pool.kernels()).map(|mut packer| {
             // A few panels at a time.
             while packer.work(self.pool, 10_000) {}
             Arc::new(packer.finish())

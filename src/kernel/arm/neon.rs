@@ -24,6 +24,8 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     store_f16,
     attend_f16,
     attend_f32,
+    // The scalar tier's products with packed weights are slower than these with rows.
+    packs: false,
     ..SCALAR
 }
 .with_unpack(Quant::F16, unpack_f16)
