@@ -3,8 +3,7 @@
 //!
 //! `SOTTO_VOCABS` names a folder of vocabulary files with their results, `SOTTO_TOKENIZERS` one of folders with a
 //! `tokenizer.json`, `SOTTO_FIXTURES` one of models; without them the sets beside the repository, in `shared/fixtures/`,
-//! are used, and the small one in
-//! `tests/fixtures/tokenizers`. What is absent is said; a folder that was named must have something to run.
+//! are used, and the small one in `tests/fixtures/tokenizers`. What is absent is said; a folder that was named must have something to run.
 
 #![allow(
     clippy::unwrap_used,

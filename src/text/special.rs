@@ -2,8 +2,8 @@
 //!
 //! A chat template puts the users' text and control tokens into one string. So that the two stay apart, a mark goes
 //! into every place of a message where its text could be read as a control token, alone or together with the
-//! template's text around it. [`Guards`] says which tokens those are. The mark breaks the token; after the string was cut at the true control tokens, the
-//! marks are taken out, and the words around them merge as if there had been none.
+//! template's text around it. [`Guards`] says which tokens those are. The mark breaks the token; after the string was
+//! cut at the true control tokens, the marks are taken out, and the words around them merge as if there had been none.
 
 use super::TextError;
 use super::unicode::{Class, class};
