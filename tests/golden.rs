@@ -85,8 +85,9 @@ fn logits_far_into_a_text() {
         for kv in KvType::ALL {
             let error = far(name, model, &pool, kv, &expected);
             println!("{name}: {error:.1e} with a cache of {}", kv.name());
-            // What a narrower cache may cost is known for our own fixtures (at most 2.4e-3 and 4.3e-2; where a token may
-            // choose other experts 7.2e-3 and 2.2e-1). Other models may magnify it more: those are only to give numbers.
+            // What a narrower cache may cost is known for our own fixtures (at most 2.4e-3 and 6.7e-2; where a token may
+            // choose other experts 7.2e-3 and 2.2e-1). With 8 bits queries become codes too. Other models may magnify it
+            // more: those are only to give numbers.
             let experts = model.hyper().n_expert > 0;
             let bound = match kv {
                 KvType::F32 => LONG_BOUND,
@@ -94,7 +95,7 @@ fn logits_far_into_a_text() {
                 KvType::F16 if experts => 1e-2,
                 KvType::F16 => 3e-3,
                 KvType::Q8_0 if experts => 3e-1,
-                KvType::Q8_0 => 5e-2,
+                KvType::Q8_0 => 8e-2,
             };
             assert!(error <= bound, "{name}: {error:.1e} with a cache of {}, at most {bound:.0e}", kv.name());
         }

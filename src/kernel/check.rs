@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::tensor::{KvView, Packed, Q8Acts, Q8Rows, Rows, Scores};
+use super::tensor::{Packed, Q8Acts, Rows, Scores};
 use super::*;
 use crate::base::rng::Rng;
 use crate::quant;
@@ -356,48 +356,150 @@ fn elementwise_kernels_agree() {
     }
 }
 
+/// A cache of `n` positions in as many slots as `window` asks for, and what it holds as floats, keys and values
+/// `[n][n_head_kv, d]`.
+fn cache(k: &Kernels, kind: KvType, (n_head_kv, d): (usize, usize), keys: &[f32], values: &[f32]) -> Cache {
+    let n = keys.len() / (n_head_kv * d);
+    let mut cache = Cache::new(kind, n_head_kv, d, n.next_multiple_of(ATTN_BLOCK)).expect("room");
+    for (slot, (k_row, v_row)) in keys.chunks(n_head_kv * d).zip(values.chunks(n_head_kv * d)).enumerate() {
+        cache.store(k, slot, k_row, v_row);
+    }
+    cache
+}
+
+fn attend(pool: &Pool, a: &Attention<'_>) -> Vec<f32> {
+    let mut room = vec![f32::NAN; Attention::room(a.n_head, a.cache.head_dim)];
+    let mut out = vec![f32::NAN; a.q.len()];
+    pool.attention(a, &mut room, &mut out);
+    out
+}
+
+/// Attention as the formula has it, in f64.
+fn exact(a: &Attention<'_>, keys: &[f32], values: &[f32]) -> Vec<f32> {
+    let (d, n_head_kv) = (a.cache.head_dim, a.cache.n_head_kv);
+    let heads = a.q.chunks(d).enumerate().map(|(i, q)| {
+        let (t, head) = (i / a.n_head, i % a.n_head);
+        let of = |x: &[f32], pos: usize, c: usize| {
+            f64::from(x[(pos * n_head_kv + head / (a.n_head / n_head_kv)) * d + c])
+        };
+        let end = a.pos + t + 1;
+        let sees = a.window.map_or(0, |w| end.saturating_sub(w))..end;
+        let score = |pos: usize| {
+            let x =
+                (0..d).map(|c| f64::from(q[c]) * of(keys, pos, c)).sum::<f64>() * f64::from(a.scores.scale);
+            let cap = f64::from(a.scores.cap);
+            if cap > 0.0 { cap * (x / cap).tanh() } else { x }
+        };
+        let weights: Vec<f64> = sees.clone().map(|pos| score(pos).exp()).collect();
+        let total = weights.iter().sum::<f64>() + a.sinks.map_or(0.0, |s| f64::from(s[head]).exp());
+        let value =
+            |c| sees.clone().zip(&weights).map(|(pos, w)| w * of(values, pos, c)).sum::<f64>() / total;
+        (0..d).map(|c| value(c) as f32).collect::<Vec<f32>>()
+    });
+    heads.flatten().collect()
+}
+
 #[test]
-fn attention_agrees() {
+fn attention_is_what_the_formula_says() {
     let mut rng = Rng::new(4);
     for k in tiers() {
-        for (d, n) in
-            [1, 8, 16, 20, 64, 80, 128, 512].into_iter().flat_map(|d| [1, 7, 63, 64].map(|n| (d, n)))
-        {
-            for how in [Scores { scale: 0.5, cap: 0.0 }, Scores { scale: 2.0, cap: 5.0 }] {
-                let (q, keys, values) =
-                    (floats(&mut rng, d), floats(&mut rng, n * d), floats(&mut rng, n * d));
-                let agree = |keys: KvView<'_>, values: KvView<'_>| {
-                    let (mut a, mut b) = (vec![0.0; d], vec![0.0; d]);
-                    let found = k.attend(&q, keys, values, how, &mut a);
-                    let wanted = SCALAR.attend(&q, keys, values, how, &mut b);
-                    close(&[found.0, found.1], &[wanted.0, wanted.1], 1e-5, k);
-                    close(&a, &b, 1e-5, k);
-                };
-                agree(KvView::F32(&keys), KvView::F32(&values));
-                let half = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
-                agree(KvView::F16(&half(&keys)), KvView::F16(&half(&values)));
-                let (keys, values) = (q8(k, d, &keys), q8(k, d, &values));
-                let view = |(codes, scales)| KvView::Q8(Q8Rows { codes, scales });
-                agree(view((&keys.0, &keys.1)), view((&values.0, &values.1)));
+        let pool = Pool::new(k, 2).expect("threads");
+        for (i, d) in [1, 8, 16, 20, 33, 64, 80, 128, 512].into_iter().enumerate() {
+            for (group, n_head_kv, n) in [(1, 2, 3), (2, 1, 70), (3, 3, 64), (7, 2, 130), (30, 1, 600)] {
+                let (keys, values) =
+                    (floats(&mut rng, n * n_head_kv * d), floats(&mut rng, n * n_head_kv * d));
+                let n_tokens = [1, 2, 5][(i + group) % 3];
+                let q = floats(&mut rng, n_tokens * group * n_head_kv * d);
+                let sinks = floats(&mut rng, group * n_head_kv);
+                for (kind, bound) in [(KvType::F32, 2e-5), (KvType::F16, 1e-3), (KvType::Q8_0, 2e-2)] {
+                    let cache = cache(k, kind, (n_head_kv, d), &keys, &values);
+                    let a = Attention {
+                        q: &q,
+                        cache: &cache,
+                        n_head: group * n_head_kv,
+                        pos: n - n_tokens.min(n),
+                        window: [None, Some(1), Some(66)][(i + n) % 3],
+                        scores: Scores { scale: 1.0 / (d as f32).sqrt(), cap: [0.0, 5.0][i % 2] },
+                        sinks: (i % 3 == 0).then_some(&sinks),
+                    };
+                    let a = Attention { q: &q[..q.len() / n_tokens * n_tokens.min(n)], ..a };
+                    let (found, wanted) = (attend(&pool, &a), exact(&a, &keys, &values));
+                    for (y, w) in found.iter().zip(&wanted) {
+                        assert!((y - w).abs() <= bound, "{k:?} {kind:?} {d} x {group} x {n}: {y} for {w}");
+                    }
+                }
             }
         }
     }
 }
 
-/// Rows of `d` as codes and scales, which unpack to within half a step and the rounding of a scale.
-fn q8(k: &Kernels, d: usize, x: &[f32]) -> (Vec<i8>, Vec<f16>) {
-    let (mut codes, mut scales) = (vec![0; x.len()], vec![f16::ZERO; x.len() / d * d.div_ceil(Q8_BLOCK)]);
-    let blocks = scales.chunks_mut(d.div_ceil(Q8_BLOCK));
-    for ((x, codes), scales) in x.chunks(d).zip(codes.chunks_mut(d)).zip(blocks) {
-        k.store_q8(x, codes, scales);
-        let mut back = vec![0.0; d];
-        Q8Rows { codes, scales }.unpack(0, &mut back);
-        for (i, (a, b)) in x.iter().zip(&back).enumerate() {
-            let step = scales[i / Q8_BLOCK].to_f32();
-            assert!((a - b).abs() <= 0.51 * step + 0.07 * step, "{k:?}: {a} became {b}, steps of {step}");
+/// However a sequence was cut, on however many threads, in a cache that wraps or not.
+#[test]
+fn chunks_and_threads_change_no_bit_of_attention() {
+    let mut rng = Rng::new(14);
+    for k in tiers() {
+        for (d, group, n_head_kv, n, window) in
+            [(64, 3, 2, 1_200, None), (16, 1, 1, 9_000, None), (40, 5, 1, 700, Some(150))]
+        {
+            let (keys, values) = (floats(&mut rng, n * n_head_kv * d), floats(&mut rng, n * n_head_kv * d));
+            let q = floats(&mut rng, n * group * n_head_kv * d);
+            let width = group * n_head_kv * d;
+            let last = n - 40..n;
+            for kind in KvType::ALL {
+                let whole = cache(k, kind, (n_head_kv, d), &keys, &values);
+                let at = |pos: usize, n: usize| Attention {
+                    q: &q[pos * width..(pos + n) * width],
+                    cache: &whole,
+                    n_head: group * n_head_kv,
+                    pos,
+                    window,
+                    scores: Scores { scale: 0.3, cap: 0.0 },
+                    sinks: None,
+                };
+                let pools = [1, 2, 3].map(|n| Pool::new(k, n).expect("threads"));
+                let wanted = attend(&pools[0], &at(last.start, last.len()));
+                for pool in &pools {
+                    for chunk in [1, 7, 40] {
+                        let parts =
+                            last.clone().step_by(chunk).map(|pos| attend(pool, &at(pos, chunk.min(n - pos))));
+                        let found: Vec<f32> = parts.flatten().collect();
+                        assert_eq!(found, wanted, "{pool:?} {kind:?}: {d} x {group} by {chunk}");
+                    }
+                }
+                let Some(window) = window else { continue };
+                // The same positions in a ring, what fell out of it overwritten.
+                let n_slots = (window + 39_usize).next_multiple_of(ATTN_BLOCK);
+                let mut ring = Cache::new(kind, n_head_kv, d, n_slots).expect("room");
+                for (pos, (k_row, v_row)) in
+                    keys.chunks(n_head_kv * d).zip(values.chunks(n_head_kv * d)).enumerate()
+                {
+                    ring.store(k, pos % n_slots, k_row, v_row);
+                }
+                let found = attend(&pools[1], &Attention { cache: &ring, ..at(last.start, last.len()) });
+                assert_eq!(found, wanted, "{k:?} {kind:?}: a ring of {n_slots}");
+            }
         }
     }
-    (codes, scales)
+}
+
+/// What a cache of 8 bits keeps is within half a step and the rounding of a scale.
+#[test]
+fn stored_codes_are_close() {
+    let mut rng = Rng::new(15);
+    for k in tiers() {
+        for n in [1, 20, 32, 80, 512] {
+            let x = floats(&mut rng, n);
+            let (mut codes, mut scales) = (vec![0; n], vec![f16::ZERO; n.div_ceil(Q8_BLOCK)]);
+            k.store_q8(&x, &mut codes, &mut scales);
+            for (i, (x, code)) in x.iter().zip(&codes).enumerate() {
+                let step = scales[i / Q8_BLOCK].to_f32();
+                assert!(
+                    (x - step * f32::from(*code)).abs() <= 0.58 * step,
+                    "{k:?}: {x} became {code} of {step}"
+                );
+            }
+        }
+    }
 }
 
 /// The threads of a pool share the work without changing a bit, and a pool that was idle wakes up.

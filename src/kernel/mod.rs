@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod attention;
+mod cache;
 #[cfg(test)]
 mod check;
 mod math;
@@ -16,16 +18,16 @@ mod tensor;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use attention::Attention;
+pub use cache::{Cache, KvType};
 use half::f16;
-pub use pool::{Attention, Pool};
-pub use tensor::{
-    Epilogue, Input, KvView, Packed, Product, Q8Acts, Q8Rows, Rows, Scores, ShapeError, Weights,
-};
+pub use pool::Pool;
+pub use tensor::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
 use crate::quant::packed::{PANEL, Packing};
-use tensor::{Q8Mut, Q8View};
+use tensor::{Panels, Q8Mut, Q8View};
 
 /// Instruction-set level, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,8 +145,13 @@ type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
 type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
 type StoreF16Fn = unsafe fn(&[f32], &mut [f16]);
-type AttendFn<T> = unsafe fn(&[f32], &[T], &[T], Scores, &mut [f32]) -> (f32, f32);
-type AttendQ8Fn = unsafe fn(&[f32], Q8Rows<'_>, Q8Rows<'_>, Scores, &mut [f32]) -> (f32, f32);
+/// Rows of floats, so many apart.
+type Strided<'a> = (&'a [f32], usize);
+type StridedMut<'a> = (&'a mut [f32], usize);
+/// Takes rows `a`, their number, panels and rows `c`.
+type MixFn<T> = unsafe fn(Strided<'_>, usize, &Panels<'_, T>, StridedMut<'_>);
+type WeighFn = unsafe fn(&mut [f32; ATTN_BLOCK], Scores) -> (f32, f32);
+type BlendFn = unsafe fn(&mut [f32], f32, &[f32], f32);
 type StoreQ8Fn = unsafe fn(&[f32], &mut [i8], &mut [f16]);
 
 /// Kernels of one tier. A `&'static Kernels` is proof that the machine has its features: only [`select`] gives one.
@@ -164,10 +171,12 @@ pub struct Kernels {
     rope_pairs: RopeFn,
     rope_halves: RopeFn,
     store_f16: StoreF16Fn,
-    attend_f16: AttendFn<f16>,
-    attend_f32: AttendFn<f32>,
     store_q8: StoreQ8Fn,
-    attend_q8: AttendQ8Fn,
+    mix_f16: MixFn<f16>,
+    mix_f32: MixFn<f32>,
+    mix_i8: MixFn<i8>,
+    weigh: WeighFn,
+    blend: BlendFn,
 }
 
 const SCALAR: Kernels = Kernels {
@@ -183,10 +192,12 @@ const SCALAR: Kernels = Kernels {
     rope_pairs: scalar::rope_pairs,
     rope_halves: scalar::rope_halves,
     store_f16: scalar::store_f16,
-    attend_f16: scalar::attend_f16,
-    attend_f32: scalar::attend_f32,
     store_q8: scalar::store_q8,
-    attend_q8: scalar::attend_q8,
+    mix_f16: scalar::mix_f16,
+    mix_f32: scalar::mix_f32,
+    mix_i8: scalar::mix_i8,
+    weigh: scalar::weigh,
+    blend: scalar::blend,
 };
 
 impl std::fmt::Debug for Kernels {
@@ -367,25 +378,45 @@ impl Kernels {
         unsafe { (self.store_q8)(x, codes, scales) }
     }
 
-    /// Attention of one query over at most [`ATTN_BLOCK`] keys: writes `Σ exp(s_j - max) v_j` to `out` and returns
-    /// (max, Σ exp(s_j - max)) with the scores `s_j` of `q · k_j`. `k` and `v` are `[n_keys, head_dim]`.
-    fn attend(&self, q: &[f32], k: KvView<'_>, v: KvView<'_>, how: Scores, out: &mut [f32]) -> (f32, f32) {
-        let n = k.len();
-        assert!(
-            q.len() == out.len() && n == v.len() && n.is_multiple_of(q.len()) && n / q.len() <= ATTN_BLOCK
-        );
-        match (k, v) {
-            // SAFETY: the machine has the features of this table (`select`); shapes agree.
-            (KvView::F16(k), KvView::F16(v)) => unsafe { (self.attend_f16)(q, k, v, how, out) },
-            // SAFETY: as above.
-            (KvView::F32(k), KvView::F32(v)) => unsafe { (self.attend_f32)(q, k, v, how, out) },
-            (KvView::Q8(k), KvView::Q8(v)) => {
-                let n_scales = n / q.len() * q.len().div_ceil(Q8_BLOCK);
-                assert_eq!((k.scales.len(), v.scales.len()), (n_scales, n_scales), "scales of a cache");
-                // SAFETY: as above.
-                unsafe { (self.attend_q8)(q, k, v, how, out) }
-            }
-            _ => panic!("keys and values of one cache have one type"),
+    /// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]` for `n_rows` rows, by one of this table's kernels: one sum an output,
+    /// k ascending.
+    fn mix<T>(&self, kernel: MixFn<T>, a: Strided<'_>, n_rows: usize, b: Panels<'_, T>, c: StridedMut<'_>) {
+        if n_rows == 0 || b.n == 0 {
+            return;
         }
+        let fits = |len: usize, n: usize, stride: usize, last: usize| len >= (n - 1) * stride + last;
+        assert!(
+            fits(a.0.len(), n_rows, a.1, b.n_k)
+                && fits(b.b.len(), b.n, b.stride, PANEL * b.n_k)
+                && fits(c.0.len(), n_rows, c.1, PANEL * b.n)
+                && a.1 >= b.n_k
+                && b.stride >= PANEL * b.n_k
+                && c.1 >= PANEL * b.n,
+            "{n_rows} rows times {} panels",
+            b.n
+        );
+        // SAFETY: the machine has the features of this table (`select`); all rows and panels are there.
+        unsafe { kernel(a, n_rows, &b, c) }
+    }
+
+    /// Makes scores of products, and weights `exp(score - max)` of those; what is minus infinity has none. Returns the
+    /// maximum and the sum of the weights.
+    fn weigh(&self, products: &mut [f32; ATTN_BLOCK], how: Scores) -> (f32, f32) {
+        // SAFETY: the machine has the features of this table (`select`).
+        unsafe { (self.weigh)(products, how) }
+    }
+
+    /// `y = y * a + x * b`. Panics if lengths differ.
+    fn blend(&self, y: &mut [f32], a: f32, x: &[f32], b: f32) {
+        assert_eq!(y.len(), x.len(), "lengths of a blend");
+        // SAFETY: the machine has the features of this table (`select`); lengths are equal.
+        unsafe { (self.blend)(y, a, x, b) }
+    }
+
+    /// The weights in `bytes`, whole blocks, as floats. Panics if `out` has not as many.
+    fn unpack(&self, quant: Quant, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(quant.row_bytes(out.len()), Some(bytes.len()), "weights in {}", quant.name());
+        // SAFETY: the machine has the features of this table (`select`); the bytes are those of `out`.
+        unsafe { (self.unpack[quant as usize])(bytes, out) }
     }
 }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use super::tensor::{self, Input, KvView, Packed, Product, Q8Acts, Q8Mut, Q8View, Rows, Scores, Weights};
-use super::{Kernels, PANEL, Q8_BLOCK, math};
-use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX, N_GROUP_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use super::tensor::{self, Input, Packed, Product, Q8Acts, Q8Mut, Q8View, Rows, Weights};
+use super::{Kernels, PANEL, Q8_BLOCK};
+use crate::base::limits::{N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::os::thread;
 
 /// Most products of one call (those of a delta net).
@@ -127,8 +127,8 @@ impl Pool {
     pub fn quantize(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts) {
         let (n, blocks) = (tensor::n_tokens(x, n_cols), n_cols / Q8_BLOCK);
         let Q8Mut { codes, scales, sums, pairs } = q8.reshape(n, n_cols);
-        let (codes, scales) = (Out(codes.as_mut_ptr()), Out(scales.as_mut_ptr()));
-        let (sums, pairs) = (Out(sums.as_mut_ptr()), Out(pairs.as_mut_ptr()));
+        let (codes, scales) = (Out::new(codes), Out::new(scales));
+        let (sums, pairs) = (Out::new(sums), Out::new(pairs));
         self.for_each(n, x.len() >= SMALL, &|t| {
             // SAFETY: token `t` is below `n`, so the stretches lie inside the arrays of `reshape`; each token is
             // taken by one thread, so no two stretches overlap.
@@ -152,7 +152,7 @@ impl Pool {
         let panel_bytes = Packed::panel_bytes(rows).expect("a format that is packed");
         let n = out.len() / panel_bytes;
         assert_eq!(out.len(), n * panel_bytes, "whole panels");
-        let out = Out(out.as_mut_ptr());
+        let out = Out::new(out);
         self.for_each(n, true, &|i| {
             // SAFETY: panel `i` is below `n`, so it lies inside `out`; each panel is taken by one thread.
             Packed::pack_panel(rows, first + i, unsafe { out.slice(i * panel_bytes, panel_bytes) });
@@ -173,7 +173,7 @@ impl Pool {
             assert_eq!((n_cols, p.y.len()), (input.n_cols, n * n_rows), "shape of a product");
             assert!(p.epilogue.bias.is_none_or(|b| b.len() == n_rows), "length of a bias");
             n_panels += n_rows.div_ceil(PANEL);
-            *out = (Out(p.y.as_mut_ptr()), n_panels);
+            *out = (Out::new(p.y), n_panels);
         }
         let codes = input.q8.map(Q8Acts::view);
         assert!(codes.is_none_or(|c| (c.n_tokens, c.n_cols) == (n, input.n_cols)), "codes of another input");
@@ -218,47 +218,10 @@ impl Pool {
     pub fn for_each_row(&self, y: &mut [f32], row_len: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         let n = y.len() / row_len;
         assert_eq!(n * row_len, y.len(), "rows of {row_len}");
-        let (len, y) = (y.len(), Out(y.as_mut_ptr()));
+        let (len, y) = (y.len(), Out::new(y));
         self.for_each(n, len >= SMALL, &|t| {
             // SAFETY: t < n, so the row lies inside `y`; each row is taken by one thread.
             f(t, unsafe { y.slice(t * row_len, row_len) });
-        });
-    }
-
-    /// Attention of all query heads of all tokens into `out` `[n_tokens, n_head * head_dim]`. Keys in blocks of 64
-    /// at fixed positions, each with its own maximum, merged in order (Milakov and Gimelshein, "Online normalizer
-    /// calculation for softmax", 2018).
-    ///
-    /// # Panics
-    /// If shapes do not agree.
-    pub fn attention(&self, a: &Attention<'_>, out: &mut [f32]) {
-        let (width, group) = (a.n_head * a.head_dim, a.n_head / a.n_head_kv);
-        let n = a.q.len() / width;
-        assert!(a.head_dim <= HEAD_DIM_MAX && group * a.n_head_kv == a.n_head, "heads of an attention");
-        assert_eq!((a.q.len(), out.len()), (n * width, n * width), "shape of an attention");
-        assert!(a.sinks.is_none_or(|s| s.len() == a.n_head), "a sink for each head");
-        // Where positions wrap, what the first token still sees was not written over by the last one.
-        let wraps = a.pos + n > a.n_slots;
-        assert!(
-            !wraps
-                || a.n_slots.is_multiple_of(ATTN_BLOCK) && a.window.is_some_and(|w| w + n <= a.n_slots + 1),
-            "{n} tokens at {} in {} slots with a window of {:?}",
-            a.pos,
-            a.n_slots,
-            a.window
-        );
-        let size = a.n_head_kv * a.n_slots * a.head_dim;
-        assert_eq!((a.k.len(), a.v.len()), (size, size), "shape of a cache");
-        let out = Out(out.as_mut_ptr());
-        self.for_each(n * a.n_head_kv, true, &|item| {
-            // Late tokens see more keys: the longest items first.
-            let (t, kv_head) = (n - 1 - item / a.n_head_kv, item % a.n_head_kv);
-            let at = t * width + kv_head * group * a.head_dim;
-            let q = &a.q[at..at + group * a.head_dim];
-            // SAFETY: t < n and kv_head < n_head_kv, so the group's heads lie inside `out`; each item is taken by
-            // one thread.
-            let out = unsafe { out.slice(at, q.len()) };
-            a.one(q, out, kv_head, a.pos + t, self.kernels);
         });
     }
 
@@ -270,7 +233,7 @@ impl Pool {
     pub fn for_each_pair(&self, n: usize, a: &mut [f32], b: &mut [f32], f: &OnPair<'_>) {
         let (la, lb) = (a.len() / n, b.len() / n);
         assert_eq!((la * n, lb * n), (a.len(), b.len()), "{n} equal parts");
-        let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));
+        let (a, b) = (Out::new(a), Out::new(b));
         self.for_each(n, true, &|i| {
             // SAFETY: i < n, so the parts lie inside their arrays; each is taken by one thread.
             let (a, b) = unsafe { (a.slice(i * la, la), b.slice(i * lb, lb)) };
@@ -279,7 +242,7 @@ impl Pool {
     }
 
     /// Calls `f` for `0 .. n`, on all threads if `wide`.
-    fn for_each(&self, n: usize, wide: bool, f: &(dyn Fn(usize) + Sync)) {
+    pub(super) fn for_each(&self, n: usize, wide: bool, f: &(dyn Fn(usize) + Sync)) {
         if !wide || n == 1 {
             return (0..n).for_each(f);
         }
@@ -434,88 +397,23 @@ fn await_job(shared: &Shared, seen: u32) -> u32 {
 
 /// Start of an array that threads write disjoint parts of.
 #[derive(Clone, Copy)]
-struct Out<T>(*mut T);
+pub(super) struct Out<T>(*mut T);
 
 // SAFETY: a pointer alone is harmless; each use states why its part belongs to one thread.
 unsafe impl<T: Send> Sync for Out<T> {}
 
 impl<T> Out<T> {
+    pub(super) fn new(array: &mut [T]) -> Self {
+        Self(array.as_mut_ptr())
+    }
+
     /// `len` elements from `start` on.
     ///
     /// # Safety
     /// They lie inside the array, and nobody else uses them during the borrow.
     #[expect(clippy::mut_from_ref, reason = "the pointer, not the reference, carries the right to write")]
-    unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+    pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
-
-/// Attention of the tokens at `pos` and after, each over the keys up to its own or the last `window` of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Attention<'a> {
-    /// Queries, `[n_tokens, n_head * head_dim]`.
-    pub q: &'a [f32],
-    /// Keys, `[n_head_kv][n_slots][head_dim]`.
-    pub k: KvView<'a>,
-    /// Values, the same.
-    pub v: KvView<'a>,
-    /// Slots of the cache: position `p` is in slot `p % n_slots`. Whole blocks of [`ATTN_BLOCK`] where positions wrap.
-    pub n_slots: usize,
-    /// Query heads.
-    pub n_head: usize,
-    /// Key-value heads; each serves `n_head / n_head_kv` query heads.
-    pub n_head_kv: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Position of the first token.
-    pub pos: usize,
-    /// Keys that a token sees, its own the last; `None`: all.
-    pub window: Option<usize>,
-    /// Scores of products.
-    pub scores: Scores,
-    /// A score per query head that takes part in the sum and has no value, `[n_head]` (gpt-oss).
-    pub sinks: Option<&'a [f32]>,
-}
-
-impl Attention<'_> {
-    /// The query heads of one group, `kv_head`'s, of the token at `pos`.
-    fn one(&self, q: &[f32], out: &mut [f32], kv_head: usize, pos: usize, kernels: &Kernels) {
-        let (d, base) = (self.head_dim, kv_head * self.n_slots);
-        let mut part = [0.0; HEAD_DIM_MAX];
-        let part = &mut part[..d];
-        // Largest score and sum of each head.
-        let mut state = [(f32::NEG_INFINITY, 0.0); N_GROUP_MAX];
-        let start = self.window.map_or(0, |w| (pos + 1).saturating_sub(w));
-        let mut first = start;
-        while first <= pos {
-            // Blocks end at fixed positions, so what a token sees is cut the same way in any batch.
-            let end = ((first / ATTN_BLOCK + 1) * ATTN_BLOCK).min(pos + 1);
-            let slot = base + first % self.n_slots;
-            let (k, v) = (self.k.rows(d, slot, slot + end - first), self.v.rows(d, slot, slot + end - first));
-            let heads = q.chunks_exact(d).zip(out.chunks_exact_mut(d));
-            for ((q, out), state) in heads.zip(&mut state) {
-                let (max, sum) = kernels.attend(q, k, v, self.scores, part);
-                if first == start {
-                    out.copy_from_slice(part);
-                    *state = (max, sum);
-                    continue;
-                }
-                let top = max.max(state.0);
-                let (old, new) = (math::exp(state.0 - top), math::exp(max - top));
-                for (y, x) in out.iter_mut().zip(&*part) {
-                    *y = *y * old + x * new;
-                }
-                *state = (top, state.1 * old + sum * new);
-            }
-            first = end;
-        }
-        let first_head = kv_head * q.len() / d;
-        for (i, (out, (max, mut sum))) in out.chunks_exact_mut(d).zip(state).enumerate() {
-            if let Some(sinks) = self.sinks {
-                sum += math::exp(sinks[first_head + i] - max);
-            }
-            out.iter_mut().for_each(|y| *y /= sum);
-        }
     }
 }

@@ -2,10 +2,9 @@
 
 use half::f16;
 
-use super::tensor::{Pairs, Q8Mut, Q8Rows, Q8View, Scores};
-use super::{LANES, Q8_BLOCK, Q8Fn, UnpackFn, math};
-use super::{PANEL, PackedFn};
-use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
+use super::tensor::{Pairs, Panels, Q8Mut, Q8View, Scores};
+use super::{LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
+use crate::base::limits::ATTN_BLOCK;
 use crate::quant::packed::{Group, Integers, Packing};
 use crate::quant::{
     self, Block, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K,
@@ -222,51 +221,56 @@ pub(super) fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     }
 }
 
-pub(super) fn attend_f16(q: &[f32], k: &[f16], v: &[f16], how: Scores, out: &mut [f32]) -> (f32, f32) {
-    let row = |x: &[f16], i: usize, y: &mut [f32]| {
-        y.iter_mut().zip(&x[i * q.len()..]).for_each(|(y, x)| *y = x.to_f32());
-    };
-    attend(q, k.len() / q.len(), |i, y| row(k, i, y), |i, y| row(v, i, y), how, out)
-}
-
-pub(super) fn attend_f32(q: &[f32], k: &[f32], v: &[f32], how: Scores, out: &mut [f32]) -> (f32, f32) {
-    let row = |x: &[f32], i: usize, y: &mut [f32]| y.copy_from_slice(&x[i * q.len()..][..q.len()]);
-    attend(q, k.len() / q.len(), |i, y| row(k, i, y), |i, y| row(v, i, y), how, out)
-}
-
-pub(super) fn attend_q8(q: &[f32], k: Q8Rows<'_>, v: Q8Rows<'_>, how: Scores, out: &mut [f32]) -> (f32, f32) {
-    attend(q, k.codes.len() / q.len(), |i, y| k.unpack(i, y), |i, y| v.unpack(i, y), how, out)
-}
-
-/// Over `n` keys and values, which `key` and `value` write as floats.
-fn attend(
-    q: &[f32],
-    n: usize,
-    key: impl Fn(usize, &mut [f32]),
-    value: impl Fn(usize, &mut [f32]),
-    how: Scores,
-    out: &mut [f32],
-) -> (f32, f32) {
-    let mut row = [0.0; HEAD_DIM_MAX];
-    let row = &mut row[..q.len()];
-    let mut scores = [0.0; ATTN_BLOCK];
-    let scores = &mut scores[..n];
-    for (i, score) in scores.iter_mut().enumerate() {
-        key(i, row);
-        let mut lanes = [0.0; LANES];
-        dot(q, row, &mut lanes);
-        *score = how.of(math::sum(lanes));
-    }
-    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
-    let mut sum = 0.0;
-    out.fill(0.0);
-    for (i, score) in scores.iter().enumerate() {
-        let p = math::exp(score - max);
-        sum += p;
-        value(i, row);
-        for (y, v) in out.iter_mut().zip(&*row) {
-            *y += p * v;
+/// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]`, k ascending.
+fn mix<T: Copy>(
+    (a, a_stride): Strided<'_>,
+    n_rows: usize,
+    b: &Panels<'_, T>,
+    float: fn(T) -> f32,
+    c: StridedMut<'_>,
+) {
+    let (c, c_stride) = c;
+    for (a, c) in a.chunks(a_stride).zip(c.chunks_mut(c_stride)).take(n_rows) {
+        for (panel, c) in b.b.chunks(b.stride).zip(c.as_chunks_mut::<PANEL>().0).take(b.n) {
+            c.fill(0.0);
+            for (a, b) in a.iter().zip(panel.as_chunks::<PANEL>().0).take(b.n_k) {
+                for (c, b) in c.iter_mut().zip(b) {
+                    *c += a * float(*b);
+                }
+            }
         }
     }
+}
+
+pub(super) fn mix_f16(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f16>, c: StridedMut<'_>) {
+    mix(a, n_rows, b, f16::to_f32, c);
+}
+
+pub(super) fn mix_f32(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f32>, c: StridedMut<'_>) {
+    mix(a, n_rows, b, |x| x, c);
+}
+
+pub(super) fn mix_i8(a: Strided<'_>, n_rows: usize, b: &Panels<'_, i8>, c: StridedMut<'_>) {
+    mix(a, n_rows, b, f32::from, c);
+}
+
+/// Products become scores, and those `exp(score - max)`; what is minus infinity becomes 0. Returns (max, sum).
+pub(super) fn weigh(products: &mut [f32; ATTN_BLOCK], how: Scores) -> (f32, f32) {
+    for x in products.iter_mut().filter(|x| **x != f32::NEG_INFINITY) {
+        *x = how.of(*x);
+    }
+    let max = products.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+    let mut sum = 0.0;
+    for x in products {
+        *x = if *x == f32::NEG_INFINITY { 0.0 } else { math::exp(*x - max) };
+        sum += *x;
+    }
     (max, sum)
+}
+
+/// `y = y * a + x * b`.
+pub(super) fn blend(y: &mut [f32], a: f32, x: &[f32], b: f32) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = *y * a + x * b;
+    }
 }

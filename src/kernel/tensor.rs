@@ -1,7 +1,5 @@
 //! The arguments of products and attention: weights in place, activations, outputs.
 
-use half::f16;
-
 use super::Q8_BLOCK;
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::quant::packed::{self, PANEL, Packing};
@@ -315,73 +313,13 @@ impl<'a> Q8View<'a> {
     }
 }
 
-/// Keys or values of one layer, `[n_head_kv][n_slots][head_dim]`, or a stretch of them.
+/// Some panels of 16 columns, `stride` apart, of which each has `n_k` rows: `[n][n_k][16]`.
 #[derive(Clone, Copy, Debug)]
-pub enum KvView<'a> {
-    /// 16-bit floats.
-    F16(&'a [f16]),
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// 8-bit codes, a scale for each 32 of a row.
-    Q8(Q8Rows<'a>),
-}
-
-impl KvView<'_> {
-    /// Number of values.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F16(x) => x.len(),
-            Self::F32(x) => x.len(),
-            Self::Q8(x) => x.codes.len(),
-        }
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Rows `start .. end`, of `width` values each.
-    pub(super) fn rows(&self, width: usize, start: usize, end: usize) -> Self {
-        match self {
-            Self::F16(x) => Self::F16(&x[start * width..end * width]),
-            Self::F32(x) => Self::F32(&x[start * width..end * width]),
-            Self::Q8(x) => {
-                let blocks = width.div_ceil(Q8_BLOCK);
-                Self::Q8(Q8Rows {
-                    codes: &x.codes[start * width..end * width],
-                    scales: &x.scales[start * blocks..end * blocks],
-                })
-            }
-        }
-    }
-}
-
-/// Rows as 8-bit codes within ±127: the value is `scale * code`, a scale for each 32 of a row (the last block of a row
-/// may be shorter).
-#[derive(Clone, Copy, Debug)]
-pub struct Q8Rows<'a> {
-    /// `[n_rows, width]`.
-    pub codes: &'a [i8],
-    /// `[n_rows, width / 32, rounded up]`.
-    pub scales: &'a [f16],
-}
-
-impl Q8Rows<'_> {
-    /// Row `i` as floats.
-    pub(super) fn unpack(&self, i: usize, out: &mut [f32]) {
-        let (width, blocks) = (out.len(), out.len().div_ceil(Q8_BLOCK));
-        let codes = self.codes[i * width..(i + 1) * width].chunks(Q8_BLOCK);
-        let scales = &self.scales[i * blocks..(i + 1) * blocks];
-        for ((out, codes), scale) in out.chunks_mut(Q8_BLOCK).zip(codes).zip(scales) {
-            let scale = scale.to_f32();
-            for (y, code) in out.iter_mut().zip(codes) {
-                *y = scale * f32::from(*code);
-            }
-        }
-    }
+pub(super) struct Panels<'a, T> {
+    pub b: &'a [T],
+    pub stride: usize,
+    pub n: usize,
+    pub n_k: usize,
 }
 
 /// How a product of query and key becomes a score.

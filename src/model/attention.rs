@@ -66,24 +66,17 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, kv: &mut Kv, a: &Attention) 
             kv.store(step.pool.kernels(), a.cache, step.pos + t, &k[of.clone()], &v[of]);
         }
     }
-    let (keys, values, n_slots) = kv.view(a.cache);
     let attn = &mut s.attn[..n * n_q];
-    step.pool.attention(
-        &kernel::Attention {
-            q,
-            k: keys,
-            v: values,
-            n_slots,
-            n_head: a.n_head,
-            n_head_kv: a.n_head_kv,
-            head_dim: a.head_dim,
-            pos: step.pos,
-            window: a.window,
-            scores: Scores { scale: a.scale, cap: model.scales().attn_cap },
-            sinks: a.sinks.as_deref(),
-        },
-        attn,
-    );
+    let attention = kernel::Attention {
+        q,
+        cache: kv.cache(a.cache),
+        n_head: a.n_head,
+        pos: step.pos,
+        window: a.window,
+        scores: Scores { scale: a.scale, cap: model.scales().attn_cap },
+        sinks: a.sinks.as_deref(),
+    };
+    step.pool.attention(&attention, &mut s.attn_room, attn);
     if arch.q_gate {
         let z = &s.z[..n * n_q];
         step.pool.for_each_row(attn, n_q, &|t, row| ops::gate(row, &z[t * n_q..(t + 1) * n_q]));

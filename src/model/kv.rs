@@ -1,54 +1,12 @@
 //! What a sequence keeps between its steps: keys and values of attention, states of recurrent layers.
 
-use half::f16;
 use zerocopy::FromZeros;
 
 use super::ModelError;
 use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::{Kernels, KvView, Q8Rows};
+use crate::kernel::{self, Kernels};
 
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// 16-bit floats.
-    #[default]
-    F16,
-    /// 8-bit codes with a 16-bit scale for each 32 of a head.
-    Q8_0,
-    /// 32-bit floats.
-    F32,
-}
-
-impl KvType {
-    /// Every type.
-    pub const ALL: [Self; 3] = [Self::F16, Self::Q8_0, Self::F32];
-
-    /// The name in configuration and on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::Q8_0 => "q8_0",
-            Self::F32 => "f32",
-        }
-    }
-
-    /// The type of this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.name() == name)
-    }
-
-    /// Bytes of the keys or values of one head at one position.
-    #[must_use]
-    pub fn head_bytes(self, head_dim: usize) -> usize {
-        match self {
-            Self::F16 => 2 * head_dim,
-            Self::Q8_0 => head_dim + 2 * head_dim.div_ceil(32),
-            Self::F32 => 4 * head_dim,
-        }
-    }
-}
+pub use crate::kernel::KvType;
 
 /// Keys and values of a layer, or of several that share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +20,11 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Positions that it holds for a context of `n_ctx` and steps of at most `n_tokens_max`. A window keeps what the
-    /// first token of a step sees while the last one is stored, in whole blocks of attention.
+    /// Positions that it holds for a context of `n_ctx` and steps of at most `n_tokens_max`, in whole blocks of attention.
+    /// A window keeps what the first token of a step sees while the last one is stored.
     fn n_slots(&self, n_ctx: usize, n_tokens_max: usize) -> usize {
-        match self.window {
-            Some(w) => (w + n_tokens_max - 1).next_multiple_of(ATTN_BLOCK).min(n_ctx),
-            None => n_ctx,
-        }
+        let n = self.window.map_or(n_ctx, |w| (w + n_tokens_max - 1).min(n_ctx));
+        n.next_multiple_of(ATTN_BLOCK)
     }
 }
 
@@ -98,63 +54,17 @@ impl Layout {
     pub fn bytes(&self, kind: KvType, n_ctx: usize, n_tokens_max: usize) -> u64 {
         let cache = |c: &CacheShape| {
             (c.n_slots(n_ctx, n_tokens_max) as u64)
-                .saturating_mul((2 * c.n_head_kv * kind.head_bytes(c.head_dim)) as u64)
+                .saturating_mul((c.n_head_kv * kind.head_bytes(c.head_dim)) as u64)
         };
         let caches = self.caches.iter().map(cache).fold(0, u64::saturating_add);
         caches.saturating_add(self.states.iter().map(|s| 4 * (s.conv + s.state) as u64).sum())
     }
 }
 
-/// Rows of one cache, `[n_head_kv][n_slots][head_dim]`. Zeroed memory from the system: pages that no position has
-/// reached cost nothing.
-#[derive(Debug)]
-enum Buf {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
-    Q8 { codes: Vec<i8>, scales: Vec<f16> },
-}
-
-impl Buf {
-    fn new(kind: KvType, n_rows: usize, head_dim: usize) -> Option<Self> {
-        let n = n_rows.checked_mul(head_dim)?;
-        Some(match kind {
-            KvType::F16 => Self::F16(f16::new_vec_zeroed(n).ok()?),
-            KvType::F32 => Self::F32(f32::new_vec_zeroed(n).ok()?),
-            KvType::Q8_0 => Self::Q8 {
-                codes: i8::new_vec_zeroed(n).ok()?,
-                scales: f16::new_vec_zeroed(n_rows * head_dim.div_ceil(32)).ok()?,
-            },
-        })
-    }
-
-    fn view(&self) -> KvView<'_> {
-        match self {
-            Self::F16(b) => KvView::F16(b),
-            Self::F32(b) => KvView::F32(b),
-            Self::Q8 { codes, scales } => KvView::Q8(Q8Rows { codes, scales }),
-        }
-    }
-
-    fn store(&mut self, kernels: &Kernels, row: usize, x: &[f32]) {
-        let at = row * x.len();
-        match self {
-            Self::F16(b) => kernels.store_f16(x, &mut b[at..at + x.len()]),
-            Self::F32(b) => b[at..at + x.len()].copy_from_slice(x),
-            Self::Q8 { codes, scales } => {
-                let n = x.len().div_ceil(32);
-                let scales = &mut scales[row * n..(row + 1) * n];
-                kernels.store_q8(x, &mut codes[at..at + x.len()], scales);
-            }
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Cache {
-    shape: CacheShape,
-    n_slots: usize,
-    keys: Buf,
-    values: Buf,
+    rows: kernel::Cache,
+    window: Option<usize>,
 }
 
 /// The state of one recurrent layer.
@@ -185,8 +95,8 @@ impl Kv {
     pub fn new(layout: &Layout, kind: KvType, n_ctx: usize, n_tokens_max: usize) -> Result<Self, ModelError> {
         let cache = |shape: &CacheShape| {
             let n_slots = shape.n_slots(n_ctx, n_tokens_max);
-            let buf = || Buf::new(kind, shape.n_head_kv.checked_mul(n_slots)?, shape.head_dim);
-            Some(Cache { shape: *shape, n_slots, keys: buf()?, values: buf()? })
+            let rows = kernel::Cache::new(kind, shape.n_head_kv, shape.head_dim, n_slots)?;
+            Some(Cache { rows, window: shape.window })
         };
         let state = |shape: &StateShape| {
             let zeroed = |n| f32::new_vec_zeroed(n).ok();
@@ -223,7 +133,8 @@ impl Kv {
     pub fn truncate(&mut self, len: usize) -> usize {
         if len < self.len {
             let kept = |c: &Cache| {
-                c.n_slots >= self.len || c.shape.window.is_some_and(|w| len + c.n_slots >= self.len + w)
+                let n = c.rows.n_slots();
+                n >= self.len || c.window.is_some_and(|w| len + n >= self.len + w)
             };
             self.len = if self.states.is_empty() && self.caches.iter().all(kept) { len } else { 0 };
             self.clear_states();
@@ -256,19 +167,13 @@ impl Kv {
     /// Stores the keys and values of one token, `[n_head_kv, head_dim]` each, at `pos` of cache `index`.
     pub(super) fn store(&mut self, kernels: &Kernels, index: usize, pos: usize, k: &[f32], v: &[f32]) {
         assert!(pos < self.n_ctx, "position {pos} in a cache of {}", self.n_ctx);
-        let Cache { shape, n_slots, keys, values } = &mut self.caches[index];
-        let d = shape.head_dim;
-        for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
-            let row = head * *n_slots + pos % *n_slots;
-            keys.store(kernels, row, k);
-            values.store(kernels, row, v);
-        }
+        let cache = &mut self.caches[index].rows;
+        cache.store(kernels, pos % cache.n_slots(), k, v);
     }
 
-    /// Keys and values of cache `index` and its slots, `[n_head_kv][n_slots][head_dim]`.
-    pub(super) fn view(&self, index: usize) -> (KvView<'_>, KvView<'_>, usize) {
-        let c = &self.caches[index];
-        (c.keys.view(), c.values.view(), c.n_slots)
+    /// Keys and values of cache `index`.
+    pub(super) fn cache(&self, index: usize) -> &kernel::Cache {
+        &self.caches[index].rows
     }
 
     pub(super) fn state(&mut self, index: usize) -> &mut State {
@@ -284,11 +189,11 @@ mod tests {
     fn windows_keep_their_window_and_what_a_step_needs() {
         let shape = CacheShape { n_head_kv: 2, head_dim: 20, window: Some(100) };
         assert_eq!(shape.n_slots(4_096, 128), 256);
-        assert_eq!(shape.n_slots(90, 128), 90);
-        assert_eq!(CacheShape { window: None, ..shape }.n_slots(4_096, 128), 4_096);
+        assert_eq!(shape.n_slots(90, 128), 128);
+        assert_eq!(CacheShape { window: None, ..shape }.n_slots(4_095, 128), 4_096);
         let layout = Layout { caches: vec![shape], states: vec![] };
-        assert_eq!(layout.bytes(KvType::F32, 4_096, 128), 256 * 2 * 2 * 80);
-        assert_eq!(layout.bytes(KvType::Q8_0, 4_096, 128), 256 * 2 * 2 * 22);
+        assert_eq!(layout.bytes(KvType::F32, 4_096, 128), 256 * 2 * 4 * (20 + 32));
+        assert_eq!(layout.bytes(KvType::Q8_0, 4_096, 128), 256 * 2 * (34 + 32 + 2));
     }
 
     /// A cache goes back only as far as what is still there allows.

@@ -2,7 +2,7 @@
 
 use super::layer::{FeedForward, Mixer, N_STREAM};
 use super::load::Model;
-use crate::kernel::Q8Acts;
+use crate::kernel::{Attention, Q8Acts};
 
 /// Widths of the buffers: the largest that any layer needs, in floats a token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +17,8 @@ struct Widths {
     proj: usize,
     /// Heads with a step of their own, of a recurrent mixer.
     heads: usize,
+    /// Room that attention wants, whatever the number of tokens.
+    attn_room: usize,
     ff: usize,
     experts: usize,
     /// Embeddings per layer: of one, and of all.
@@ -42,6 +44,7 @@ impl Widths {
         for layer in model.layers() {
             let (inner, kv, proj, heads) = match &layer.mixer {
                 Mixer::Attention(a) => {
+                    w.attn_room = w.attn_room.max(Attention::room(a.n_head, a.head_dim));
                     (a.n_head * a.head_dim, a.n_head_kv * a.head_dim, 2 * a.n_head * a.head_dim, 0)
                 }
                 Mixer::ShortConv(c) => (h.n_embd, 0, c.input.n_rows(), 0),
@@ -96,6 +99,8 @@ pub(super) struct Scratch {
     pub v: Vec<f32>,
     /// What attention or a recurrence gives, `[n_tokens, n_head * head_dim]`.
     pub attn: Vec<f32>,
+    /// What its threads tell one another.
+    pub attn_room: Vec<f32>,
     /// First product of a mixer, where more than queries come of it, `[n_tokens, …]`.
     pub proj: Vec<f32>,
     /// Gates of a mixer's output, `[n_tokens, n_head * head_dim]`.
@@ -146,6 +151,7 @@ impl Scratch {
             k: of(w.kv),
             v: of(w.kv),
             attn: of(w.inner),
+            attn_room: vec![0.0; w.attn_room],
             proj: of(w.proj),
             z: of(w.inner),
             steps: of(2 * w.heads),
@@ -185,6 +191,6 @@ impl Scratch {
             + laurel
             + 2 * w.tables * w.pairs;
         let codes = w.widest() + w.widest() / 4 + size_of::<usize>();
-        (n_tokens_max * (4 * floats + codes) + 4 * n_logit_rows * w.vocab) as u64
+        (n_tokens_max * (4 * floats + codes) + 4 * (w.attn_room + n_logit_rows * w.vocab)) as u64
     }
 }

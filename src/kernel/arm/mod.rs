@@ -1,5 +1,6 @@
 //! Tiers of 64-bit ARM.
 
+mod attention;
 mod codes;
 mod neon;
 

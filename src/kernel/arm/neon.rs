@@ -5,9 +5,9 @@ use std::arch::aarch64::*;
 use half::f16;
 use zerocopy::little_endian::U16;
 
+use super::attention;
 use super::codes::Codes;
-use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View, Scores};
+use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -22,8 +22,11 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     rms_norm,
     swiglu,
     store_f16,
-    attend_f16,
-    attend_f32,
+    mix_f16: attention::mix_f16,
+    mix_f32: attention::mix_f32,
+    mix_i8: attention::mix_i8,
+    weigh: attention::weigh,
+    blend: attention::blend,
     // The scalar tier's products with packed weights are slower than these with rows.
     packs: false,
     ..SCALAR
@@ -47,13 +50,13 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
 .with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
 
 #[target_feature(enable = "neon")]
-fn load(x: &[f32; 4]) -> float32x4_t {
+pub(super) fn load(x: &[f32; 4]) -> float32x4_t {
     // SAFETY: four floats are there; the load takes any alignment.
     unsafe { vld1q_f32(x.as_ptr()) }
 }
 
 #[target_feature(enable = "neon")]
-fn store(x: float32x4_t, y: &mut [f32; 4]) {
+pub(super) fn store(x: float32x4_t, y: &mut [f32; 4]) {
     // SAFETY: there is room for four floats; the store takes any alignment.
     unsafe { vst1q_f32(y.as_mut_ptr(), x) }
 }
@@ -65,7 +68,7 @@ fn load_codes(x: &[i8; 16]) -> int8x16_t {
 }
 
 #[target_feature(enable = "neon")]
-fn load_f16(x: &[f16; 4]) -> float32x4_t {
+pub(super) fn load_f16(x: &[f16; 4]) -> float32x4_t {
     // SAFETY: eight bytes are there; the load takes any alignment.
     let bits = unsafe { vld1_u16(x.as_ptr().cast()) };
     vcvt_f32_f16(vreinterpret_f16_u16(bits))
@@ -77,7 +80,7 @@ fn float(bits: U16) -> f32 {
 }
 
 #[target_feature(enable = "neon")]
-fn exp(x: float32x4_t) -> float32x4_t {
+pub(super) fn exp(x: float32x4_t) -> float32x4_t {
     let x = vmaxq_f32(vdupq_n_f32(math::EXP_RANGE.0), x);
     let x = vminq_f32(vdupq_n_f32(math::EXP_RANGE.1), x);
     let n = vrndnq_f32(vmulq_n_f32(x, std::f32::consts::LOG2_E));
@@ -94,7 +97,7 @@ fn exp(x: float32x4_t) -> float32x4_t {
 
 /// The sum of four lanes as a tree.
 #[target_feature(enable = "neon")]
-fn sum(x: float32x4_t) -> f32 {
+pub(super) fn sum(x: float32x4_t) -> f32 {
     vaddvq_f32(x)
 }
 
@@ -203,56 +206,6 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
     }
     scalar::store_f16(x_tail, y_tail);
 }
-
-macro_rules! attend {
-    ($name:ident, $type:ty, $load:ident, $float:expr) => {
-        #[target_feature(enable = "neon")]
-        fn $name(q: &[f32], k: &[$type], v: &[$type], how: Scores, out: &mut [f32]) -> (f32, f32) {
-            let d = q.len();
-            let n = k.len() / d;
-            let mut scores = [f32::NEG_INFINITY; ATTN_BLOCK];
-            let (qs, q_tail) = q.as_chunks::<4>();
-            let mut max = f32::NEG_INFINITY;
-            for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
-                let (ks, k_tail) = k.as_chunks::<4>();
-                let mut acc = vdupq_n_f32(0.0);
-                for (q, k) in qs.iter().zip(ks) {
-                    acc = vfmaq_f32(acc, load(q), $load(k));
-                }
-                let tail: f32 = q_tail.iter().zip(k_tail).map(|(q, k)| q * $float(*k)).sum();
-                *score = how.of(sum(acc) + tail);
-                max = max.max(*score);
-            }
-            let mut total = vdupq_n_f32(0.0);
-            for part in &mut scores.as_chunks_mut::<4>().0[..n.div_ceil(4)] {
-                let x = load(part);
-                let p = vreinterpretq_u32_f32(exp(vsubq_f32(x, vdupq_n_f32(max))));
-                // Absent keys have a score of minus infinity, whose exponential is to be nothing at all.
-                let absent = vceqq_f32(x, vdupq_n_f32(f32::NEG_INFINITY));
-                let p = vreinterpretq_f32_u32(vbicq_u32(p, absent));
-                total = vaddq_f32(total, p);
-                store(p, part);
-            }
-            let (ys, y_tail) = out.as_chunks_mut::<4>();
-            let body = ys.len() * 4;
-            for (i, y) in ys.iter_mut().enumerate() {
-                let mut acc = vdupq_n_f32(0.0);
-                for (p, v) in scores.iter().zip(v.chunks_exact(d)) {
-                    let [v] = v[i * 4..i * 4 + 4].as_chunks::<4>().0 else { continue };
-                    acc = vfmaq_n_f32(acc, $load(v), *p);
-                }
-                store(acc, y);
-            }
-            for (i, y) in y_tail.iter_mut().enumerate() {
-                *y = scores.iter().zip(v.chunks_exact(d)).map(|(p, v)| p * $float(v[body + i])).sum();
-            }
-            (max, sum(total))
-        }
-    };
-}
-
-attend!(attend_f16, f16, load_f16, |x: f16| x.to_f32());
-attend!(attend_f32, f32, load, |x: f32| x);
 
 /// Products of 16 codes, in eight sums of two. Weights from -128 to 127, activations within ±127: at most
 /// 2 · 128 · 127 = 32,512, which fits 16 bits.

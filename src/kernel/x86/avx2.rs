@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use half::f16;
 use zerocopy::little_endian::U16;
 
+use super::attention;
 use super::codes::Codes;
-use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View, Scores};
+use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -22,8 +22,11 @@ pub(super) const AVX2: Kernels = Kernels {
     rms_norm,
     swiglu,
     store_f16,
-    attend_f16,
-    attend_f32,
+    mix_f16: attention::mix_f16,
+    mix_f32: attention::mix_f32,
+    mix_i8: attention::mix_i8,
+    weigh: attention::weigh,
+    blend: attention::blend,
     ..SCALAR
 }
 .with_unpack(Quant::F16, unpack_f16)
@@ -46,13 +49,13 @@ pub(super) const AVX2: Kernels = Kernels {
 .with_packed(super::packed::PRODUCTS);
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load(x: &[f32; 8]) -> __m256 {
+pub(super) fn load(x: &[f32; 8]) -> __m256 {
     // SAFETY: eight floats are there; the load takes any alignment.
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store(x: __m256, y: &mut [f32; 8]) {
+pub(super) fn store(x: __m256, y: &mut [f32; 8]) {
     // SAFETY: there is room for eight floats; the store takes any alignment.
     unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
 }
@@ -70,7 +73,7 @@ fn load_half(x: &[u8; 16]) -> __m128i {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_f16(x: &[f16; 8]) -> __m256 {
+pub(super) fn load_f16(x: &[f16; 8]) -> __m256 {
     // SAFETY: 16 bytes are there; the load takes any alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
 }
@@ -82,14 +85,14 @@ fn float(bits: U16) -> f32 {
 
 /// The sum of eight lanes as a tree.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sum(x: __m256) -> f32 {
+pub(super) fn sum(x: __m256) -> f32 {
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn exp(x: __m256) -> __m256 {
+pub(super) fn exp(x: __m256) -> __m256 {
     // The operand order lets a NaN through.
     let x = _mm256_max_ps(_mm256_set1_ps(math::EXP_RANGE.0), x);
     let x = _mm256_min_ps(_mm256_set1_ps(math::EXP_RANGE.1), x);
@@ -218,55 +221,6 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
     }
     scalar::store_f16(x_tail, y_tail);
 }
-
-macro_rules! attend {
-    ($name:ident, $type:ty, $load:ident, $float:expr) => {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn $name(q: &[f32], k: &[$type], v: &[$type], how: Scores, out: &mut [f32]) -> (f32, f32) {
-            let d = q.len();
-            let n = k.len() / d;
-            let mut scores = [f32::NEG_INFINITY; ATTN_BLOCK];
-            let (qs, q_tail) = q.as_chunks::<8>();
-            let mut max = f32::NEG_INFINITY;
-            for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
-                let (ks, k_tail) = k.as_chunks::<8>();
-                let mut acc = _mm256_setzero_ps();
-                for (q, k) in qs.iter().zip(ks) {
-                    acc = _mm256_fmadd_ps(load(q), $load(k), acc);
-                }
-                let tail: f32 = q_tail.iter().zip(k_tail).map(|(q, k)| q * $float(*k)).sum();
-                *score = how.of(sum(acc) + tail);
-                max = max.max(*score);
-            }
-            let mut total = _mm256_setzero_ps();
-            for part in &mut scores.as_chunks_mut::<8>().0[..n.div_ceil(8)] {
-                let p = exp(_mm256_sub_ps(load(part), _mm256_set1_ps(max)));
-                // Absent keys have a score of minus infinity, whose exponential is to be nothing at all.
-                let here = _mm256_cmp_ps::<_CMP_NEQ_UQ>(load(part), _mm256_set1_ps(f32::NEG_INFINITY));
-                let p = _mm256_and_ps(p, here);
-                total = _mm256_add_ps(total, p);
-                store(p, part);
-            }
-            let (ys, y_tail) = out.as_chunks_mut::<8>();
-            let body = ys.len() * 8;
-            for (i, y) in ys.iter_mut().enumerate() {
-                let mut acc = _mm256_setzero_ps();
-                for (p, v) in scores.iter().zip(v.chunks_exact(d)) {
-                    let [v] = v[i * 8..i * 8 + 8].as_chunks::<8>().0 else { continue };
-                    acc = _mm256_fmadd_ps(_mm256_set1_ps(*p), $load(v), acc);
-                }
-                store(acc, y);
-            }
-            for (i, y) in y_tail.iter_mut().enumerate() {
-                *y = scores.iter().zip(v.chunks_exact(d)).map(|(p, v)| p * $float(v[body + i])).sum();
-            }
-            (max, sum(total))
-        }
-    };
-}
-
-attend!(attend_f16, f16, load_f16, |x: f16| float(U16::new(x.to_bits())));
-attend!(attend_f32, f32, load, |x: f32| x);
 
 /// `acc + scale * sums`.
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,5 +1,6 @@
 //! Tiers of x86-64.
 
+mod attention;
 mod avx2;
 mod codes;
 mod packed;

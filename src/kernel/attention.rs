@@ -1,0 +1,411 @@
+//! Attention over a cache. Queries of one key-value head, of several tokens, are the rows of two small products for each
+//! block of keys: with the keys, and, as weights, with the values.
+//!
+//! Blocks of 64 keys stand at absolute positions. Each has its own maximum, and is merged into the sum of its segment of
+//! 512 keys in ascending order, segments likewise (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+//! 2018; the split over segments: Dao et al., "Flash-Decoding", 2023). Which tokens come together, and which thread has
+//! which segment, changes nothing.
+
+use std::ops::Range;
+
+use zerocopy::IntoBytes;
+
+use super::cache::{Cache, Stored, key_panel_bytes};
+use super::pool::{Out, Pool};
+use super::tensor::{Panels, Q8Mut, Q8View, Scores};
+use super::{Kernels, PANEL, Q8_BLOCK, math};
+use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
+use crate::quant::Quant;
+
+/// Keys of a segment: what a thread takes of a long context.
+const SEGMENT: usize = 8 * ATTN_BLOCK;
+/// Segments that are under way at a time.
+const SPLITS: usize = 16;
+/// Most queries of a tile.
+const ROWS: usize = 24;
+/// Most floats of a tile's queries: they live on the stack.
+const FLOATS: usize = 2_048;
+
+/// Attention of the tokens at `pos` and after, each over the keys up to its own or the last `window` of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries, `[n_tokens, n_head * head_dim]`.
+    pub q: &'a [f32],
+    /// Keys and values: position `p` is in slot `p % n_slots`.
+    pub cache: &'a Cache,
+    /// Query heads: each key-value head serves as many of them.
+    pub n_head: usize,
+    /// Position of the first token.
+    pub pos: usize,
+    /// Keys that a token sees, its own the last; `None`: all.
+    pub window: Option<usize>,
+    /// Scores of products.
+    pub scores: Scores,
+    /// A score per query head that takes part in the sum and has no value, `[n_head]` (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// Largest score and sum of a query's weights so far; a query that has seen nothing has a largest of minus infinity.
+type State = (f32, f32);
+
+const NOTHING: State = (f32::NEG_INFINITY, 0.0);
+
+/// Some queries of one key-value head on their way.
+struct Tile {
+    /// `[n_rows][stride]`.
+    q: [f32; FLOATS],
+    /// Scores of a block, then weights.
+    weights: [[f32; ATTN_BLOCK]; ROWS],
+    /// Weighted values of a block, `[n_rows][stride]`.
+    block: [f32; FLOATS],
+    /// Those of a segment, and their states.
+    sums: [f32; FLOATS],
+    states: [State; ROWS],
+    /// Codes of `q`, for keys in 8 bits.
+    codes: [i8; FLOATS],
+    scales: [f32; FLOATS / Q8_BLOCK],
+    code_sums: [f32; FLOATS / Q8_BLOCK],
+    pairs: [[u32; 2]; FLOATS / Q8_BLOCK],
+}
+
+/// Adds what stands in `x` to the weighted values `y`.
+fn merge(kernels: &Kernels, (y, y_state): (&mut [f32], &mut State), (x, x_state): (&[f32], State)) {
+    if x_state.0 == f32::NEG_INFINITY {
+        return;
+    }
+    if y_state.0 == f32::NEG_INFINITY {
+        y.copy_from_slice(x);
+        *y_state = x_state;
+        return;
+    }
+    let top = x_state.0.max(y_state.0);
+    let (old, new) = (math::exp(y_state.0 - top), math::exp(x_state.0 - top));
+    kernels.blend(y, old, x, new);
+    *y_state = (top, y_state.1 * old + x_state.1 * new);
+}
+
+impl Attention<'_> {
+    /// Floats of room that [`Pool::attention`] wants beside its output, for one token's heads.
+    #[must_use]
+    pub fn room(n_head: usize, head_dim: usize) -> usize {
+        n_head * (SPLITS * (head_dim.next_multiple_of(Q8_BLOCK) + 2) + 2)
+    }
+
+    fn group(&self) -> usize {
+        self.n_head / self.cache.n_head_kv
+    }
+
+    fn width(&self) -> usize {
+        self.n_head * self.cache.head_dim
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.q.len() / self.width()
+    }
+
+    /// Floats from one query of a tile to the next.
+    fn stride(&self) -> usize {
+        self.cache.head_dim.next_multiple_of(Q8_BLOCK)
+    }
+
+    /// Where row `r` of a key-value head's queries has its head, in `q` and in the output.
+    fn at(&self, kv_head: usize, r: usize) -> usize {
+        r / self.group() * self.width() + (kv_head * self.group() + r % self.group()) * self.cache.head_dim
+    }
+
+    /// Positions that row `r` sees.
+    fn sees(&self, r: usize) -> Range<usize> {
+        let end = self.pos + r / self.group() + 1;
+        self.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+
+    fn check(&self, out: &[f32]) {
+        let (c, n) = (self.cache, self.n_tokens());
+        assert!(self.group() * c.n_head_kv == self.n_head && self.n_head > 0, "heads of an attention");
+        assert_eq!((self.q.len(), out.len()), (n * self.width(), n * self.width()), "shape of an attention");
+        assert!(self.sinks.is_none_or(|s| s.len() == self.n_head), "a sink for each head");
+        // Where positions wrap, what the first token still sees was not written over by the last one.
+        let wraps = self.pos + n > c.n_slots;
+        assert!(
+            !wraps || self.window.is_some_and(|w| w + n <= c.n_slots + 1),
+            "{n} tokens at {} in {} slots with a window of {:?}",
+            self.pos,
+            c.n_slots,
+            self.window
+        );
+    }
+
+    /// The segments that rows see some of.
+    fn segments(&self, rows: &Range<usize>) -> Range<usize> {
+        self.sees(rows.start).start / SEGMENT..(self.sees(rows.end - 1).end).div_ceil(SEGMENT)
+    }
+
+    /// The queries of some rows.
+    fn tile(&self, kernels: &Kernels, kv_head: usize, rows: &Range<usize>) -> Tile {
+        let (d, stride, n) = (self.cache.head_dim, self.stride(), rows.len());
+        let mut tile = Tile {
+            q: [0.0; FLOATS],
+            weights: [[0.0; ATTN_BLOCK]; ROWS],
+            block: [0.0; FLOATS],
+            sums: [0.0; FLOATS],
+            states: [NOTHING; ROWS],
+            codes: [0; FLOATS],
+            scales: [0.0; FLOATS / Q8_BLOCK],
+            code_sums: [0.0; FLOATS / Q8_BLOCK],
+            pairs: [[0; 2]; FLOATS / Q8_BLOCK],
+        };
+        for (q, r) in tile.q.chunks_exact_mut(stride).zip(rows.clone()) {
+            q[..d].copy_from_slice(&self.q[self.at(kv_head, r)..][..d]);
+        }
+        if let Stored::Q8 { .. } = self.cache.stored {
+            let (n, blocks) = (n * stride, n * stride / Q8_BLOCK);
+            let out = Q8Mut {
+                codes: &mut tile.codes[..n],
+                scales: &mut tile.scales[..blocks],
+                sums: &mut tile.code_sums[..blocks],
+                pairs: &mut tile.pairs[..blocks],
+            };
+            kernels.quantize(&tile.q[..n], out);
+        }
+        tile
+    }
+
+    /// Makes the weighted values and states of segment `segment` in the tile.
+    fn segment(
+        &self,
+        kernels: &Kernels,
+        tile: &mut Tile,
+        kv_head: usize,
+        rows: &Range<usize>,
+        segment: usize,
+    ) {
+        let stride = self.stride();
+        tile.states.fill(NOTHING);
+        let (first, last) = (self.sees(rows.start).start, self.sees(rows.end - 1).end);
+        let of = (first / ATTN_BLOCK * ATTN_BLOCK).max(segment * SEGMENT)..last.min((segment + 1) * SEGMENT);
+        for start in of.step_by(ATTN_BLOCK) {
+            // Keys of the block that some row sees.
+            let any = first.max(start) - start..last.min(start + ATTN_BLOCK) - start;
+            let slot = start % self.cache.n_slots;
+            self.score(kernels, tile, kv_head, rows.len(), slot, &any);
+            let mut states = [NOTHING; ROWS];
+            for (i, r) in rows.clone().enumerate() {
+                let sees = self.sees(r);
+                let (from, to) = (sees.start.max(start), sees.end.min(start + ATTN_BLOCK));
+                let weights = &mut tile.weights[i];
+                if from < to {
+                    weights[..from - start].fill(f32::NEG_INFINITY);
+                    weights[to - start..].fill(f32::NEG_INFINITY);
+                    states[i] = kernels.weigh(weights, self.scores);
+                } else {
+                    weights.fill(0.0);
+                }
+            }
+            self.weighted(kernels, tile, kv_head, rows.len(), slot, &any);
+            let blocks = tile.block.chunks_exact(stride).zip(states);
+            let sums = tile.sums.chunks_exact_mut(stride).zip(&mut tile.states);
+            sums.zip(blocks).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
+        }
+    }
+
+    /// Products of the queries with the keys of the panels in which `any` are, of the block in `slot`.
+    fn score(&self, k: &Kernels, tile: &mut Tile, kv_head: usize, n: usize, slot: usize, any: &Range<usize>) {
+        let (c, d, stride) = (self.cache, self.cache.head_dim, self.stride());
+        let panels = any.start / PANEL..any.end.div_ceil(PANEL);
+        let first = (kv_head * c.n_slots + slot) / PANEL + panels.start;
+        let out = &mut tile.weights.as_flattened_mut()[..n * ATTN_BLOCK];
+        let out = (&mut out[panels.start * PANEL..], ATTN_BLOCK);
+        match &c.stored {
+            Stored::F16 { keys, .. } => {
+                let keys =
+                    Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
+                k.mix(k.mix_f16, (&tile.q, stride), n, keys, out);
+            }
+            Stored::F32 { keys, .. } => {
+                let keys =
+                    Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
+                k.mix(k.mix_f32, (&tile.q, stride), n, keys, out);
+            }
+            Stored::Q8 { keys, .. } => {
+                let blocks = n * stride / Q8_BLOCK;
+                let queries = Q8View {
+                    codes: &tile.codes[..n * stride],
+                    scales: &tile.scales[..blocks],
+                    sums: &tile.code_sums[..blocks],
+                    pairs: &tile.pairs[..blocks],
+                    n_tokens: n,
+                    n_cols: stride,
+                };
+                let mut sums = [[0.0; PANEL]; ROWS];
+                let bytes = key_panel_bytes(d);
+                let panels = keys[first * bytes..].chunks_exact(bytes).take(panels.len());
+                for (i, panel) in panels.enumerate() {
+                    k.packed(Quant::Q8_0, panel, &queries, &mut sums[..n]);
+                    for (row, sums) in out.0.chunks_mut(ATTN_BLOCK).zip(&sums) {
+                        row[i * PANEL..(i + 1) * PANEL].copy_from_slice(sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The values of `any` of the block in `slot`, weighted, into the tile's block.
+    fn weighted(
+        &self,
+        k: &Kernels,
+        tile: &mut Tile,
+        kv_head: usize,
+        n: usize,
+        slot: usize,
+        any: &Range<usize>,
+    ) {
+        let (c, d, stride) = (self.cache, self.cache.head_dim, self.stride());
+        let n_panels = d.div_ceil(PANEL);
+        let at = (kv_head * n_panels * c.n_slots + slot + any.start) * PANEL;
+        let (by, n_k) = (c.n_slots * PANEL, any.len());
+        let weights = (&tile.weights.as_flattened()[any.start..], ATTN_BLOCK);
+        let out = &mut tile.block[..n * stride];
+        match &c.stored {
+            Stored::F16 { values, .. } => {
+                k.mix(
+                    k.mix_f16,
+                    weights,
+                    n,
+                    Panels { b: &values[at..], stride: by, n: n_panels, n_k },
+                    (out, stride),
+                );
+            }
+            Stored::F32 { values, .. } => {
+                k.mix(
+                    k.mix_f32,
+                    weights,
+                    n,
+                    Panels { b: &values[at..], stride: by, n: n_panels, n_k },
+                    (out, stride),
+                );
+            }
+            Stored::Q8 { values, scales, .. } => {
+                // The scale of a value's 32 dimensions goes to its weight.
+                let n_blocks = d.div_ceil(Q8_BLOCK);
+                let mut scaled = [[0.0; ATTN_BLOCK]; ROWS];
+                let mut own = [0.0; ATTN_BLOCK];
+                for i in 0..n_blocks {
+                    let from = (kv_head * n_blocks + i) * c.n_slots + slot + any.start;
+                    k.unpack(Quant::F16, scales[from..from + n_k].as_bytes(), &mut own[..n_k]);
+                    for (y, x) in scaled.iter_mut().zip(&tile.weights).take(n) {
+                        for ((y, x), scale) in y.iter_mut().zip(&x[any.start..any.end]).zip(&own) {
+                            *y = x * scale;
+                        }
+                    }
+                    let panels = 2 * i..n_panels.min(2 * i + 2);
+                    let b = &values[at + panels.start * by..];
+                    let panels = Panels { b, stride: by, n: panels.len(), n_k };
+                    k.mix(
+                        k.mix_i8,
+                        (scaled.as_flattened(), ATTN_BLOCK),
+                        n,
+                        panels,
+                        (&mut out[i * Q8_BLOCK..], stride),
+                    );
+                }
+            }
+        }
+    }
+
+    /// The sum of weights of query head `head`, with its sink.
+    fn total(&self, head: usize, (max, sum): State) -> f32 {
+        sum + self.sinks.map_or(0.0, |sinks| math::exp(sinks[head] - max))
+    }
+}
+
+impl Pool {
+    /// Attention of all query heads of all tokens into `out` `[n_tokens, n_head * head_dim]`; `room` is as long as
+    /// [`Attention::room`] says.
+    ///
+    /// # Panics
+    /// If shapes do not agree.
+    pub fn attention(&self, a: &Attention<'_>, room: &mut [f32], out: &mut [f32]) {
+        a.check(out);
+        let (d, stride, n_head_kv) = (a.cache.head_dim, a.stride(), a.cache.n_head_kv);
+        assert!(d <= HEAD_DIM_MAX && room.len() >= Attention::room(a.n_head, d), "room of an attention");
+        let (n_rows, take) = (a.n_tokens() * a.group(), (FLOATS / stride).min(ROWS));
+        let n_tiles = n_rows.div_ceil(take);
+        let rows = |tile: usize| tile * take..((tile + 1) * take).min(n_rows);
+        let kernels = self.kernels();
+        let segments = a.segments(&(0..n_rows));
+        if a.n_tokens() == 1 && segments.len() > 1 && self.n_threads() > 1 {
+            return self.attention_split(a, room, out);
+        }
+        let out = Out::new(out);
+        self.for_each(n_tiles * n_head_kv, true, &|item| {
+            // Late tokens see more keys: the longest items first.
+            let (kv_head, rows) = (item % n_head_kv, rows(n_tiles - 1 - item / n_head_kv));
+            let mut tile = a.tile(kernels, kv_head, &rows);
+            let mut sums = [0.0; FLOATS];
+            let mut states = [NOTHING; ROWS];
+            for segment in a.segments(&rows) {
+                a.segment(kernels, &mut tile, kv_head, &rows, segment);
+                let parts = tile.sums.chunks_exact(stride).zip(tile.states);
+                let sums = sums.chunks_exact_mut(stride).zip(&mut states);
+                sums.zip(parts).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
+            }
+            for ((r, sums), state) in rows.zip(sums.chunks_exact(stride)).zip(states) {
+                let total = a.total(kv_head * a.group() + r % a.group(), state);
+                // SAFETY: the row is one of `n_rows` and the head one of `n_head_kv`, so the query's head lies inside `out`;
+                // each row is in one tile, each tile is taken by one thread.
+                let out = unsafe { out.slice(a.at(kv_head, r), d) };
+                out.iter_mut().zip(sums).for_each(|(y, x)| *y = x / total);
+            }
+        });
+    }
+
+    /// The same of one token, segments of its context on several threads.
+    fn attention_split(&self, a: &Attention<'_>, room: &mut [f32], out: &mut [f32]) {
+        let (d, stride, n_head_kv, group) = (a.cache.head_dim, a.stride(), a.cache.n_head_kv, a.group());
+        let take = (FLOATS / stride).min(ROWS);
+        let n_tiles = group.div_ceil(take);
+        let kernels = self.kernels();
+        // The states of all heads, then of each segment its sums and states, `[n_head][stride]` and `[n_head][2]`.
+        let (states, room) = room.split_at_mut(2 * a.n_head);
+        let states = states.as_chunks_mut::<2>().0;
+        states.fill([NOTHING.0, NOTHING.1]);
+        let each = a.n_head * (stride + 2);
+        let segments = a.segments(&(0..group));
+        for first in segments.clone().step_by(SPLITS) {
+            let n = (segments.end - first).min(SPLITS);
+            let parts = Out::new(&mut room[..n * each]);
+            self.for_each(n * n_tiles * n_head_kv, true, &|item| {
+                let (kv_head, item) = (item % n_head_kv, item / n_head_kv);
+                let (i, rows) =
+                    (item / n_tiles, item % n_tiles * take..((item % n_tiles + 1) * take).min(group));
+                let mut tile = a.tile(kernels, kv_head, &rows);
+                a.segment(kernels, &mut tile, kv_head, &rows, first + i);
+                for ((r, sums), state) in rows.zip(tile.sums.chunks_exact(stride)).zip(tile.states) {
+                    let head = kv_head * group + r;
+                    // SAFETY: the segment is one of `n` and the head one of `n_head`, so both stretches lie inside the room;
+                    // each segment of a head is taken by one thread.
+                    let (y, own) = unsafe {
+                        let states = i * each + a.n_head * stride + 2 * head;
+                        (parts.slice(i * each + head * stride, stride), parts.slice(states, 2))
+                    };
+                    y.copy_from_slice(sums);
+                    own.copy_from_slice(&[state.0, state.1]);
+                }
+            });
+            for part in room[..n * each].chunks_exact(each) {
+                let (sums, own) = part.split_at(a.n_head * stride);
+                let heads = out.chunks_exact_mut(d).zip(&mut *states);
+                let parts = sums.chunks_exact(stride).zip(own.as_chunks::<2>().0);
+                for ((y, state), (x, own)) in heads.zip(parts) {
+                    let mut so_far = (state[0], state[1]);
+                    merge(kernels, (y, &mut so_far), (&x[..d], (own[0], own[1])));
+                    *state = [so_far.0, so_far.1];
+                }
+            }
+        }
+        for (head, (y, state)) in out.chunks_exact_mut(d).zip(states).enumerate() {
+            let total = a.total(head, (state[0], state[1]));
+            y.iter_mut().for_each(|y| *y /= total);
+        }
+    }
+}
