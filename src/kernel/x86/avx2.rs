@@ -222,125 +222,102 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
     scalar::store_f16(x_tail, y_tail);
 }
 
-/// `acc + scale * sums`.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_scaled(acc: __m256, sums: __m256i, scale: f32) -> __m256 {
-    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), acc)
-}
-
-/// `acc` plus minima times sums of codes, several groups at a time.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_mins<const G: usize>(mut acc: __m256, mins: &[f32; G], sums: &[f32]) -> __m256 {
-    let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<8>(), sums.as_chunks::<8>());
-    for (m, s) in ms.iter().zip(ss) {
-        acc = _mm256_fmadd_ps(load(m), load(s), acc);
-    }
-    for (m, s) in m_tail.iter().zip(s_tail) {
-        acc = _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(m * s)));
-    }
-    acc
-}
-
 /// Sixteen 16-bit numbers: eight times the first, eight times the second.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn halves<T: Copy + Into<i16>>(x: [T; 2]) -> __m256i {
     _mm256_set_m128i(_mm_set1_epi16(x[1].into()), _mm_set1_epi16(x[0].into()))
 }
 
-/// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
-/// Each output has one accumulator, blocks in ascending order: the tile's shape changes no bit.
+/// The sum of each of four registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
-    rows: [&[B]; R],
-    x: [Q8Row<'_>; T],
-) -> [[f32; T]; R] {
-    let mut acc = [[_mm256_setzero_ps(); T]; R];
+fn four_sums([a, b, c, d]: [__m256i; 4]) -> __m128i {
+    let x = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+}
+
+/// Products of four rows, a lane each, with some tokens. The float operations are those of packed weights in their order:
+/// one sum, groups ascending.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<B: Codes<G>, const G: usize, const T: usize>(rows: [&[B]; 4], x: [Q8Row<'_>; T]) -> [[f32; 4]; T] {
+    let mut acc = [_mm_setzero_ps(); T];
     for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
-            let block = &row[b];
-            // SAFETY: this function has AVX2.
-            let codes = unsafe { block.registers() };
-            let (d, dmin) = block.floats(|bits| float(bits));
-            let (scales, mins) = (block.scales(), block.mins());
-            if B::MINS == Share::Group {
-                let mut products = [0.0; G];
-                for (product, min) in products.iter_mut().zip(mins) {
-                    *product = -dmin * f32::from(min[0]);
-                }
-                for (x, acc) in x.iter().zip(&mut *acc) {
-                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
-                }
-            }
-            for (j, w) in codes.iter().enumerate() {
-                let i = G * b + j;
-                let scale = match B::SCALES {
-                    Share::Block => _mm256_set1_epi16(1),
-                    Share::Group => _mm256_set1_epi16(i16::from(scales[j][0])),
-                    Share::Half => halves(scales[j]),
-                };
-                for (x, acc) in x.iter().zip(&mut *acc) {
-                    let codes = load_codes(&x.codes[i]);
+        let blocks = rows.map(|row| &row[b]);
+        // SAFETY: this function has AVX2.
+        let codes = blocks.map(|block| unsafe { block.registers() });
+        let floats = blocks.map(|block| block.floats(|bits| float(bits)));
+        let d = _mm_setr_ps(floats[0].0, floats[1].0, floats[2].0, floats[3].0);
+        let dmin = _mm_setr_ps(floats[0].1, floats[1].1, floats[2].1, floats[3].1);
+        let (scales, mins) = (blocks.map(|block| block.scales()), blocks.map(|block| block.mins()));
+        for j in 0..G {
+            let i = G * b + j;
+            let scales = scales.map(|scales| match B::SCALES {
+                Share::Block => _mm256_set1_epi16(1),
+                Share::Group => _mm256_set1_epi16(i16::from(scales[j][0])),
+                Share::Half => halves(scales[j]),
+            });
+            let [m0, m1, m2, m3] = mins.map(|mins| f32::from(mins[j][0]));
+            let min = _mm_mul_ps(dmin, _mm_setr_ps(m0, m1, m2, m3));
+            for (x, acc) in x.iter().zip(&mut acc) {
+                let own = load_codes(&x.codes[i]);
+                let sums = std::array::from_fn(|r| {
+                    let w = codes[r][j];
                     // Sums of two products fit 16 bits: codes of activations are within ±127, those of weights from
                     // -128 to 127 without minima and up to 31 with them; 2 · 128 · 127 = 32,512.
                     let pairs = match B::MINS {
-                        Share::Block => {
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(codes, *w))
-                        }
-                        _ => _mm256_maddubs_epi16(*w, codes),
+                        Share::Block => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(own, w)),
+                        _ => _mm256_maddubs_epi16(w, own),
                     };
-                    *acc = add_scaled(*acc, _mm256_madd_epi16(pairs, scale), d * x.scales[i]);
-                    if B::MINS == Share::Half {
-                        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-                        let sums = _mm256_madd_epi16(pairs, halves(mins[j]));
-                        *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
+                    _mm256_madd_epi16(pairs, scales[r])
+                });
+                let scale = _mm_set1_ps(x.scales[i]);
+                *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(four_sums(sums)), _mm_mul_ps(d, scale), *acc);
+                match B::MINS {
+                    Share::Block => {}
+                    Share::Group => *acc = _mm_fnmadd_ps(min, _mm_set1_ps(x.sums[i]), *acc),
+                    Share::Half => {
+                        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), own);
+                        let sums = mins.map(|mins| _mm256_madd_epi16(pairs, halves(mins[j])));
+                        let sums = _mm_cvtepi32_ps(four_sums(sums));
+                        *acc = _mm_fnmadd_ps(sums, _mm_mul_ps(dmin, scale), *acc);
                     }
                 }
             }
         }
     }
-    acc.map(|row| row.map(|a| sum(a)))
+    acc.map(|sums| {
+        let mut out = [0.0; 4];
+        // SAFETY: there is room for four floats; the store takes any alignment.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
+    })
 }
 
-/// Products by codes, in tiles of four rows and one token or of two rows and four tokens.
+/// Products by codes, in tiles of four rows and four tokens or one.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product<B: Codes<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, out: &mut [f32]) {
     let n_rows = out.len() / x.n_tokens;
     let row_bytes = w.len() / n_rows;
     let row = |r: usize| -> &[B] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
-    let mut t = 0;
-    while t < x.n_tokens {
-        let few = x.n_tokens - t < 4;
-        let mut r = 0;
-        while r < n_rows {
-            match (few, n_rows - r) {
-                (true, 4..) => {
-                    let sums = tile::<B, G, 4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
-                    for (i, [y]) in sums.into_iter().enumerate() {
-                        out[(r + i) * x.n_tokens + t] = y;
-                    }
-                    r += 4;
+    for r in (0..n_rows).step_by(4) {
+        // A lane without a row of its own repeats the last one.
+        let rows = std::array::from_fn(|i| row((r + i).min(n_rows - 1)));
+        let mut t = 0;
+        while t < x.n_tokens {
+            let mut put = |t: usize, sums: [f32; 4]| {
+                for (i, y) in sums.into_iter().enumerate().take(n_rows - r) {
+                    out[(r + i) * x.n_tokens + t] = y;
                 }
-                (true, _) => {
-                    let [[y]] = tile::<B, G, 1, 1>([row(r)], [x.row(t)]);
-                    out[r * x.n_tokens + t] = y;
-                    r += 1;
-                }
-                (false, 2..) => {
-                    let tokens = std::array::from_fn(|i| x.row(t + i));
-                    let sums = tile::<B, G, 2, 4>([row(r), row(r + 1)], tokens);
-                    for (i, y) in sums.into_iter().enumerate() {
-                        out[(r + i) * x.n_tokens + t..][..4].copy_from_slice(&y);
-                    }
-                    r += 2;
-                }
-                (false, _) => {
-                    let [y] = tile::<B, G, 1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
-                    out[r * x.n_tokens + t..][..4].copy_from_slice(&y);
-                    r += 1;
-                }
+            };
+            if x.n_tokens - t >= 4 {
+                let sums = tile::<B, G, 4>(rows, std::array::from_fn(|i| x.row(t + i)));
+                sums.into_iter().enumerate().for_each(|(i, sums)| put(t + i, sums));
+                t += 4;
+            } else {
+                let [sums] = tile::<B, G, 1>(rows, [x.row(t)]);
+                put(t, sums);
+                t += 1;
             }
         }
-        t += if few { 1 } else { 4 };
     }
 }
 
