@@ -10,12 +10,14 @@
 
 mod support;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use sotto::base::Token;
 use sotto::kernel::Pool;
 use sotto::model::{KvType, Model, Precision};
-use support::golden::{Expected, Run, distance, fixtures, names, pool, stored_rows};
+use support::golden::{Expected, Run, distance, fixtures, names, pool, stored_rows, together};
 
 /// Most relative L2 error with float activations and cache, at once and far into a text.
 const BOUND: f64 = 2e-5;
@@ -99,6 +101,45 @@ fn logits_far_into_a_text() {
             };
             assert!(error <= bound, "{name}: {error:.1e} with a cache of {}, at most {bound:.0e}", kv.name());
         }
+    });
+}
+
+/// A token's logits do not depend on the batch that it is in, on the pieces in which its sequence came, on the number of
+/// threads, on the form of the weights, nor on what else the machine does.
+#[test]
+fn the_same_bits_always() {
+    let busy = AtomicBool::new(true);
+    let (one, two) = (pool(1), pool(2));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| while busy.load(Ordering::Relaxed) {});
+        }
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            every(|name, folder, model| {
+                let tokens = Expected::open(&folder.join("expected.safetensors")).tokens("prompt_tokens");
+                let turned =
+                    |i: usize| -> Vec<Token> { (0..16).map(|t| tokens[(t + i) % tokens.len()]).collect() };
+                let sequences = [turned(0), turned(5), turned(11)];
+                for kv in [KvType::F16, KvType::Q8_0] {
+                    let precision = Precision { kv, ..Precision::default() };
+                    let wanted =
+                        sequences.each_ref().map(|s| Run::new(model, &one, precision, 16).feed(s, 1));
+                    for (pool, packed, n) in
+                        [(&one, false, 3), (&two, false, 16), (&one, true, 1), (&two, true, 7)]
+                    {
+                        let run = Run::new(model, pool, precision, 16);
+                        let run = if packed { run.packed() } else { run };
+                        let own: Vec<&[Token]> = (0..n).map(|i| &sequences[i % 3][..]).collect();
+                        for (i, found) in together(run, &own).iter().enumerate() {
+                            let way = format!("{n} sequences, {pool:?}, packed: {packed}, {}", kv.name());
+                            assert!(*found == wanted[i % 3], "{name}: sequence {i} has other bits: {way}");
+                        }
+                    }
+                }
+            });
+        }));
+        busy.store(false, Ordering::Relaxed);
+        checked.unwrap_or_else(|e| resume_unwind(e));
     });
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool};
-use sotto::model::{Decoder, Model, Precision, Want};
+use sotto::model::{Decoder, Feed, Model, Precision, Want};
 use sotto::sample::{Chain, Dry, Mirostat, Settings, logprobs};
 
 /// Counts allocations of all threads while it is armed: the test is the only one of its program.
@@ -62,7 +62,8 @@ fn allocations(model: &Model, pool: &Pool, settings: Settings) -> usize {
     COUNT.store(0, Ordering::Relaxed);
     for step in 0..110 {
         ARMED.store(step >= 10, Ordering::Relaxed);
-        let logits = decoder.step(model, pool, &mut kv, &[token], Want::Last, &mut |_| true).unwrap();
+        let feed = Feed { kv: &mut kv, tokens: &[token], want: Want::Last };
+        let logits = decoder.step(model, pool, &mut [feed], &mut |_| true).unwrap();
         token = chain.sample(logits, step > 50).unwrap();
         logprobs(logits, token, 20, &mut top);
         chain.accept(token, step % 17 == 0);

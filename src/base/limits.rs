@@ -45,6 +45,8 @@ pub const N_VOCAB_MAX: usize = 1 << 20;
 pub const N_CTX_MAX: usize = 1 << 24;
 /// Rows of one prefill matrix product: activations of a chunk stay in the cache of a small core.
 pub const PREFILL_CHUNK_MAX: usize = 128;
+/// Sequences that share one step: beyond so many a small machine gains nothing, and the list lives on the stack.
+pub const N_FEED_MAX: usize = 16;
 /// Keys in one block of attention: blocks sit at absolute positions and merge in order, so that chunking and
 /// threads never change a bit.
 pub const ATTN_BLOCK: usize = 64;

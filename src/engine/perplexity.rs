@@ -6,7 +6,7 @@ use super::{Code, Fault};
 use crate::base::Token;
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Kv, Model, Precision, Want};
+use crate::model::{Decoder, Feed, Kv, Model, Precision, Want};
 use crate::text::Special;
 
 /// Numbers of the logits of one step, at most: 16 MiB.
@@ -52,7 +52,8 @@ impl Reader<'_> {
 
     fn step(&mut self, tokens: &[Token], want: Want) -> Result<&[f32], Fault> {
         let stopped = |_| Fault::new(Code::Internal, "a step was stopped that nobody stops");
-        self.decoder.step(self.model, self.pool, &mut self.kv, tokens, want, &mut |_| true).map_err(stopped)
+        let feed = Feed { kv: &mut self.kv, tokens, want };
+        self.decoder.step(self.model, self.pool, &mut [feed], &mut |_| true).map_err(stopped)
     }
 }
 

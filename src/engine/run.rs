@@ -16,7 +16,7 @@ use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Kv, ModelError, PackedWeights, Part, Precision, Want};
+use crate::model::{Decoder, Feed, Kv, ModelError, PackedWeights, Part, Precision, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -467,8 +467,8 @@ impl Runner {
             self.jobs.contains_key(&slot) && shared.go_on(&live, part)
         };
         let want = if last { Want::Last } else { Want::None };
-        let logits =
-            ready.decoder.step(&ready.model.model, &pool, &mut ready.kv, &tokens, want, &mut go_on).ok();
+        let feed = Feed { kv: &mut ready.kv, tokens: &tokens, want };
+        let logits = ready.decoder.step(&ready.model.model, &pool, &mut [feed], &mut go_on).ok();
         self.stepping = false;
         let now = clock::now_us();
         let done = self.jobs.get_mut(&slot).zip(logits).map(|(job, logits)| {
@@ -492,8 +492,8 @@ impl Runner {
         let (live, shared) = (job.live.clone(), &self.shared);
         let mut go_on = |part| shared.go_on(&live, part);
         let token = [job.last_token()];
-        let logits =
-            ready.decoder.step(&ready.model.model, pool, &mut ready.kv, &token, Want::Last, &mut go_on);
+        let feed = Feed { kv: &mut ready.kv, tokens: &token, want: Want::Last };
+        let logits = ready.decoder.step(&ready.model.model, pool, &mut [feed], &mut go_on);
         let Ok(logits) = logits else { return self.input(Input::Cancel(slot)) };
         let drawn = job.sample(logits);
         self.emit(slot, drawn, clock::now_us());

@@ -1,11 +1,12 @@
 //! How fast a model runs here.
 
+use super::admit::load_fault;
 use super::solo::Solo;
 use super::{Code, Fault};
 use crate::base::Token;
-use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::base::limits::{N_FEED_MAX, PREFILL_CHUNK_MAX};
 use crate::base::rng::Rng;
-use crate::model::{Precision, Want};
+use crate::model::{Decoder, Feed, Kv, Precision, Want};
 use crate::os::clock;
 
 /// What to measure.
@@ -13,8 +14,12 @@ use crate::os::clock;
 pub struct SpeedOptions {
     /// Tokens of the prompt, 1 and more.
     pub n_prompt: usize,
-    /// Tokens decoded after it, 1 and more.
+    /// Tokens decoded, 1 and more.
     pub n_generate: usize,
+    /// Tokens that stand in the cache before either.
+    pub depth: usize,
+    /// Sequences that are decoded at once, 1 to [`N_FEED_MAX`].
+    pub batch: usize,
     /// How often, 1 and more.
     pub n_repeat: usize,
 }
@@ -24,7 +29,7 @@ pub struct SpeedOptions {
 pub struct Speed {
     /// Of reading the prompt.
     pub prefill_tok_s: Vec<f64>,
-    /// Of decoding one token after the other.
+    /// Of decoding one token after the other, all sequences together.
     pub decode_tok_s: Vec<f64>,
 }
 
@@ -41,58 +46,97 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 impl Solo {
-    /// Reads a prompt of random tokens and decodes random tokens after it, each time from an empty cache: what the
-    /// decoder does, without the draw and without text. A few tokens go before, unmeasured. `progress` is told tokens
-    /// done and tokens in all.
+    /// Reads a prompt of random tokens, and decodes random tokens, each behind `depth` others: what the decoder does,
+    /// without the draw and without text. A few tokens go before, unmeasured. `progress` is told tokens done and tokens in
+    /// all.
     ///
     /// # Errors
     /// When the model has too few positions, or the memory cannot be had.
+    ///
+    /// # Panics
+    /// If options are outside their bounds.
     pub fn speed(
         &self,
         precision: Precision,
         o: SpeedOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Speed, Fault> {
-        let n_vocab = self.model().hyper().n_vocab;
-        let (mut decoder, mut kv) =
-            self.decoder(precision, o.n_prompt + o.n_generate, PREFILL_CHUNK_MAX, 1)?;
+        assert!((1..=N_FEED_MAX).contains(&o.batch), "{} sequences at once", o.batch);
+        let (n_vocab, n_ctx) = (self.model().hyper().n_vocab, o.depth + o.n_prompt.max(o.n_generate));
+        let (decoder, first) = self.decoder(precision, n_ctx, PREFILL_CHUNK_MAX, o.batch)?;
+        let mut kvs = vec![first];
+        while kvs.len() < o.batch {
+            kvs.push(decoder.kv(self.model(), n_ctx).map_err(|e| load_fault(self.id(), &e))?);
+        }
         let mut rng = Rng::new(1);
         // A vocabulary has at most 2^20 entries.
         let mut tokens = |n| -> Vec<Token> { (0..n).map(|_| Token(rng.below(n_vocab) as u32)).collect() };
-        let (prompt, generated) = (tokens(o.n_prompt), tokens(o.n_generate));
-        let total = (o.n_repeat * (o.n_prompt + o.n_generate)) as u64;
-        let mut done = 0;
-        let mut step = |tokens: &[Token], want, empty: bool| {
-            if empty {
-                kv.truncate(0);
-            }
-            let stopped = |_| Fault::new(Code::Internal, "a step was stopped that nobody stops");
-            let step = decoder.step(self.model(), &self.pool, &mut kv, tokens, want, &mut |_| true);
-            step.map(|_| ()).map_err(stopped)
-        };
-        step(&prompt[..1], Want::Last, true)?;
-        step(&prompt[..o.n_prompt.min(PREFILL_CHUNK_MAX)], Want::None, true)?;
+        let (before, prompt, generated) = (tokens(o.depth), tokens(o.n_prompt), tokens(o.n_generate));
+        let total = o.batch * o.depth + o.n_repeat * (o.n_prompt + o.batch * o.n_generate);
+        let mut run = Measured { solo: self, decoder, done: 0, total: total as u64, progress };
+        for kv in &mut kvs {
+            run.read(kv, &before)?;
+        }
+        run.read(&mut kvs[0], &prompt[..o.n_prompt.min(PREFILL_CHUNK_MAX)])?;
         let mut speed = Speed::default();
         let per_s =
             |n: usize, since: u64| n as f64 * 1e6 / clock::now_us().saturating_sub(since).max(1) as f64;
         for _ in 0..o.n_repeat {
+            run.go_back(&mut kvs[..1], &before)?;
             let began = clock::now_us();
-            let n_chunks = prompt.len().div_ceil(PREFILL_CHUNK_MAX);
-            for (i, chunk) in prompt.chunks(PREFILL_CHUNK_MAX).enumerate() {
-                progress(done, total);
-                step(chunk, if i + 1 == n_chunks { Want::Last } else { Want::None }, i == 0)?;
-                done += chunk.len() as u64;
-            }
-            speed.prefill_tok_s.push(per_s(prompt.len(), began));
+            run.read(&mut kvs[0], &prompt)?;
+            speed.prefill_tok_s.push(per_s(o.n_prompt, began));
+            run.go_back(&mut kvs, &before)?;
             let began = clock::now_us();
             for token in &generated {
-                progress(done, total);
-                step(&[*token], Want::Last, false)?;
-                done += 1;
+                run.step(&mut kvs, &[*token], Want::Last)?;
             }
-            speed.decode_tok_s.push(per_s(generated.len(), began));
+            speed.decode_tok_s.push(per_s(o.batch * o.n_generate, began));
         }
         Ok(speed)
+    }
+}
+
+/// A decoder under measurement.
+struct Measured<'a> {
+    solo: &'a Solo,
+    decoder: Decoder,
+    /// Tokens so far, and in all.
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Measured<'_> {
+    /// The same tokens for each sequence.
+    fn step(&mut self, kvs: &mut [Kv], tokens: &[Token], want: Want) -> Result<(), Fault> {
+        (self.progress)(self.done.min(self.total), self.total);
+        self.done += (kvs.len() * tokens.len()) as u64;
+        let mut feeds: Vec<_> = kvs.iter_mut().map(|kv| Feed { kv, tokens, want }).collect();
+        let step = self.decoder.step(self.solo.model(), &self.solo.pool, &mut feeds, &mut |_| true);
+        step.map(|_| ()).map_err(|_| Fault::new(Code::Internal, "a step was stopped that nobody stops"))
+    }
+
+    /// Reads a prompt, and its last logits.
+    fn read(&mut self, kv: &mut Kv, tokens: &[Token]) -> Result<(), Fault> {
+        let n_chunks = tokens.len().div_ceil(PREFILL_CHUNK_MAX);
+        for (i, chunk) in tokens.chunks(PREFILL_CHUNK_MAX).enumerate() {
+            let want = if i + 1 == n_chunks { Want::Last } else { Want::None };
+            self.step(std::slice::from_mut(kv), chunk, want)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves `before` in each cache; what cannot go back reads it again.
+    fn go_back(&mut self, kvs: &mut [Kv], before: &[Token]) -> Result<(), Fault> {
+        for kv in kvs {
+            if kv.truncate(before.len()) != before.len() {
+                let done = self.done;
+                self.read(kv, before)?;
+                self.done = done;
+            }
+        }
+        Ok(())
     }
 }
 

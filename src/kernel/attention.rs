@@ -122,6 +122,7 @@ impl Attention<'_> {
     fn check(&self, out: &[f32]) {
         let (c, n) = (self.cache, self.n_tokens());
         assert!(self.group() * c.n_head_kv == self.n_head && self.n_head > 0, "heads of an attention");
+        assert!(c.head_dim <= HEAD_DIM_MAX, "a head of {}", c.head_dim);
         assert_eq!((self.q.len(), out.len()), (n * self.width(), n * self.width()), "shape of an attention");
         assert!(self.sinks.is_none_or(|s| s.len() == self.n_head), "a sink for each head");
         // Where positions wrap, what the first token still sees was not written over by the last one.
@@ -133,6 +134,27 @@ impl Attention<'_> {
             c.n_slots,
             self.window
         );
+    }
+
+    /// Rows of a key-value head's queries: those of all tokens.
+    fn n_rows(&self) -> usize {
+        self.n_tokens() * self.group()
+    }
+
+    /// Tiles of a key-value head.
+    fn n_tiles(&self) -> usize {
+        self.n_rows().div_ceil((FLOATS / self.stride()).min(ROWS))
+    }
+
+    /// Rows of a tile.
+    fn rows(&self, tile: usize) -> Range<usize> {
+        let take = (FLOATS / self.stride()).min(ROWS);
+        tile * take..((tile + 1) * take).min(self.n_rows())
+    }
+
+    /// Tiles of all key-value heads.
+    fn n_items(&self) -> usize {
+        self.n_tiles() * self.cache.n_head_kv
     }
 
     /// The segments that rows see some of.
@@ -312,6 +334,26 @@ impl Attention<'_> {
         }
     }
 
+    /// Attention of one tile. `write` gives the head of the output that begins at a place of its own.
+    fn item<'b>(&self, kernels: &Kernels, item: usize, write: impl Fn(usize) -> &'b mut [f32]) {
+        let stride = self.stride();
+        // Late tokens see more keys: the longest items first.
+        let kv_head = item % self.cache.n_head_kv;
+        let rows = self.rows(self.n_tiles() - 1 - item / self.cache.n_head_kv);
+        let mut tile = self.tile(kernels, kv_head, &rows);
+        let (mut sums, mut states) = ([0.0; FLOATS], [NOTHING; ROWS]);
+        for segment in self.segments(&rows) {
+            self.segment(kernels, &mut tile, kv_head, &rows, segment);
+            let parts = tile.sums.chunks_exact(stride).zip(tile.states);
+            let sums = sums.chunks_exact_mut(stride).zip(&mut states);
+            sums.zip(parts).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
+        }
+        for ((r, sums), state) in rows.zip(sums.chunks_exact(stride)).zip(states) {
+            let total = self.total(kv_head * self.group() + r % self.group(), state);
+            write(self.at(kv_head, r)).iter_mut().zip(sums).for_each(|(y, x)| *y = x / total);
+        }
+    }
+
     /// The sum of weights of query head `head`, with its sink.
     fn total(&self, head: usize, (max, sum): State) -> f32 {
         sum + self.sinks.map_or(0.0, |sinks| math::exp(sinks[head] - max))
@@ -319,42 +361,39 @@ impl Attention<'_> {
 }
 
 impl Pool {
-    /// Attention of all query heads of all tokens into `out` `[n_tokens, n_head * head_dim]`; `room` is as long as
-    /// [`Attention::room`] says.
+    /// Attention of several sequences: of all query heads of all tokens of each into its part of `out`, one after the
+    /// other, `[n_tokens, n_head * head_dim]`. `room` is as long as [`Attention::room`] says.
     ///
     /// # Panics
     /// If shapes do not agree.
-    pub fn attention(&self, a: &Attention<'_>, room: &mut [f32], out: &mut [f32]) {
-        a.check(out);
-        let (d, stride, n_head_kv) = (a.cache.head_dim, a.stride(), a.cache.n_head_kv);
-        assert!(d <= HEAD_DIM_MAX && room.len() >= Attention::room(a.n_head, d), "room of an attention");
-        let (n_rows, take) = (a.n_tokens() * a.group(), (FLOATS / stride).min(ROWS));
-        let n_tiles = n_rows.div_ceil(take);
-        let rows = |tile: usize| tile * take..((tile + 1) * take).min(n_rows);
-        let kernels = self.kernels();
-        let segments = a.segments(&(0..n_rows));
-        if a.n_tokens() == 1 && segments.len() > 1 && self.n_threads() > 1 {
+    pub fn attention(&self, sequences: &[Attention<'_>], room: &mut [f32], out: &mut [f32]) {
+        let mut rest = &mut *out;
+        for a in sequences {
+            let (own, others) = rest.split_at_mut(a.q.len().min(rest.len()));
+            a.check(own);
+            rest = others;
+        }
+        assert!(rest.is_empty(), "{} floats of output too many", rest.len());
+        if let [a] = sequences
+            && a.n_tokens() == 1
+            && a.segments(&(0..a.group())).len() > 1
+            && self.n_threads() > 1
+        {
             return self.attention_split(a, room, out);
         }
-        let out = Out::new(out);
-        self.for_each(n_tiles * n_head_kv, true, &|item| {
-            // Late tokens see more keys: the longest items first.
-            let (kv_head, rows) = (item % n_head_kv, rows(n_tiles - 1 - item / n_head_kv));
-            let mut tile = a.tile(kernels, kv_head, &rows);
-            let mut sums = [0.0; FLOATS];
-            let mut states = [NOTHING; ROWS];
-            for segment in a.segments(&rows) {
-                a.segment(kernels, &mut tile, kv_head, &rows, segment);
-                let parts = tile.sums.chunks_exact(stride).zip(tile.states);
-                let sums = sums.chunks_exact_mut(stride).zip(&mut states);
-                sums.zip(parts).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
-            }
-            for ((r, sums), state) in rows.zip(sums.chunks_exact(stride)).zip(states) {
-                let total = a.total(kv_head * a.group() + r % a.group(), state);
-                // SAFETY: the row is one of `n_rows` and the head one of `n_head_kv`, so the query's head lies inside `out`;
-                // each row is in one tile, each tile is taken by one thread.
-                let out = unsafe { out.slice(a.at(kv_head, r), d) };
-                out.iter_mut().zip(sums).for_each(|(y, x)| *y = x / total);
+        let n_items = sequences.iter().map(Attention::n_items).sum();
+        let (kernels, out) = (self.kernels(), Out::new(out));
+        self.for_each(n_items, true, &|mut item| {
+            let mut start = 0;
+            for a in sequences {
+                if item < a.n_items() {
+                    // SAFETY: the parts of the sequences lie one behind the other in `out`, as was checked; items write to
+                    // different heads of them.
+                    let write = |at: usize| unsafe { out.slice(start + at, a.cache.head_dim) };
+                    return a.item(kernels, item, write);
+                }
+                item -= a.n_items();
+                start += a.q.len();
             }
         });
     }
@@ -362,9 +401,8 @@ impl Pool {
     /// The same of one token, segments of its context on several threads.
     fn attention_split(&self, a: &Attention<'_>, room: &mut [f32], out: &mut [f32]) {
         let (d, stride, n_head_kv, group) = (a.cache.head_dim, a.stride(), a.cache.n_head_kv, a.group());
-        let take = (FLOATS / stride).min(ROWS);
-        let n_tiles = group.div_ceil(take);
-        let kernels = self.kernels();
+        assert!(room.len() >= Attention::room(a.n_head, d), "room of an attention");
+        let (kernels, n_tiles) = (self.kernels(), a.n_tiles());
         // The states of all heads, then of each segment its sums and states, `[n_head][stride]` and `[n_head][2]`.
         let (states, room) = room.split_at_mut(2 * a.n_head);
         let states = states.as_chunks_mut::<2>().0;
@@ -376,14 +414,13 @@ impl Pool {
             let parts = Out::new(&mut room[..n * each]);
             self.for_each(n * n_tiles * n_head_kv, true, &|item| {
                 let (kv_head, item) = (item % n_head_kv, item / n_head_kv);
-                let (i, rows) =
-                    (item / n_tiles, item % n_tiles * take..((item % n_tiles + 1) * take).min(group));
+                let (i, rows) = (item / n_tiles, a.rows(item % n_tiles));
                 let mut tile = a.tile(kernels, kv_head, &rows);
                 a.segment(kernels, &mut tile, kv_head, &rows, first + i);
                 for ((r, sums), state) in rows.zip(tile.sums.chunks_exact(stride)).zip(tile.states) {
                     let head = kv_head * group + r;
-                    // SAFETY: the segment is one of `n` and the head one of `n_head`, so both stretches lie inside the room;
-                    // each segment of a head is taken by one thread.
+                    // SAFETY: the segment is one of `n` and the head one of `n_head`, so both stretches lie inside the
+                    // room; each segment of a head is taken by one thread.
                     let (y, own) = unsafe {
                         let states = i * each + a.n_head * stride + 2 * head;
                         (parts.slice(i * each + head * stride, stride), parts.slice(states, 2))

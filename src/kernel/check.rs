@@ -370,7 +370,7 @@ fn cache(k: &Kernels, kind: KvType, (n_head_kv, d): (usize, usize), keys: &[f32]
 fn attend(pool: &Pool, a: &Attention<'_>) -> Vec<f32> {
     let mut room = vec![f32::NAN; Attention::room(a.n_head, a.cache.head_dim)];
     let mut out = vec![f32::NAN; a.q.len()];
-    pool.attention(a, &mut room, &mut out);
+    pool.attention(std::slice::from_ref(a), &mut room, &mut out);
     out
 }
 

@@ -15,7 +15,12 @@ const ACTIVE: usize = 0;
 const LEAST: f32 = 1e-5;
 
 /// `s.per_layer = (norm(W · x / sqrt(n_embd)) + embedding * sqrt(width)) / sqrt(2)`, a stretch for each layer.
-pub(super) fn per_layer_embeddings(step: &Step<'_>, s: &mut Scratch, p: &PerLayerEmbd, tokens: &[Token]) {
+pub(super) fn per_layer_embeddings(
+    step: &Step<'_>,
+    s: &mut Scratch,
+    p: &PerLayerEmbd,
+    tokens: impl Iterator<Item = Token>,
+) {
     let (n, h) = (step.n, step.model.hyper());
     let (e, all, eps) = (h.n_embd, p.model_proj.n_rows(), h.norm_eps);
     let out = &mut s.per_layer[..n * all];

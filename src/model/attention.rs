@@ -1,16 +1,15 @@
 //! Attention of a layer: queries, keys and values, their norms and turns, the cache.
 
-use super::decoder::Step;
-use super::kv::Kv;
+use super::decoder::{Feed, Step};
 use super::layer::Attention;
 use super::scratch::Scratch;
-use crate::base::limits::HEAD_DIM_MAX;
+use crate::base::limits::{HEAD_DIM_MAX, N_FEED_MAX};
 use crate::kernel::{self, Kernels, Scores, ops};
 
 use super::arch::QkNorm;
 
 /// `s.attn = attention(s.norm)`, the tokens' keys and values stored on the way.
-pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, kv: &mut Kv, a: &Attention) {
+pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &Attention) {
     let (n, h, model) = (step.n, step.model.hyper(), step.model);
     let (n_q, n_kv) = (a.n_head * a.head_dim, a.n_head_kv * a.head_dim);
     let arch = model.arch();
@@ -54,29 +53,35 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, kv: &mut Kv, a: &Attention) 
         norms(step, q, k);
     }
     if let Some((beta, n_ctx_orig)) = model.scales().temperature {
-        for (t, row) in q.chunks_exact_mut(n_q).enumerate() {
-            let by = 1.0 + beta * ((1 + (step.pos + t) / n_ctx_orig) as f32).ln();
-            row.iter_mut().for_each(|x| *x *= by);
+        for span in step.spans {
+            for (t, row) in q[span.of(n_q)].chunks_exact_mut(n_q).enumerate() {
+                let by = 1.0 + beta * ((1 + (span.pos + t) / n_ctx_orig) as f32).ln();
+                row.iter_mut().for_each(|x| *x *= by);
+            }
         }
     }
     if a.kv.is_some() {
         norm_heads(step, v, a.v_norm.as_deref());
-        for t in 0..n {
-            let of = t * n_kv..(t + 1) * n_kv;
-            kv.store(step.pool.kernels(), a.cache, step.pos + t, &k[of.clone()], &v[of]);
+        for (feed, span) in feeds.iter_mut().zip(step.spans) {
+            let rows = k[span.of(n_kv)].chunks_exact(n_kv).zip(v[span.of(n_kv)].chunks_exact(n_kv));
+            for (t, (k, v)) in rows.enumerate() {
+                feed.kv.store(step.pool.kernels(), a.cache, span.pos + t, k, v);
+            }
         }
     }
     let attn = &mut s.attn[..n * n_q];
-    let attention = kernel::Attention {
-        q,
-        cache: kv.cache(a.cache),
+    let of = |i: usize| kernel::Attention {
+        q: &q[step.spans[i].of(n_q)],
+        cache: feeds[i].kv.cache(a.cache),
         n_head: a.n_head,
-        pos: step.pos,
+        pos: step.spans[i].pos,
         window: a.window,
         scores: Scores { scale: a.scale, cap: model.scales().attn_cap },
         sinks: a.sinks.as_deref(),
     };
-    step.pool.attention(&attention, &mut s.attn_room, attn);
+    let mut sequences = [of(0); N_FEED_MAX];
+    sequences.iter_mut().enumerate().take(feeds.len()).for_each(|(i, a)| *a = of(i));
+    step.pool.attention(&sequences[..feeds.len()], &mut s.attn_room, attn);
     if arch.q_gate {
         let z = &s.z[..n * n_q];
         step.pool.for_each_row(attn, n_q, &|t, row| ops::gate(row, &z[t * n_q..(t + 1) * n_q]));

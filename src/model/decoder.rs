@@ -10,6 +10,7 @@ use super::packed::PackedWeights;
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
+use crate::base::limits::N_FEED_MAX;
 use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, Weights, ops};
 
 /// Which logits a step computes.
@@ -48,15 +49,43 @@ pub struct Decoder {
     packed: Option<Arc<PackedWeights>>,
 }
 
+/// What a sequence brings to a step.
+#[derive(Debug)]
+pub struct Feed<'a> {
+    /// What it keeps.
+    pub kv: &'a mut Kv,
+    /// Its next tokens, at the positions after those in `kv`.
+    pub tokens: &'a [Token],
+    /// Its logits.
+    pub want: Want,
+}
+
+/// Tokens of a step that belong to one sequence.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Span {
+    /// The first one, in the step.
+    pub first: usize,
+    pub n: usize,
+    /// Its position, in the sequence.
+    pub pos: usize,
+}
+
+impl Span {
+    /// Rows of `width` of its tokens.
+    pub(super) fn of(&self, width: usize) -> std::ops::Range<usize> {
+        self.first * width..(self.first + self.n) * width
+    }
+}
+
 /// One step on its way through the layers.
 pub(super) struct Step<'a> {
     pub model: &'a Model,
     packed: Option<&'a PackedWeights>,
     pub pool: &'a Pool,
     pub precision: Precision,
-    /// Position of the first token.
-    pub pos: usize,
-    /// Tokens.
+    /// Tokens of each sequence, one after the other.
+    pub spans: &'a [Span],
+    /// Tokens of all.
     pub n: usize,
 }
 
@@ -92,55 +121,66 @@ impl Decoder {
         Scratch::bytes(model, n_tokens_max, n_logit_rows)
     }
 
-    /// Runs `tokens` at the positions after those in `kv` and returns the wanted logits,
-    /// `[1 or n_tokens, n_vocab]`. `go_on` is asked before each part of each layer; false stops the step.
+    /// Runs the tokens of all `feeds` and returns the wanted logits, of one sequence after the other,
+    /// `[0, 1 or its tokens, n_vocab]`. `go_on` is asked before each part of each layer; false stops the step.
     ///
-    /// A token's logits have the same bits however the sequence was cut into steps and whatever the number of
-    /// threads.
+    /// A token's logits have the same bits however its sequence was cut into steps, whatever other sequences come
+    /// along, and whatever the number of threads.
     ///
     /// # Errors
     /// [`Stopped`] when `go_on` said so.
     ///
     /// # Panics
-    /// If there are no tokens, more than the buffers hold, more than `kv` has room for, or one that is not in the
-    /// vocabulary.
+    /// If there are no feeds or more than [`N_FEED_MAX`], one has no tokens or more than its `kv` has room for, a token is
+    /// not in the vocabulary, or all are more than the buffers hold.
     pub fn step(
         &mut self,
         model: &Model,
         pool: &Pool,
-        kv: &mut Kv,
-        tokens: &[Token],
-        want: Want,
+        feeds: &mut [Feed<'_>],
         go_on: &mut dyn FnMut(Part) -> bool,
     ) -> Result<&[f32], Stopped> {
-        let (n, pos, h) = (tokens.len(), kv.len(), model.hyper());
-        assert!(n > 0 && n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
-        assert!(pos + n <= kv.n_ctx(), "{n} tokens at {pos} in a cache of {}", kv.n_ctx());
+        let h = model.hyper();
+        assert!((1..=N_FEED_MAX).contains(&feeds.len()), "{} sequences in a step", feeds.len());
+        let (mut spans, mut n, mut n_logit_rows) = ([Span::default(); N_FEED_MAX], 0, 0);
+        for (span, feed) in spans.iter_mut().zip(&*feeds) {
+            let (own, pos) = (feed.tokens.len(), feed.kv.len());
+            assert!(own > 0 && pos + own <= feed.kv.n_ctx(), "{own} tokens at {pos} of {}", feed.kv.n_ctx());
+            *span = Span { first: n, n: own, pos };
+            n += own;
+            n_logit_rows += feed.n_logit_rows();
+        }
+        assert!(n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
+        assert!(n_logit_rows <= self.n_logit_rows, "{n_logit_rows} logits, room for {}", self.n_logit_rows);
         let s = &mut self.scratch;
         let packed = self.packed.as_deref().filter(|_| self.precision.acts == Acts::Q8);
-        let step = Step { model, packed, pool, precision: self.precision, pos, n };
+        let spans = &spans[..feeds.len()];
+        let step = Step { model, packed, pool, precision: self.precision, spans, n };
 
-        step.embed(s, tokens, kv.n_ctx());
+        step.embed(s, feeds);
         for (i, layer) in model.layers().iter().enumerate() {
-            if let Err(stopped) = step.layer(s, kv, i, layer, go_on) {
-                kv.stopped();
+            if let Err(stopped) = step.layer(s, feeds, i, layer, go_on) {
+                feeds.iter_mut().for_each(|feed| feed.kv.stopped());
                 return Err(stopped);
             }
         }
-        kv.advance(pos + n);
-
-        let (first, rows) = match want {
-            Want::None => return Ok(&[]),
-            Want::Last => (n - 1, 1),
-            Want::All => (0, n),
-        };
-        assert!(rows <= self.n_logit_rows, "logits of {rows} tokens, room for {}", self.n_logit_rows);
+        for (feed, span) in feeds.iter_mut().zip(spans) {
+            feed.kv.advance(span.pos + span.n);
+        }
+        if n_logit_rows == 0 {
+            return Ok(&[]);
+        }
         if let Some(ends) = model.altup() {
             altup::end(&step, s, ends);
         }
-        let of = first * h.n_embd..(first + rows) * h.n_embd;
+        let mut rows = 0;
+        for (feed, span) in feeds.iter().zip(spans) {
+            let own = feed.n_logit_rows();
+            let of = (span.first + span.n - own) * h.n_embd..(span.first + span.n) * h.n_embd;
+            step.norm(&s.x[of], model.output_norm(), &mut s.norm[rows * h.n_embd..(rows + own) * h.n_embd]);
+            rows += own;
+        }
         let logits = &mut s.logits[..rows * h.n_vocab];
-        step.norm(&s.x[of], model.output_norm(), &mut s.norm[..rows * h.n_embd]);
         let product = Product {
             weights: step.weights(model.output()),
             y: &mut *logits,
@@ -158,31 +198,42 @@ impl Decoder {
     }
 }
 
+impl Feed<'_> {
+    fn n_logit_rows(&self) -> usize {
+        match self.want {
+            Want::None => 0,
+            Want::Last => 1,
+            Want::All => self.tokens.len(),
+        }
+    }
+}
+
 impl Step<'_> {
     /// The stream's beginning: embeddings of tokens, and of positions where they have some; the angles of the step.
-    fn embed(&self, s: &mut Scratch, tokens: &[Token], n_ctx: usize) {
+    fn embed(&self, s: &mut Scratch, feeds: &[Feed<'_>]) {
         let (model, h) = (self.model, self.model.hyper());
         let scale = model.scales().embd;
-        for (t, (token, row)) in tokens.iter().zip(s.x.chunks_exact_mut(h.n_embd)).enumerate() {
+        let tables = s.cos.len().checked_div(model.angles().len()).unwrap_or(0);
+        let tokens = feeds.iter().zip(self.spans).flat_map(|(feed, span)| {
+            feed.tokens.iter().enumerate().map(|(i, token)| (*token, span.pos + i, feed.kv.n_ctx()))
+        });
+        for (t, ((token, pos, n_ctx), row)) in tokens.zip(s.x.chunks_exact_mut(h.n_embd)).enumerate() {
             model.token_embd().unpack(token.index(), row);
             if scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= scale);
             }
             if let Some(positions) = model.position_embd() {
                 let own = &mut s.norm[..h.n_embd];
-                positions.unpack(self.pos + t, own);
+                positions.unpack(pos, own);
                 ops::add_scaled(row, 1.0, own);
             }
-        }
-        let tables = s.cos.len().checked_div(model.angles().len()).unwrap_or(0);
-        for (i, angles) in model.angles().iter().enumerate() {
-            let pairs = angles.n_pairs();
-            for t in 0..self.n {
-                let at = i * tables + t * pairs..i * tables + (t + 1) * pairs;
-                angles.at(self.pos + t, n_ctx, &mut s.cos[at.clone()], &mut s.sin[at]);
+            for (i, angles) in model.angles().iter().enumerate() {
+                let at = i * tables + t * angles.n_pairs()..i * tables + (t + 1) * angles.n_pairs();
+                angles.at(pos, n_ctx, &mut s.cos[at.clone()], &mut s.sin[at]);
             }
         }
         if let Some(p) = model.per_layer() {
+            let tokens = feeds.iter().flat_map(|feed| feed.tokens.iter().copied());
             altup::per_layer_embeddings(self, s, p, tokens);
         }
         if let Some(ends) = model.altup() {
@@ -193,7 +244,7 @@ impl Step<'_> {
     fn layer(
         &self,
         s: &mut Scratch,
-        kv: &mut Kv,
+        feeds: &mut [Feed<'_>],
         index: usize,
         layer: &Layer,
         go_on: &mut dyn FnMut(Part) -> bool,
@@ -210,10 +261,10 @@ impl Step<'_> {
             altup::detour(self, s, a);
         }
         match &layer.mixer {
-            Mixer::Attention(a) => attention::mix(self, s, kv, a),
-            Mixer::ShortConv(c) => recurrent::short_conv(self, s, kv.state(c.state), c),
-            Mixer::Mamba2(m) => recurrent::mamba2(self, s, kv.state(m.state), m),
-            Mixer::DeltaNet(d) => recurrent::delta_net(self, s, kv.state(d.state), d),
+            Mixer::Attention(a) => attention::mix(self, s, feeds, a),
+            Mixer::ShortConv(c) => recurrent::short_conv(self, s, feeds, c),
+            Mixer::Mamba2(m) => recurrent::mamba2(self, s, feeds, m),
+            Mixer::DeltaNet(d) => recurrent::delta_net(self, s, feeds, d),
         }
         let (output, norm) = (layer.mixer.output(), layer.mixer_post_norm.as_ref());
         let n_cols = output.weight.n_cols;

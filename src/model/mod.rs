@@ -19,7 +19,7 @@ pub mod summary;
 pub mod vocab;
 mod weights;
 
-pub use decoder::{Decoder, Part, Stopped, Want};
+pub use decoder::{Decoder, Feed, Part, Stopped, Want};
 pub use error::ModelError;
 pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};

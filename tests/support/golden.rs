@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool, Tier};
-use sotto::model::{Decoder, Kv, Model, Pack, Packer, Precision, Want};
+use sotto::model::{Decoder, Feed, Kv, Model, Pack, Packer, Precision, Want};
 
 /// The folder of fixtures that `variable` names; without it the full set beside the checkout, or the small one in
 /// `tests/fixtures`.
@@ -89,13 +89,41 @@ impl<'a> Run<'a> {
     pub(crate) fn feed(&mut self, tokens: &[Token], chunk: usize) -> Vec<f32> {
         let mut all = Vec::new();
         for tokens in tokens.chunks(chunk) {
-            let logits = self
-                .decoder
-                .step(self.model, self.pool, &mut self.kv, tokens, Want::All, &mut |_| true)
-                .unwrap();
+            let feed = Feed { kv: &mut self.kv, tokens, want: Want::All };
+            let logits = self.decoder.step(self.model, self.pool, &mut [feed], &mut |_| true).unwrap();
             all.extend_from_slice(logits);
         }
         all
+    }
+}
+
+/// Logits after each token of each of `sequences`, which go through the model together, the `i`-th in pieces of
+/// `1 + i % 3` tokens.
+pub(crate) fn together(run: Run<'_>, sequences: &[&[Token]]) -> Vec<Vec<f32>> {
+    let Run { model, pool, mut decoder, .. } = run;
+    let n_vocab = model.hyper().n_vocab;
+    let mut kvs: Vec<Kv> = sequences.iter().map(|s| decoder.kv(model, s.len()).unwrap()).collect();
+    let mut all = vec![Vec::new(); sequences.len()];
+    loop {
+        let mut feeds = Vec::new();
+        let mut fed = Vec::new();
+        for (i, (kv, sequence)) in kvs.iter_mut().zip(sequences).enumerate() {
+            let left = &sequence[kv.len()..];
+            if !left.is_empty() {
+                feeds.push(Feed { kv, tokens: &left[..left.len().min(1 + i % 3)], want: Want::All });
+                fed.push(i);
+            }
+        }
+        if feeds.is_empty() {
+            return all;
+        }
+        let counts: Vec<usize> = feeds.iter().map(|feed| feed.tokens.len() * n_vocab).collect();
+        let mut logits = decoder.step(model, pool, &mut feeds, &mut |_| true).unwrap();
+        for (i, n) in fed.into_iter().zip(counts) {
+            let (own, rest) = logits.split_at(n);
+            all[i].extend_from_slice(own);
+            logits = rest;
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::show::{self, Show, Step, Table, count, size, speed};
 use super::{Failure, backend};
+use crate::base::limits::N_FEED_MAX;
 use crate::engine::{Solo, SpeedOptions, median};
-use crate::model::{Pack, Precision};
+use crate::model::{KvType, Pack, Precision};
 use crate::os::process;
 
 #[derive(Debug, Args)]
@@ -19,9 +20,18 @@ pub(super) struct BenchArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     prompt: u32,
-    /// Tokens decoded after it
+    /// Tokens decoded
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     generate: u32,
+    /// Tokens that stand in the cache before the prompt, and before what is decoded
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
+    depth: u32,
+    /// Sequences that are decoded at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=N_FEED_MAX as i64))]
+    batch: u32,
+    /// How keys and values are stored: f16, q8_0 or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    kv: KvType,
     /// How often; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
@@ -36,6 +46,10 @@ pub(super) struct BenchArgs {
 /// The value of `--pack`.
 pub(super) fn pack(name: &str) -> Result<Pack, String> {
     Pack::from_name(name).ok_or_else(|| format!("one of {:?} is taken", Pack::ALL.map(Pack::name)))
+}
+
+fn kv_type(name: &str) -> Result<KvType, String> {
+    KvType::from_name(name).ok_or_else(|| format!("one of {:?} is taken", KvType::ALL.map(KvType::name)))
 }
 
 /// Opens a model to measure it.
@@ -58,14 +72,17 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let options = SpeedOptions {
         n_prompt: args.prompt as usize,
         n_generate: args.generate as usize,
+        depth: args.depth as usize,
+        batch: args.batch as usize,
         n_repeat: args.repeat as usize,
     };
+    let precision = Precision { kv: args.kv, ..Precision::default() };
     let mut progress = |done, total| show.step(Step::Measuring, done, total);
-    let measured = solo.speed(Precision::default(), options, &mut progress)?;
+    let measured = solo.speed(precision, options, &mut progress)?;
     show.finish();
     let (prefill, decode) = (median(&measured.prefill_tok_s), median(&measured.decode_tok_s));
     let model = solo.model();
-    let weights_gb_s = decode * model.step_bytes() as f64 / 1e9;
+    let weights_gb_s = decode / f64::from(args.batch) * model.step_bytes() as f64 / 1e9;
     let peak = process::peak_rss_bytes();
     if args.json {
         return show::json(&json!({
@@ -80,6 +97,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "packed": solo.is_packed(),
             "prompt": args.prompt,
             "generate": args.generate,
+            "depth": args.depth,
+            "batch": args.batch,
+            "kv": args.kv.name(),
             "repeat": args.repeat,
             "load_ms": solo.load_ms(),
             "prefill_tok_s": prefill,
@@ -100,13 +120,21 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(model.file_bytes())));
     table.line("kernels", &format!("{}, {} threads", solo.tier(), solo.threads()));
     table.line("load", &format!("{:.0} ms", solo.load_ms()));
+    let behind = match args.depth {
+        0 => String::new(),
+        n => format!(" behind {n}"),
+    };
+    let sequences = match args.batch {
+        1 => String::new(),
+        n => format!(" of {n} sequences"),
+    };
     for (key, n, value, all) in [
-        ("prefill", args.prompt, prefill, &measured.prefill_tok_s),
-        ("decode", args.generate, decode, &measured.decode_tok_s),
+        ("prefill", format!("{} tokens", args.prompt), prefill, &measured.prefill_tok_s),
+        ("decode", format!("{} tokens{sequences}", args.generate), decode, &measured.decode_tok_s),
     ] {
-        table.line(key, &format!("{:>6} tokens/s of {n} tokens; {}", speed(value), runs(all)));
+        table.line(key, &format!("{:>6} tokens/s of {n}{behind}; {}", speed(value), runs(all)));
     }
-    table.line("weights", &format!("{weights_gb_s:.1} GB/s in decode, {} a token", size(model.step_bytes())));
+    table.line("weights", &format!("{weights_gb_s:.1} GB/s in decode, {} a step", size(model.step_bytes())));
     table.line("peak memory", &peak.map_or_else(|| "unknown".into(), size));
     table.print()
 }
