@@ -6,7 +6,7 @@ use super::{Code, Fault};
 use crate::base::Token;
 use crate::base::limits::{N_FEED_MAX, PREFILL_CHUNK_MAX};
 use crate::base::rng::Rng;
-use crate::model::{Decoder, Feed, Kv, Precision, Want};
+use crate::model::{Decoder, Feed, Kv, Precision, Profile, Want};
 use crate::os::clock;
 
 /// What to measure.
@@ -22,15 +22,19 @@ pub struct SpeedOptions {
     pub batch: usize,
     /// How often, 1 and more.
     pub n_repeat: usize,
+    /// Whether to go through all once more and count what operations cost.
+    pub profile: bool,
 }
 
 /// Tokens a second of each repetition.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Speed {
     /// Of reading the prompt.
     pub prefill_tok_s: Vec<f64>,
     /// Of decoding one token after the other, all sequences together.
     pub decode_tok_s: Vec<f64>,
+    /// What the operations of prefill and of decoding cost.
+    pub profiles: Option<[Profile; 2]>,
 }
 
 /// The middle of `values`, or the mean of the two in the middle; 0 of none.
@@ -72,7 +76,8 @@ impl Solo {
         // A vocabulary has at most 2^20 entries.
         let mut tokens = |n| -> Vec<Token> { (0..n).map(|_| Token(rng.below(n_vocab) as u32)).collect() };
         let (before, prompt, generated) = (tokens(o.depth), tokens(o.n_prompt), tokens(o.n_generate));
-        let total = o.batch * o.depth + o.n_repeat * (o.n_prompt + o.batch * o.n_generate);
+        let total =
+            o.batch * o.depth + (o.n_repeat + usize::from(o.profile)) * (o.n_prompt + o.batch * o.n_generate);
         let mut run = Measured { solo: self, decoder, done: 0, total: total as u64, progress };
         for kv in &mut kvs {
             run.read(kv, &before)?;
@@ -92,6 +97,19 @@ impl Solo {
                 run.step(&mut kvs, &[*token], Want::Last)?;
             }
             speed.decode_tok_s.push(per_s(o.batch * o.n_generate, began));
+        }
+        if o.profile {
+            run.go_back(&mut kvs[..1], &before)?;
+            run.decoder.begin_profile();
+            run.read(&mut kvs[0], &prompt)?;
+            let prefill = run.decoder.end_profile();
+            run.go_back(&mut kvs, &before)?;
+            run.decoder.begin_profile();
+            for token in &generated {
+                run.step(&mut kvs, &[*token], Want::Last)?;
+            }
+            speed.profiles =
+                prefill.zip(run.decoder.end_profile()).map(|(prefill, decode)| [prefill, decode]);
         }
         Ok(speed)
     }

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::cache::{Cache, Stored, key_panel_bytes};
 use super::pool::{Out, Pool};
-use super::tensor::{Panels, Q8Mut, Q8View, Scores};
+use super::tensor::{Panels, Q8Block, Q8View, Scores};
 use super::{Kernels, PANEL, Q8_BLOCK, math};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
 use crate::quant::Quant;
@@ -62,10 +62,7 @@ struct Tile {
     sums: [f32; FLOATS],
     states: [State; ROWS],
     /// Codes of `q`, for keys in 8 bits.
-    codes: [i8; FLOATS],
-    scales: [f32; FLOATS / Q8_BLOCK],
-    code_sums: [f32; FLOATS / Q8_BLOCK],
-    pairs: [[u32; 2]; FLOATS / Q8_BLOCK],
+    codes: [Q8Block; FLOATS / Q8_BLOCK],
 }
 
 /// Adds what stands in `x` to the weighted values `y`.
@@ -171,23 +168,13 @@ impl Attention<'_> {
             block: [0.0; FLOATS],
             sums: [0.0; FLOATS],
             states: [NOTHING; ROWS],
-            codes: [0; FLOATS],
-            scales: [0.0; FLOATS / Q8_BLOCK],
-            code_sums: [0.0; FLOATS / Q8_BLOCK],
-            pairs: [[0; 2]; FLOATS / Q8_BLOCK],
+            codes: [Q8Block::default(); FLOATS / Q8_BLOCK],
         };
         for (q, r) in tile.q.chunks_exact_mut(stride).zip(rows.clone()) {
             q[..d].copy_from_slice(&self.q[self.at(kv_head, r)..][..d]);
         }
         if let Stored::Q8 { .. } = self.cache.stored {
-            let (n, blocks) = (n * stride, n * stride / Q8_BLOCK);
-            let out = Q8Mut {
-                codes: &mut tile.codes[..n],
-                scales: &mut tile.scales[..blocks],
-                sums: &mut tile.code_sums[..blocks],
-                pairs: &mut tile.pairs[..blocks],
-            };
-            kernels.quantize(&tile.q[..n], out);
+            kernels.quantize(&tile.q[..n * stride], &mut tile.codes[..n * stride / Q8_BLOCK]);
         }
         tile
     }
@@ -249,15 +236,8 @@ impl Attention<'_> {
                 k.mix(k.mix_f32, (&tile.q, stride), n, keys, out);
             }
             Stored::Q8 { keys, .. } => {
-                let blocks = n * stride / Q8_BLOCK;
-                let queries = Q8View {
-                    codes: &tile.codes[..n * stride],
-                    scales: &tile.scales[..blocks],
-                    sums: &tile.code_sums[..blocks],
-                    pairs: &tile.pairs[..blocks],
-                    n_tokens: n,
-                    n_cols: stride,
-                };
+                let blocks = &tile.codes[..n * stride / Q8_BLOCK];
+                let queries = Q8View { blocks, n_tokens: n, n_cols: stride };
                 let mut sums = [[0.0; PANEL]; ROWS];
                 let bytes = key_panel_bytes(d);
                 let panels = keys[first * bytes..].chunks_exact(bytes).take(panels.len());

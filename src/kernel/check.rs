@@ -83,12 +83,14 @@ fn codes_are_equal_in_all_tiers() {
                 let make = |k: &Kernels| {
                     let mut acts = Q8Acts::new(1, n);
                     k.quantize(&x, acts.reshape(1, n));
-                    let view = acts.view();
-                    (view.codes.to_vec(), view.scales.to_vec(), view.sums.to_vec(), view.pairs.to_vec())
+                    acts.view().blocks.to_vec()
                 };
                 let (found, wanted) = (make(k), make(&SCALAR));
                 assert_eq!(found, wanted, "{k:?}, case {kind}, {n_blocks} blocks");
-                assert!(found.0.iter().all(|c| *c >= -127), "{k:?}: -128 is not a code of activations");
+                assert!(
+                    found.iter().all(|b| b.codes.iter().all(|c| *c >= -127)),
+                    "{k:?}: -128 is not a code of activations"
+                );
             }
         }
         for (odd, at) in
@@ -98,9 +100,9 @@ fn codes_are_equal_in_all_tiers() {
             x[at] = odd;
             let mut acts = Q8Acts::new(1, Q8_BLOCK);
             k.quantize(&x, acts.reshape(1, Q8_BLOCK));
-            let view = acts.view();
-            assert!(view.codes.iter().all(|c| *c >= -127), "{k:?}");
-            assert!(!view.scales[0].is_finite() && !view.sums[0].is_finite(), "{k:?}: {odd} at {at} is lost");
+            let block = acts.view().blocks[0];
+            assert!(block.codes.iter().all(|c| *c >= -127), "{k:?}");
+            assert!(!block.scale.is_finite() && !block.sum.is_finite(), "{k:?}: {odd} at {at} is lost");
         }
     }
 }
@@ -180,19 +182,7 @@ fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> V
     Packed::pack_panel(&Rows::new(quant, n_rows, n_cols, rows).expect("whole rows"), 0, &mut panel);
     let n_tokens = x.len() / n_cols;
     let mut acts = Q8Acts::new(n_tokens, n_cols);
-    let out = acts.reshape(n_tokens, n_cols);
-    for t in 0..n_tokens {
-        let (at, blocks) = (t * n_cols..(t + 1) * n_cols, t * n_cols / Q8_BLOCK..(t + 1) * n_cols / Q8_BLOCK);
-        k.quantize(
-            &x[at.clone()],
-            Q8Mut {
-                codes: &mut out.codes[at],
-                scales: &mut out.scales[blocks.clone()],
-                sums: &mut out.sums[blocks.clone()],
-                pairs: &mut out.pairs[blocks],
-            },
-        );
-    }
+    k.quantize(x, acts.reshape(n_tokens, n_cols));
     let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
     k.packed(quant, &panel, &acts.view(), &mut sums);
     sums

@@ -27,7 +27,7 @@ pub use tensor::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeEr
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
 use crate::quant::packed::{PANEL, Packing};
-use tensor::{Panels, Q8Mut, Q8View};
+use tensor::{Panels, Q8Block, Q8View};
 
 /// Instruction-set level, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,7 +140,7 @@ type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
 type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
 /// Takes a panel, activations and the sums `[n_tokens][PANEL]`.
 type PackedFn = unsafe fn(&[u8], &Q8View<'_>, &mut [[f32; PANEL]]);
-type QuantizeFn = unsafe fn(&[f32], Q8Mut<'_>);
+type QuantizeFn = unsafe fn(&[f32], &mut [Q8Block]);
 type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
 type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
@@ -309,10 +309,8 @@ impl Kernels {
     }
 
     /// 8-bit codes of one token's activations.
-    fn quantize(&self, x: &[f32], out: Q8Mut<'_>) {
-        let n = x.len() / Q8_BLOCK;
-        let found = (out.codes.len(), out.scales.len(), out.sums.len(), out.pairs.len());
-        assert_eq!((x.len(), found), (n * Q8_BLOCK, (n * Q8_BLOCK, n, n, n)));
+    fn quantize(&self, x: &[f32], out: &mut [Q8Block]) {
+        assert_eq!(x.len(), out.len() * Q8_BLOCK, "activations in blocks");
         // SAFETY: the machine has the features of this table (`select`); lengths agree.
         unsafe { (self.quantize)(x, out) }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use super::tensor::{self, Input, Packed, Product, Q8Acts, Q8Mut, Q8View, Rows, Weights};
+use super::tensor::{self, Input, Packed, Product, Q8Acts, Q8View, Rows, Weights};
 use super::{Kernels, PANEL, Q8_BLOCK};
 use crate::base::limits::{N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::os::thread;
@@ -126,20 +126,11 @@ impl Pool {
     /// If `n_cols` is no multiple of 32 or `q8` has not enough room.
     pub fn quantize(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts) {
         let (n, blocks) = (tensor::n_tokens(x, n_cols), n_cols / Q8_BLOCK);
-        let Q8Mut { codes, scales, sums, pairs } = q8.reshape(n, n_cols);
-        let (codes, scales) = (Out::new(codes), Out::new(scales));
-        let (sums, pairs) = (Out::new(sums), Out::new(pairs));
+        let out = Out::new(q8.reshape(n, n_cols));
         self.for_each(n, x.len() >= SMALL, &|t| {
-            // SAFETY: token `t` is below `n`, so the stretches lie inside the arrays of `reshape`; each token is
-            // taken by one thread, so no two stretches overlap.
-            let out = unsafe {
-                Q8Mut {
-                    codes: codes.slice(t * n_cols, n_cols),
-                    scales: scales.slice(t * blocks, blocks),
-                    sums: sums.slice(t * blocks, blocks),
-                    pairs: pairs.slice(t * blocks, blocks),
-                }
-            };
+            // SAFETY: token `t` is below `n`, so its blocks lie inside those of `reshape`; each token is taken by one
+            // thread.
+            let out = unsafe { out.slice(t * blocks, blocks) };
             self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], out);
         });
     }
@@ -201,10 +192,7 @@ impl Pool {
                         // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one
                         // panel, each panel is taken by one thread.
                         let y = unsafe { y.slice(t * n_rows + rows.start, rows.len()) };
-                        for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
-                            let bias = p.epilogue.bias.map_or(0.0, |b| b[rows.start + i]);
-                            *y = if p.epilogue.add { *y } else { 0.0 } + (sum + bias);
-                        }
+                        p.epilogue.write(sums, rows.start, y);
                     }
                 }
             }

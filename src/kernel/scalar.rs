@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::tensor::{Pairs, Panels, Q8Mut, Q8View, Scores};
+use super::tensor::{Pair, Panels, Q8Block, Q8View, Scores};
 use super::{LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::packed::{Group, Integers, Packing};
@@ -70,30 +70,25 @@ pub(super) fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 
 /// Codes are `x / scale` rounded (ties to even) with `scale = max|x| / 127`; sums are `scale * Σ codes`. The scale of a
 /// block with a NaN is NaN, so that it is not lost in the codes.
-pub(super) fn quantize(x: &[f32], out: Q8Mut<'_>) {
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for ((((x, codes), scale), sum), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
+pub(super) fn quantize(x: &[f32], out: &mut [Q8Block]) {
+    for (x, block) in x.as_chunks::<Q8_BLOCK>().0.iter().zip(out) {
         let max = x.iter().map(|v| v.abs()).fold(0.0, |m, v| if v > m || v.is_nan() { v } else { m });
         let inverse = q8_inverse(max);
-        for (code, x) in codes.iter_mut().zip(x) {
+        for (code, x) in block.codes.iter_mut().zip(x) {
             *code = (x * inverse).round_ties_even() as i8;
         }
-        *scale = max / 127.0;
-        *sum = *scale * codes.iter().map(|&c| i32::from(c)).sum::<i32>() as f32;
-        *pairs = pairs_of(codes);
+        block.scale = max / 127.0;
+        block.sum = block.scale * block.codes.iter().map(|&c| i32::from(c)).sum::<i32>() as f32;
+        (block.first, block.both) = (pair(&block.codes[..16]), pair(&block.codes));
     }
 }
 
-/// Sums of the codes of a block as [`Pairs`] has them.
-pub(super) fn pairs_of(codes: &[i8; Q8_BLOCK]) -> Pairs {
-    let mut pairs = [0; 2];
-    for (pair, half) in pairs.iter_mut().zip(codes.as_chunks::<16>().0) {
-        let sum = |at: usize| -> i16 {
-            half.as_chunks::<4>().0.iter().map(|c| i16::from(c[at]) + i16::from(c[at + 1])).sum()
-        };
-        *pair = u32::from(sum(0) as u16) | u32::from(sum(2) as u16) << 16;
-    }
-    pairs
+/// Sums of some codes.
+pub(super) fn pair(codes: &[i8]) -> Pair {
+    let sum = |at: usize| -> i16 {
+        codes.as_chunks::<4>().0.iter().map(|c| i16::from(c[at]) + i16::from(c[at + 1])).sum()
+    };
+    u32::from(sum(0) as u16) | u32::from(sum(2) as u16) << 16
 }
 
 /// What activations are multiplied with to become codes; 0 for a block too small for a finite one.
@@ -113,16 +108,16 @@ fn product<B: Block<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, tile: &mut [f3
             for (t, y) in tile.iter_mut().enumerate() {
                 let x = x.row(t);
                 for j in 0..G {
-                    let (i, [first, second]) = (G * b + j, halves(&codes[j], &x.codes[G * b + j]));
+                    let (i, [first, second]) = (G * b + j, halves(&codes[j], &x[G * b + j].codes));
                     let dot = i32::from(scales[j][0]) * first + i32::from(scales[j][1]) * second;
-                    *y += d * x.scales[i] * dot as f32;
+                    *y += d * x[i].scale * dot as f32;
                     match B::MINS {
                         Share::Block => {}
-                        Share::Group => *y -= dmin * f32::from(mins[j][0]) * x.sums[i],
+                        Share::Group => *y -= dmin * f32::from(mins[j][0]) * x[i].sum,
                         Share::Half => {
-                            let [first, second] = halves(&[1; Q8_BLOCK], &x.codes[i]);
+                            let [first, second] = halves(&[1; Q8_BLOCK], &x[i].codes);
                             let sum = i32::from(mins[j][0]) * first + i32::from(mins[j][1]) * second;
-                            *y -= dmin * x.scales[i] * sum as f32;
+                            *y -= dmin * x[i].scale * sum as f32;
                         }
                     }
                 }
@@ -142,17 +137,17 @@ fn packed<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]
             for (r, y) in sums.iter_mut().enumerate() {
                 let ([scale0, scale1], [min0, min1], (d, dmin)) =
                     (group.scales[r], group.mins[r], group.floats[r]);
-                let [first, second] = halves(&group.codes[r], &x.codes[g]);
+                let [first, second] = halves(&group.codes[r], &x[g].codes);
                 let dot = i32::from(scale0) * first + i32::from(scale1) * second;
-                *y += d * x.scales[g] * dot as f32;
+                *y += d * x[g].scale * dot as f32;
                 match packing.integers {
                     _ if !packing.mins => {}
                     Integers::HalvesAndMins => {
-                        let [first, second] = halves(&[1; Q8_BLOCK], &x.codes[g]);
+                        let [first, second] = halves(&[1; Q8_BLOCK], &x[g].codes);
                         let sum = i32::from(min0) * first + i32::from(min1) * second;
-                        *y -= dmin * x.scales[g] * sum as f32;
+                        *y -= dmin * x[g].scale * sum as f32;
                     }
-                    _ => *y -= dmin * f32::from(min0) * x.sums[g],
+                    _ => *y -= dmin * f32::from(min0) * x[g].sum,
                 }
             }
         }

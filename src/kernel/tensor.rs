@@ -183,6 +183,28 @@ pub struct Epilogue<'a> {
     pub add: bool,
 }
 
+impl Epilogue<'_> {
+    /// Writes the sums of one token's rows from `first` on.
+    pub(super) fn write(&self, sums: &[f32; PANEL], first: usize, y: &mut [f32]) {
+        let bias = self.bias.map(|bias| &bias[first..first + y.len()]);
+        // A whole panel has a known length, which is faster.
+        match (y.first_chunk_mut::<PANEL>(), bias, self.add) {
+            (Some(y), None, false) => *y = *sums,
+            (Some(y), None, true) => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum),
+            (_, None, _) => {
+                for (y, sum) in y.iter_mut().zip(sums) {
+                    *y = if self.add { *y } else { 0.0 } + sum;
+                }
+            }
+            (_, Some(bias), _) => {
+                for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+                    *y = if self.add { *y } else { 0.0 } + (sum + bias);
+                }
+            }
+        }
+    }
+}
+
 /// One matrix product `y[t][r] = Σ_c weights[r][c] · x[t][c]`.
 #[derive(Debug)]
 pub struct Product<'a> {
@@ -205,111 +227,75 @@ pub struct Input<'a> {
     pub q8: Option<&'a Q8Acts>,
 }
 
-/// Activations as 8-bit codes within ±127, a scale for each 32 of a token.
+/// Activations as 8-bit codes, in blocks of 32.
 #[derive(Debug)]
 pub struct Q8Acts {
-    /// `[n_tokens, n_cols]`.
-    codes: Vec<i8>,
     /// `[n_tokens, n_cols / 32]`.
-    scales: Vec<f32>,
-    /// Scale times sum of the codes of each block, `[n_tokens, n_cols / 32]`; formats with minima need it.
-    sums: Vec<f32>,
-    /// Sums of codes of each block, `[n_tokens, n_cols / 32]`.
-    pairs: Vec<Pairs>,
+    blocks: Vec<Q8Block>,
     n_tokens: usize,
     n_cols: usize,
 }
 
-/// Of each half of a block the sums of codes 0 and 1 of every four, and of codes 2 and 3: two 16-bit numbers each, the
-/// first in the lower bits. A product with codes of weights that were made unsigned begins with their multiple.
-pub(super) type Pairs = [u32; 2];
-
-/// What becomes of one token's activations; fields as in [`Q8Acts`].
-#[derive(Debug)]
-pub(super) struct Q8Mut<'a> {
-    pub codes: &'a mut [i8],
-    pub scales: &'a mut [f32],
-    pub sums: &'a mut [f32],
-    pub pairs: &'a mut [Pairs],
+/// 32 activations of a token and what kernels need beside them, so that one pointer a token is enough.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(16))]
+pub(super) struct Q8Block {
+    /// Within ±127.
+    pub codes: [i8; Q8_BLOCK],
+    /// Sums of codes of the first half and of the whole. A product with codes of weights that were made unsigned begins
+    /// with their multiple.
+    pub first: Pair,
+    pub both: Pair,
+    /// What a code of 1 stands for.
+    pub scale: f32,
+    /// Scale times the sum of the codes: formats with minima need it.
+    pub sum: f32,
 }
+
+/// Two 16-bit sums of codes: those in places 0 and 1 of every four, in the lower bits, and those in places 2 and 3.
+pub(super) type Pair = u32;
 
 impl Q8Acts {
     /// Room for `n_tokens_max` tokens of `n_cols_max` activations.
     #[must_use]
     pub fn new(n_tokens_max: usize, n_cols_max: usize) -> Self {
-        let n = n_tokens_max * n_cols_max.next_multiple_of(Q8_BLOCK);
-        let blocks = n / Q8_BLOCK;
-        Self {
-            codes: vec![0; n],
-            scales: vec![0.0; blocks],
-            sums: vec![0.0; blocks],
-            pairs: vec![[0; 2]; blocks],
-            n_tokens: 0,
-            n_cols: 0,
-        }
+        let n = n_tokens_max * n_cols_max.div_ceil(Q8_BLOCK);
+        Self { blocks: vec![Q8Block::default(); n], n_tokens: 0, n_cols: 0 }
     }
 
-    /// Sets the shape and gives the arrays to fill, of all tokens.
-    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> Q8Mut<'_> {
+    /// Bytes of the codes of a token of `n_cols` activations.
+    #[must_use]
+    pub fn token_bytes(n_cols: usize) -> usize {
+        n_cols.div_ceil(Q8_BLOCK) * size_of::<Q8Block>()
+    }
+
+    /// Sets the shape and gives the blocks to fill, of all tokens.
+    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> &mut [Q8Block] {
         assert!(n_cols.is_multiple_of(Q8_BLOCK), "{n_cols} activations in blocks of {Q8_BLOCK}");
         (self.n_tokens, self.n_cols) = (n_tokens, n_cols);
-        let (n, blocks) = (n_tokens * n_cols, n_tokens * n_cols / Q8_BLOCK);
-        Q8Mut {
-            codes: &mut self.codes[..n],
-            scales: &mut self.scales[..blocks],
-            sums: &mut self.sums[..blocks],
-            pairs: &mut self.pairs[..blocks],
-        }
+        &mut self.blocks[..n_tokens * n_cols / Q8_BLOCK]
     }
 
     pub(super) fn view(&self) -> Q8View<'_> {
-        let (n, blocks) = (self.n_tokens * self.n_cols, self.n_tokens * self.n_cols / Q8_BLOCK);
-        Q8View {
-            codes: &self.codes[..n],
-            scales: &self.scales[..blocks],
-            sums: &self.sums[..blocks],
-            pairs: &self.pairs[..blocks],
-            n_tokens: self.n_tokens,
-            n_cols: self.n_cols,
-        }
+        let blocks = &self.blocks[..self.n_tokens * self.n_cols / Q8_BLOCK];
+        Q8View { blocks, n_tokens: self.n_tokens, n_cols: self.n_cols }
     }
 }
 
-/// The codes of a batch; fields as in [`Q8Acts`].
+/// The codes of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Q8View<'a> {
-    pub codes: &'a [i8],
-    pub scales: &'a [f32],
-    pub sums: &'a [f32],
-    pub pairs: &'a [Pairs],
+    /// `[n_tokens, n_cols / 32]`.
+    pub blocks: &'a [Q8Block],
     pub n_tokens: usize,
     pub n_cols: usize,
 }
 
-/// One token's codes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Q8Row<'a> {
-    /// `[n_blocks][32]`.
-    pub codes: &'a [[i8; Q8_BLOCK]],
-    /// `[n_blocks]`.
-    pub scales: &'a [f32],
-    /// `[n_blocks]`.
-    pub sums: &'a [f32],
-    /// `[n_blocks]`.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
-    pub pairs: &'a [Pairs],
-}
-
 impl<'a> Q8View<'a> {
-    /// Codes of token `t`.
-    pub(super) fn row(&self, t: usize) -> Q8Row<'a> {
-        let (n, blocks) = (self.n_cols, self.n_cols / Q8_BLOCK);
-        Q8Row {
-            codes: self.codes[t * n..(t + 1) * n].as_chunks().0,
-            scales: &self.scales[t * blocks..(t + 1) * blocks],
-            sums: &self.sums[t * blocks..(t + 1) * blocks],
-            pairs: &self.pairs[t * blocks..(t + 1) * blocks],
-        }
+    /// Codes of token `t`, `[n_cols / 32]`.
+    pub(super) fn row(&self, t: usize) -> &'a [Q8Block] {
+        let n = self.n_cols / Q8_BLOCK;
+        &self.blocks[t * n..(t + 1) * n]
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::decoder::{Feed, Step};
 use super::layer::Attention;
+use super::profile::Op;
 use super::scratch::Scratch;
 use crate::base::limits::{HEAD_DIM_MAX, N_FEED_MAX};
 use crate::kernel::{self, Kernels, Scores, ops};
@@ -26,6 +27,7 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
         ),
         None => step.multiply(x, h.n_embd, &mut s.q8, &mut [step.product(&a.q, q_rows)]),
     }
+    step.mark(Op::Qkv);
     if arch.q_gate {
         let (d, z) = (a.head_dim, &mut s.z[..n * n_q]);
         let heads = s.proj[..2 * n * n_q].chunks_exact(2 * d);
@@ -69,6 +71,7 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
             }
         }
     }
+    step.mark(Op::Heads);
     let attn = &mut s.attn[..n * n_q];
     let of = |i: usize| kernel::Attention {
         q: &q[step.spans[i].of(n_q)],

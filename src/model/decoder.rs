@@ -7,6 +7,7 @@ use super::kv::Kv;
 use super::layer::{Layer, Linear, Matrix, Mixer, Norm};
 use super::load::Model;
 use super::packed::PackedWeights;
+use super::profile::{Op, Profile};
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
@@ -47,6 +48,7 @@ pub struct Decoder {
     n_tokens_max: usize,
     n_logit_rows: usize,
     packed: Option<Arc<PackedWeights>>,
+    profile: Option<Profile>,
 }
 
 /// What a sequence brings to a step.
@@ -83,6 +85,7 @@ pub(super) struct Step<'a> {
     packed: Option<&'a PackedWeights>,
     pub pool: &'a Pool,
     pub precision: Precision,
+    profile: Option<&'a Profile>,
     /// Tokens of each sequence, one after the other.
     pub spans: &'a [Span],
     /// Tokens of all.
@@ -94,7 +97,7 @@ impl Decoder {
     #[must_use]
     pub fn new(model: &Model, precision: Precision, n_tokens_max: usize, n_logit_rows: usize) -> Self {
         let scratch = Scratch::new(model, n_tokens_max, n_logit_rows);
-        Self { scratch, precision, n_tokens_max, n_logit_rows, packed: None }
+        Self { scratch, precision, n_tokens_max, n_logit_rows, packed: None, profile: None }
     }
 
     /// The same, reading `packed` weights of the model where there are any and they are multiplied with codes.
@@ -102,6 +105,16 @@ impl Decoder {
     pub fn with_packed(mut self, packed: Option<Arc<PackedWeights>>) -> Self {
         self.packed = packed;
         self
+    }
+
+    /// Begins to count what the operations of steps cost.
+    pub fn begin_profile(&mut self) {
+        self.profile = Some(Profile::new());
+    }
+
+    /// Ends it.
+    pub fn end_profile(&mut self) -> Option<Profile> {
+        self.profile.take()
     }
 
     /// A cache of `n_ctx` positions for `model`, in this decoder's precision.
@@ -155,9 +168,12 @@ impl Decoder {
         let s = &mut self.scratch;
         let packed = self.packed.as_deref().filter(|_| self.precision.acts == Acts::Q8);
         let spans = &spans[..feeds.len()];
-        let step = Step { model, packed, pool, precision: self.precision, spans, n };
+        let profile = self.profile.as_ref();
+        profile.iter().for_each(|profile| profile.begin());
+        let step = Step { model, packed, pool, precision: self.precision, profile, spans, n };
 
         step.embed(s, feeds);
+        step.mark(Op::Embed);
         for (i, layer) in model.layers().iter().enumerate() {
             if let Err(stopped) = step.layer(s, feeds, i, layer, go_on) {
                 feeds.iter_mut().for_each(|feed| feed.kv.stopped());
@@ -180,6 +196,7 @@ impl Decoder {
             step.norm(&s.x[of], model.output_norm(), &mut s.norm[rows * h.n_embd..(rows + own) * h.n_embd]);
             rows += own;
         }
+        step.mark(Op::Norm);
         let logits = &mut s.logits[..rows * h.n_vocab];
         let product = Product {
             weights: step.weights(model.output()),
@@ -194,6 +211,7 @@ impl Decoder {
         if scales.logit_cap > 0.0 {
             pool.for_each_row(logits, h.n_vocab, &|_, row| ops::soft_cap(row, scales.logit_cap));
         }
+        step.mark(Op::Head);
         Ok(&s.logits[..rows * h.n_vocab])
     }
 }
@@ -260,6 +278,7 @@ impl Step<'_> {
         if let Some(a) = &layer.altup {
             altup::detour(self, s, a);
         }
+        self.mark(Op::Norm);
         match &layer.mixer {
             Mixer::Attention(a) => attention::mix(self, s, feeds, a),
             Mixer::ShortConv(c) => recurrent::short_conv(self, s, feeds, c),
@@ -270,7 +289,9 @@ impl Step<'_> {
         let n_cols = output.weight.n_cols;
         let last = self.last_product(output, norm, &mut s.x[..len], &mut s.out[..len]);
         let added = last.epilogue.add;
+        self.mark(Op::Attention);
         self.multiply(&s.attn[..self.n * n_cols], n_cols, &mut s.q8, &mut [last]);
+        self.mark(Op::Output);
         if !added {
             self.join(s, norm);
         }
@@ -282,6 +303,7 @@ impl Step<'_> {
             return Err(Stopped);
         }
         self.input(s, layer.ffn_norm.as_ref());
+        self.mark(Op::Norm);
         let norm = layer.ffn_post_norm.as_ref();
         if !feed_forward::run(self, s, &layer.ffn, norm, go_on)? {
             self.join(s, norm);
@@ -367,16 +389,32 @@ impl Step<'_> {
         }
     }
 
+    /// What came since the last mark was `op`.
+    pub(super) fn mark(&self, op: Op) {
+        if let Some(profile) = self.profile {
+            profile.mark(op);
+        }
+    }
+
     /// All `products` of one input `x` `[n_tokens, n_cols]`, whose codes are made once.
     pub(super) fn multiply(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts, products: &mut [Product<'_>]) {
         let takes_codes = |p: &Product<'_>| self.pool.kernels().takes_codes(p.weights.quant());
         let q8 = match self.precision.acts {
             Acts::Q8 if products.iter().any(takes_codes) => {
                 self.pool.quantize(x, n_cols, q8);
+                self.mark(Op::Codes);
                 Some(&*q8)
             }
             _ => None,
         };
+        if let Some(profile) = self.profile {
+            let n_tokens = (x.len() / n_cols) as u64;
+            for w in products.iter().map(|p| &p.weights) {
+                let n = w.n_rows() as u64 * n_cols as u64;
+                let bytes = n / w.quant().block_len() as u64 * w.quant().block_bytes() as u64;
+                profile.add(bytes, n * n_tokens);
+            }
+        }
         self.pool.matmul(Input { x, n_cols, q8 }, products);
     }
 

@@ -4,6 +4,7 @@ use super::arch::{Act, Router};
 use super::decoder::{Part, Step, Stopped};
 use super::layer::{Dense, Experts, FeedForward, Norm};
 use super::load::Scales;
+use super::profile::Op;
 use super::scratch::Scratch;
 use crate::base::limits::N_EXPERT_MAX;
 use crate::kernel::{Product, Q8Acts, ops};
@@ -45,6 +46,7 @@ fn dense(
     let inner = match &d.gate {
         Some(w) => {
             step.multiply(x, n_embd, q8, &mut [step.product(w, gate), step.product(&d.up, up)]);
+            step.mark(Op::GateUp);
             let (kernels, up) = (step.pool.kernels(), &*up);
             step.pool.for_each_row(gate, n_ff, &|t, row| {
                 let up = &up[t * n_ff..(t + 1) * n_ff];
@@ -61,6 +63,7 @@ fn dense(
         }
         None => {
             step.multiply(x, n_embd, q8, &mut [step.product(&d.up, up)]);
+            step.mark(Op::GateUp);
             step.pool.for_each_row(up, n_ff, &|_, row| match act {
                 Act::Gelu => ops::gelu(row),
                 Act::Silu | Act::ClampedSilu => ops::silu(row),
@@ -68,10 +71,12 @@ fn dense(
             up
         }
     };
+    step.mark(Op::Act);
     if !go_on(Part::Down) {
         return Err(Stopped);
     }
     step.multiply(inner, n_ff, q8, &mut [down]);
+    step.mark(Op::Down);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ pub mod kv;
 mod layer;
 pub mod load;
 pub mod packed;
+mod profile;
 mod recurrent;
 mod rope;
 mod scratch;
@@ -25,6 +26,7 @@ pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
 pub use packed::{Pack, PackedWeights, Packer};
+pub use profile::{Cost, Op, Profile};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

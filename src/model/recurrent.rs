@@ -3,6 +3,7 @@
 
 use super::decoder::{Feed, Step};
 use super::layer::{BetaAlpha, DeltaNet, Mamba2, ShortConv};
+use super::profile::Op;
 use super::scratch::Scratch;
 use crate::kernel::ops;
 
@@ -11,6 +12,7 @@ pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>
     let (n, e) = (step.n, step.model.hyper().n_embd);
     let proj = &mut s.proj[..n * 3 * e];
     step.multiply(&s.norm[..n * e], e, &mut s.q8, &mut [step.product(&c.input, proj)]);
+    step.mark(Op::Qkv);
     let attn = &mut s.attn[..n * e];
     for (feed, span) in feeds.iter_mut().zip(step.spans) {
         let state = feed.kv.state(c.state);
@@ -34,6 +36,7 @@ pub(super) fn mamba2(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], m
     let n_conv = m.n_inner + 2 * n_bc;
     let proj = &mut s.proj[..n * width];
     step.multiply(&s.norm[..n * e], e, &mut s.q8, &mut [step.product(&m.input, proj)]);
+    step.mark(Op::Qkv);
     let (head_dim, per_group) = (m.n_inner / m.n_head, m.n_inner / m.n_group);
     for (feed, span) in feeds.iter_mut().zip(step.spans) {
         let (n, state) = (span.n, feed.kv.state(m.state));
@@ -109,6 +112,7 @@ pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>]
             }
         }
     }
+    step.mark(Op::Qkv);
     for (feed, span) in feeds.iter_mut().zip(step.spans) {
         let state = feed.kv.state(d.state);
         for row in proj[span.of(width)].chunks_exact_mut(width) {

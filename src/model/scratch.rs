@@ -190,7 +190,7 @@ impl Scratch {
             + 2 * w.streams * w.embd
             + laurel
             + 2 * w.tables * w.pairs;
-        let codes = w.widest() + w.widest() / 4 + size_of::<usize>();
+        let codes = Q8Acts::token_bytes(w.widest()) + size_of::<usize>();
         (n_tokens_max * (4 * floats + codes) + 4 * (w.attn_room + n_logit_rows * w.vocab)) as u64
     }
 }

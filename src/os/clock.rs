@@ -7,6 +7,13 @@ pub fn now_us() -> u64 {
     t.tv_sec.cast_unsigned() * 1_000_000 + t.tv_nsec.cast_unsigned() / 1_000
 }
 
+/// Nanoseconds of the monotonic clock.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    t.tv_sec.cast_unsigned() * 1_000_000_000 + t.tv_nsec.cast_unsigned()
+}
+
 /// Seconds since 1970.
 #[must_use]
 pub fn unix_s() -> u64 {

@@ -126,6 +126,14 @@ impl Packing {
         [0, high, integers, floats, (floats + n / self.groups * each).next_multiple_of(64)]
     }
 
+    /// Bytes of the codes of a group, of the further bits of one, of the integers of a block and of its floats.
+    #[must_use]
+    pub const fn parts(&self) -> [usize; 4] {
+        let [_, high, integers, floats, _] = self.sections(GROUP * self.groups);
+        let each = PANEL * if self.mins { 4 } else { 2 };
+        [high / self.groups, (integers - high) / self.groups, floats - integers, each]
+    }
+
     /// Bytes of a matrix; `None` if they are more than a machine can count.
     #[must_use]
     pub fn bytes(&self, n_rows: usize, n_cols: usize) -> Option<usize> {

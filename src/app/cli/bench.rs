@@ -7,7 +7,7 @@ use super::show::{self, Show, Step, Table, count, size, speed};
 use super::{Failure, backend};
 use crate::base::limits::N_FEED_MAX;
 use crate::engine::{Solo, SpeedOptions, median};
-use crate::model::{KvType, Pack, Precision};
+use crate::model::{Cost, KvType, Op, Pack, Precision, Profile};
 use crate::os::process;
 
 #[derive(Debug, Args)]
@@ -38,6 +38,9 @@ pub(super) struct BenchArgs {
     /// How weights are read: as the file has them (off), or packed into memory
     #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
     pack: Pack,
+    /// Tell what each operation costs, in a run of its own
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -75,6 +78,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         depth: args.depth as usize,
         batch: args.batch as usize,
         n_repeat: args.repeat as usize,
+        profile: args.profile,
     };
     let precision = Precision { kv: args.kv, ..Precision::default() };
     let mut progress = |done, total| show.step(Step::Measuring, done, total);
@@ -108,6 +112,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "decode_runs_tok_s": measured.decode_tok_s,
             "weights_gb_s": weights_gb_s,
             "peak_rss_bytes": peak,
+            "profiles": measured.profiles.as_ref().map(|[prefill, decode]| json!({
+                "prefill": costs(prefill),
+                "decode": costs(decode),
+            })),
         }));
     }
     let runs = |values: &[f64]| {
@@ -136,5 +144,27 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     table.line("weights", &format!("{weights_gb_s:.1} GB/s in decode, {} a step", size(model.step_bytes())));
     table.line("peak memory", &peak.map_or_else(|| "unknown".into(), size));
+    for (name, profile) in ["prefill", "decode"].into_iter().zip(measured.profiles.iter().flatten()) {
+        for (op, cost) in Op::ALL.into_iter().map(|op| (op, profile.cost(op))).filter(|(_, cost)| cost.ns > 0)
+        {
+            let share = cost.ns as f64 / profile.total_ns() as f64;
+            let per_ns = |n: u64| n as f64 / cost.ns as f64;
+            let rate = match cost.macs {
+                0 => String::new(),
+                n => format!("{:>7.1} GMAC/s {:>6.1} GB/s", per_ns(n), per_ns(cost.bytes)),
+            };
+            let ms = cost.ns as f64 / 1e6;
+            table.line(name, &format!("{:<9} {:>5.1} % {ms:>9.2} ms {rate}", op.name(), 100.0 * share));
+        }
+    }
     table.print()
+}
+
+/// What operations cost, by their names.
+fn costs(profile: &Profile) -> serde_json::Value {
+    let all = Op::ALL.into_iter().map(|op| {
+        let Cost { ns, bytes, macs } = profile.cost(op);
+        (op.name().to_owned(), json!({ "ns": ns, "bytes": bytes, "macs": macs }))
+    });
+    serde_json::Value::Object(all.collect())
 }

@@ -7,7 +7,7 @@ use zerocopy::little_endian::U16;
 
 use super::attention;
 use super::codes::Codes;
-use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View};
+use crate::kernel::tensor::{Q8Block, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -145,9 +145,8 @@ fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 }
 
 #[target_feature(enable = "neon")]
-fn quantize(x: &[f32], out: Q8Mut<'_>) {
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for ((((x, block), scale), total), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
+fn quantize(x: &[f32], out: &mut [Q8Block]) {
+    for (x, block) in x.as_chunks::<Q8_BLOCK>().0.iter().zip(out) {
         let mut max = vdupq_n_f32(0.0);
         for x in x.as_chunks::<4>().0 {
             // A NaN where one of the two is, as in the definition.
@@ -156,7 +155,7 @@ fn quantize(x: &[f32], out: Q8Mut<'_>) {
         let max = vmaxvq_f32(max);
         let inverse = scalar::q8_inverse(max);
         let mut n = vdupq_n_s32(0);
-        for (x, codes) in x.as_chunks::<8>().0.iter().zip(block.as_chunks_mut::<8>().0) {
+        for (x, codes) in x.as_chunks::<8>().0.iter().zip(block.codes.as_chunks_mut::<8>().0) {
             let [low, high] = x.as_chunks::<4>().0 else { continue };
             let (low, high) = (
                 vcvtnq_s32_f32(vmulq_n_f32(load(low), inverse)),
@@ -167,9 +166,9 @@ fn quantize(x: &[f32], out: Q8Mut<'_>) {
             // SAFETY: there is room for eight bytes; the store takes any alignment.
             unsafe { vst1_s8(codes.as_mut_ptr(), bytes) };
         }
-        *scale = max / 127.0;
-        *total = *scale * vaddvq_s32(n) as f32;
-        *pairs = scalar::pairs_of(block);
+        block.scale = max / 127.0;
+        block.sum = block.scale * vaddvq_s32(n) as f32;
+        (block.first, block.both) = (scalar::pair(&block.codes[..16]), scalar::pair(&block.codes));
     }
 }
 
@@ -238,7 +237,7 @@ fn add_mins<const G: usize>(mut acc: float32x4_t, mins: &[f32; G], sums: &[f32])
 #[target_feature(enable = "neon")]
 fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
     rows: [&[B]; R],
-    x: [Q8Row<'_>; T],
+    x: [&[Q8Block]; T],
 ) -> [[f32; T]; R] {
     let mut acc = [[vdupq_n_f32(0.0); T]; R];
     for b in 0..rows[0].len() {
@@ -254,14 +253,14 @@ fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
                     *product = -dmin * f32::from(min[0]);
                 }
                 for (x, acc) in x.iter().zip(&mut *acc) {
-                    *acc = add_mins(*acc, &products, &x.sums[G * b..G * b + G]);
+                    *acc = add_mins(*acc, &products, &std::array::from_fn::<_, G, _>(|j| x[G * b + j].sum));
                 }
             }
             for (j, w) in codes.iter().enumerate() {
                 let i = G * b + j;
                 let scale = [i32::from(scales[j][0]), i32::from(scales[j][1])];
                 for (x, acc) in x.iter().zip(&mut *acc) {
-                    let x_codes = x.codes[i].as_chunks::<16>().0;
+                    let x_codes = x[i].codes.as_chunks::<16>().0;
                     let x_codes = [load_codes(&x_codes[0]), load_codes(&x_codes[1])];
                     let pairs = [pairs(w[0], x_codes[0]), pairs(w[1], x_codes[1])];
                     let dot = match B::SCALES {
@@ -269,13 +268,13 @@ fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
                         Share::Group => vmulq_n_s32(vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]), scale[0]),
                         Share::Half => halves(pairs, scale),
                     };
-                    *acc = add_scaled(*acc, dot, d * x.scales[i]);
+                    *acc = add_scaled(*acc, dot, d * x[i].scale);
                     if B::MINS == Share::Half {
                         let sums = halves(
                             [vpaddlq_s8(x_codes[0]), vpaddlq_s8(x_codes[1])],
                             [i32::from(mins[j][0]), i32::from(mins[j][1])],
                         );
-                        *acc = add_scaled(*acc, sums, -dmin * x.scales[i]);
+                        *acc = add_scaled(*acc, sums, -dmin * x[i].scale);
                     }
                 }
             }

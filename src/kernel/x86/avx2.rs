@@ -7,7 +7,7 @@ use zerocopy::little_endian::U16;
 
 use super::attention;
 use super::codes::Codes;
-use crate::kernel::tensor::{Q8Mut, Q8Row, Q8View};
+use crate::kernel::tensor::{Q8Block, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
     self, BlockIQ4NL, BlockIQ4XS, BlockMXFP4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -149,10 +149,9 @@ fn dot(w: &[f32], x: &[f32], lanes: &mut [f32; LANES]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(x: &[f32], out: Q8Mut<'_>) {
+fn quantize(x: &[f32], out: &mut [Q8Block]) {
     let sign = _mm256_set1_ps(-0.0);
-    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<Q8_BLOCK>().0);
-    for ((((x, codes), scale), total), pairs) in blocks.zip(out.scales).zip(out.sums).zip(out.pairs) {
+    for (x, block) in x.as_chunks::<Q8_BLOCK>().0.iter().zip(out) {
         let [a, b, c, d] = x.as_chunks::<8>().0 else { continue };
         let (a, b, c, d) = (load(a), load(b), load(c), load(d));
         let abs = |v| _mm256_andnot_ps(sign, v);
@@ -173,17 +172,19 @@ fn quantize(x: &[f32], out: Q8Mut<'_>) {
         // A NaN would become -128.
         let bytes = _mm256_max_epi8(bytes, _mm256_set1_epi8(-127));
         // SAFETY: there is room for 32 bytes; the store takes any alignment.
-        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
-        *scale = max / 127.0;
+        unsafe { _mm256_storeu_si256(block.codes.as_mut_ptr().cast(), bytes) };
+        block.scale = max / 127.0;
         let n = _mm_add_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256::<1>(n));
         let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_11_10>(n));
         let n = _mm_add_epi32(n, _mm_shuffle_epi32::<0b00_00_00_01>(n));
-        *total = *scale * _mm_cvtsi128_si32(n) as f32;
+        block.sum = block.scale * _mm_cvtsi128_si32(n) as f32;
         // Sums of two codes, then of every second of those in each half.
         let n = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
         let n = _mm256_add_epi16(n, _mm256_shuffle_epi32::<0b00_00_11_10>(n));
         let n = _mm256_add_epi16(n, _mm256_shuffle_epi32::<0b00_00_00_01>(n));
-        *pairs = [_mm256_extract_epi32::<0>(n) as u32, _mm256_extract_epi32::<4>(n) as u32];
+        let (first, second) = (_mm256_castsi256_si128(n), _mm256_extracti128_si256::<1>(n));
+        block.first = _mm_cvtsi128_si32(first) as u32;
+        block.both = _mm_cvtsi128_si32(_mm_add_epi16(first, second)) as u32;
     }
 }
 
@@ -238,7 +239,7 @@ fn four_sums([a, b, c, d]: [__m256i; 4]) -> __m128i {
 /// Products of four rows, a lane each, with some tokens. The float operations are those of packed weights in their order:
 /// one sum, groups ascending.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<B: Codes<G>, const G: usize, const T: usize>(rows: [&[B]; 4], x: [Q8Row<'_>; T]) -> [[f32; 4]; T] {
+fn tile<B: Codes<G>, const G: usize, const T: usize>(rows: [&[B]; 4], x: [&[Q8Block]; T]) -> [[f32; 4]; T] {
     let mut acc = [_mm_setzero_ps(); T];
     for b in 0..rows[0].len() {
         let blocks = rows.map(|row| &row[b]);
@@ -258,7 +259,7 @@ fn tile<B: Codes<G>, const G: usize, const T: usize>(rows: [&[B]; 4], x: [Q8Row<
             let [m0, m1, m2, m3] = mins.map(|mins| f32::from(mins[j][0]));
             let min = _mm_mul_ps(dmin, _mm_setr_ps(m0, m1, m2, m3));
             for (x, acc) in x.iter().zip(&mut acc) {
-                let own = load_codes(&x.codes[i]);
+                let own = load_codes(&x[i].codes);
                 let sums = std::array::from_fn(|r| {
                     let w = codes[r][j];
                     // Sums of two products fit 16 bits: codes of activations are within ±127, those of weights from
@@ -269,11 +270,11 @@ fn tile<B: Codes<G>, const G: usize, const T: usize>(rows: [&[B]; 4], x: [Q8Row<
                     };
                     _mm256_madd_epi16(pairs, scales[r])
                 });
-                let scale = _mm_set1_ps(x.scales[i]);
+                let scale = _mm_set1_ps(x[i].scale);
                 *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(four_sums(sums)), _mm_mul_ps(d, scale), *acc);
                 match B::MINS {
                     Share::Block => {}
-                    Share::Group => *acc = _mm_fnmadd_ps(min, _mm_set1_ps(x.sums[i]), *acc),
+                    Share::Group => *acc = _mm_fnmadd_ps(min, _mm_set1_ps(x[i].sum), *acc),
                     Share::Half => {
                         let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), own);
                         let sums = mins.map(|mins| _mm256_madd_epi16(pairs, halves(mins[j])));

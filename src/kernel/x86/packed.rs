@@ -9,7 +9,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::kernel::tensor::{Pairs, Q8Row, Q8View};
+use crate::kernel::tensor::{Pair, Q8Block, Q8View};
 use crate::kernel::{PANEL, PackedFn, Q8_BLOCK};
 use crate::quant::packed::{Float, Integers, Packing};
 use crate::quant::{E2M1, Quant};
@@ -75,8 +75,8 @@ const fn plan(quant: usize) -> Plan {
     plan
 }
 
-/// The sections of a panel.
-struct Panel<'a> {
+/// What a panel has for one group, or for the floats one block.
+struct Part<'a> {
     low: &'a [u8],
     high: &'a [u8],
     integers: &'a [u8],
@@ -119,30 +119,24 @@ macro_rules! moved {
     }};
 }
 
-/// Codes of the step `$step` of group `$g`: 8 rows in each of two registers. A macro, because what is not unrolled
-/// and inlined here costs ten times the time.
+/// Codes of the step `$step` of a group: 8 rows in each of two registers. A macro, because what is not unrolled and
+/// inlined here costs ten times the time.
 macro_rules! codes {
-    ($plan:expr, $panel:expr, $g:expr, $step:literal) => {{
-        let (packing, panel, g) = (&$plan.packing, $panel, $g);
+    ($plan:expr, $part:expr, $step:literal) => {{
+        let (packing, part) = (&$plan.packing, $part);
         let mut out = [_mm256_setzero_si256(); 2];
         for (i, out) in out.iter_mut().enumerate() {
             let low = match packing.low {
-                2 => moved!(load(panel.low, g * 128 + $step % 2 * 64 + 32 * i), $step / 2 * 2, 0, 3),
-                4 => moved!(load(panel.low, g * 256 + $step % 4 * 64 + 32 * i), $step / 4 * 4, 0, 15),
-                _ => load(panel.low, g * 512 + $step * 64 + 32 * i),
+                2 => moved!(load(part.low, $step % 2 * 64 + 32 * i), $step / 2 * 2, 0, 3),
+                4 => moved!(load(part.low, $step % 4 * 64 + 32 * i), $step / 4 * 4, 0, 15),
+                _ => load(part.low, $step * 64 + 32 * i),
             };
             *out = match (packing.high, packing.low) {
                 (0, _) => low,
-                (1, 2) => {
-                    let high = load(panel.high, g * 64 + 32 * i);
-                    _mm256_or_si256(low, moved!(high, $step, 2, 4))
-                }
-                (1, _) => {
-                    let high = load(panel.high, g * 64 + 32 * i);
-                    _mm256_or_si256(low, moved!(high, $step, 4, 16))
-                }
+                (1, 2) => _mm256_or_si256(low, moved!(load(part.high, 32 * i), $step, 2, 4)),
+                (1, _) => _mm256_or_si256(low, moved!(load(part.high, 32 * i), $step, 4, 16)),
                 _ => {
-                    let high = load(panel.high, g * 128 + $step % 2 * 64 + 32 * i);
+                    let high = load(part.high, $step % 2 * 64 + 32 * i);
                     _mm256_or_si256(low, moved!(high, $step / 2 * 2, 4, 48))
                 }
             };
@@ -170,27 +164,26 @@ fn as_floats(bytes: __m128i) -> [__m256; 2] {
     ]
 }
 
-/// Integers of a group: what sums of its halves are multiplied with, and the minima: bytes of each row, of both halves
-/// or of the group.
+/// Integers of a group, the `j`-th of its block: what sums of its halves are multiplied with, and the minima: bytes of
+/// each row, of both halves or of the group.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn integers(packing: &Packing, panel: &Panel<'_>, g: usize) -> ([Two; 2], [__m128i; 2]) {
-    let byte = |i: usize| load16(panel.integers, i * PANEL);
+fn integers(packing: &Packing, part: &Part<'_>, j: usize) -> ([Two; 2], [__m128i; 2]) {
+    let byte = |i: usize| load16(part.integers, i * PANEL);
     let nibble = _mm_set1_epi8(15);
     let high = |x: __m128i| _mm_and_si128(_mm_srli_epi16::<4>(x), nibble);
     let none = [_mm_setzero_si128(); 2];
     match packing.integers {
         Integers::None => ([[_mm256_set1_epi16(1); 2]; 2], none),
-        Integers::Scale => ([doubled(byte(g)); 2], none),
-        Integers::Halves => ([doubled(byte(2 * g)), doubled(byte(2 * g + 1))], none),
+        Integers::Scale => ([doubled(byte(j)); 2], none),
+        Integers::Halves => ([doubled(byte(2 * j)), doubled(byte(2 * j + 1))], none),
         Integers::HalvesAndMins => {
-            let (scales, mins) = (byte(2 * g), byte(2 * g + 1));
+            let (scales, mins) = (byte(2 * j), byte(2 * j + 1));
             let scales = [doubled(_mm_and_si128(scales, nibble)), doubled(high(scales))];
             (scales, [_mm_and_si128(mins, nibble), high(mins)])
         }
         Integers::ScaleAndMin6 | Integers::Halves6 => {
-            let (at, j) = (g / 8 * 12, g % 8);
-            let (low, top) = (byte(at + j), byte(at + 8 + j / 2));
+            let (low, top) = (byte(j), byte(8 + j / 2));
             let top = if j.is_multiple_of(2) { top } else { _mm_srli_epi16::<4>(top) };
             let two = _mm_set1_epi8(0x30);
             let first =
@@ -205,12 +198,12 @@ fn integers(packing: &Packing, panel: &Panel<'_>, g: usize) -> ([Two; 2], [__m12
     }
 }
 
-/// Float `i` of block `b`.
+/// Float `i` of a block.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn floats(packing: &Packing, panel: &Panel<'_>, b: usize, i: usize) -> [__m256; 2] {
-    let at = (b * if packing.mins { 2 } else { 1 } + i) * 2 * PANEL;
-    let (low, high) = (load16(panel.floats, at), load16(panel.floats, at + 16));
+fn floats(packing: &Packing, part: &Part<'_>, i: usize) -> [__m256; 2] {
+    let at = i * 2 * PANEL;
+    let (low, high) = (load16(part.floats, at), load16(part.floats, at + 16));
     match packing.float {
         Float::F16 => [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)],
         Float::BF16 => {
@@ -241,101 +234,128 @@ fn pin<const T: usize>(sums: &mut [Two; T]) {
     }
 }
 
-/// `n` times the sums of codes of a block, for both halves.
+/// `n` times sums of codes.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn times(n: i16, pairs: Pairs) -> Two {
-    let n = _mm256_set1_epi16(n);
-    pairs.map(|pair| _mm256_mullo_epi16(_mm256_set1_epi32(pair as i32), n))
+#[inline]
+fn times(n: i16, pair: Pair) -> __m256i {
+    _mm256_mullo_epi16(_mm256_set1_epi32(pair as i32), _mm256_set1_epi16(n))
 }
 
-/// Adds the products of the panel with tokens `x` to their sums. Each has one float sum, groups in ascending order.
+/// Sums of the codes of both halves.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const Q: usize, const T: usize>(panel: &Panel<'_>, x: [Q8Row<'_>; T], sums: &mut [[f32; PANEL]; T]) {
+#[inline]
+fn both_halves(x: &Q8Block) -> Two {
+    let (first, both) = (_mm256_set1_epi32(x.first as i32), _mm256_set1_epi32(x.both as i32));
+    [first, _mm256_sub_epi16(both, first)]
+}
+
+/// Adds the products of a panel of `n_cols` columns with tokens `x` to their sums. Each has one float sum, groups in
+/// ascending order.
+///
+/// # Safety
+/// `panel` has the sections of so many columns, and each of `x` a block for every 32 of them.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<const Q: usize, const T: usize>(
+    panel: &[u8],
+    n_cols: usize,
+    x: [&[Q8Block]; T],
+    sums: &mut [[f32; PANEL]; T],
+) {
     let plan = &const { plan(Q) };
     let packing = &plan.packing;
-    let n_groups = x[0].codes.len();
-    for g in 0..n_groups {
-        let b = g / packing.groups;
-        let (scales, mins) = integers(packing, panel, g);
-        // The exact sum of each token and row.
-        let mut exact = [[_mm256_setzero_si256(); 2]; T];
-        let mut acc = exact;
-        macro_rules! steps {
-            ($($step:literal)*) => { $({
-                let w = codes!(plan, panel, g, $step);
-                if !plan.wide && ($step == 0 || plan.halves && $step == 4) {
-                    for t in 0..T {
-                        let bias = times(-plan.bias, x[t].pairs[g]);
-                        acc[t] = [match plan.halves {
-                            true => bias[$step / 4],
-                            false => _mm256_add_epi16(bias[0], bias[1]),
-                        }; 2];
-                    }
-                }
-                for t in 0..T {
-                    let x = four::<$step>(&x[t].codes[g]);
-                    for i in 0..2 {
-                        if plan.wide {
-                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
-                            exact[t][i] = _mm256_add_epi32(exact[t][i], _mm256_madd_epi16(pairs, scales[0][i]));
-                        } else {
-                            acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(w[i], x));
+    let [low, high, integers_at, floats_at, _] = packing.sections(n_cols);
+    let [low_len, high_len, integers_len, floats_len] = packing.parts();
+    let n_groups = n_cols / Q8_BLOCK;
+    for b in 0..n_groups / packing.groups {
+        // SAFETY: the caller's promise: there are so many blocks, each with its integers and floats.
+        let part = |start: usize, i: usize, len: usize| unsafe {
+            panel.get_unchecked(start + i * len..start + (i + 1) * len)
+        };
+        let floats_of = part(floats_at, b, floats_len);
+        let integers_of = part(integers_at, b, integers_len);
+        let block = Part { low: &[], high: &[], integers: integers_of, floats: floats_of };
+        let d = floats(packing, &block, 0);
+        let dmin = if packing.mins { floats(packing, &block, 1) } else { d };
+        for j in 0..packing.groups {
+            let g = b * packing.groups + j;
+            let part = Part { low: part(low, g, low_len), high: part(high, g, high_len), ..block };
+            // SAFETY: the caller's promise.
+            let x: [&Q8Block; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(g) });
+            let (scales, mins) = integers(packing, &part, j);
+            // The exact sum of each token and row.
+            let mut exact = [[_mm256_setzero_si256(); 2]; T];
+            let mut acc = exact;
+            macro_rules! steps {
+                ($($step:literal)*) => { $({
+                    let w = codes!(plan, &part, $step);
+                    if !plan.wide && ($step == 0 || plan.halves && $step == 4) {
+                        for (acc, x) in acc.iter_mut().zip(x) {
+                            *acc = match plan.halves {
+                                _ if plan.bias == 0 => [_mm256_setzero_si256(); 2],
+                                false => [times(-plan.bias, x.both); 2],
+                                true => [_mm256_mullo_epi16(both_halves(x)[$step / 4], _mm256_set1_epi16(-plan.bias)); 2],
+                            };
                         }
                     }
-                }
-                pin(if plan.wide { &mut exact } else { &mut acc });
-                if !plan.wide && ($step == 7 || plan.halves && $step == 3) {
                     for t in 0..T {
+                        let x = four::<$step>(&x[t].codes);
                         for i in 0..2 {
-                            let sum = _mm256_madd_epi16(acc[t][i], scales[$step / 4][i]);
-                            exact[t][i] =
-                                if $step == 3 || !plan.halves { sum } else { _mm256_add_epi32(exact[t][i], sum) };
+                            if plan.wide {
+                                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                                exact[t][i] = _mm256_add_epi32(exact[t][i], _mm256_madd_epi16(pairs, scales[0][i]));
+                            } else {
+                                acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(w[i], x));
+                            }
                         }
                     }
-                }
-            })* };
-        }
-        steps!(0 1 2 3 4 5 6 7);
-        let d = floats(packing, panel, b, 0);
-        for ((x, exact), sums) in x.iter().zip(&mut exact).zip(&mut *sums) {
-            let scale = _mm256_set1_ps(x.scales[g]);
-            let [first, second] = sums.as_chunks_mut::<8>().0 else { continue };
-            for (i, sums) in [first, second].into_iter().enumerate() {
-                if plan.back {
-                    let [a, b] = times(plan.bias, x.pairs[g]);
-                    let bias = _mm256_madd_epi16(_mm256_add_epi16(a, b), scales[0][i]);
-                    exact[i] = _mm256_add_epi32(exact[i], bias);
-                }
-                let exact = _mm256_cvtepi32_ps(exact[i]);
-                let sum = _mm256_fmadd_ps(exact, _mm256_mul_ps(d[i], scale), load_floats(sums));
-                store_floats(sum, sums);
+                    pin(if plan.wide { &mut exact } else { &mut acc });
+                    if !plan.wide && ($step == 7 || plan.halves && $step == 3) {
+                        for t in 0..T {
+                            for i in 0..2 {
+                                let sum = _mm256_madd_epi16(acc[t][i], scales[$step / 4][i]);
+                                exact[t][i] =
+                                    if $step == 3 || !plan.halves { sum } else { _mm256_add_epi32(exact[t][i], sum) };
+                            }
+                        }
+                    }
+                })* };
             }
-        }
-        if packing.mins {
-            let dmin = floats(packing, panel, b, 1);
-            let group = match packing.integers {
+            steps!(0 1 2 3 4 5 6 7);
+            let group_min = match packing.integers {
                 Integers::ScaleAndMin6 => {
                     let [low, high] = as_floats(mins[0]);
                     [_mm256_mul_ps(dmin[0], low), _mm256_mul_ps(dmin[1], high)]
                 }
                 _ => dmin,
             };
-            let halves = [doubled(mins[0]), doubled(mins[1])];
-            for (x, sums) in x.iter().zip(&mut *sums) {
-                let [first, second] = sums.as_chunks_mut::<8>().0 else { continue };
-                for (i, sums) in [first, second].into_iter().enumerate() {
-                    let sum = match packing.integers {
-                        Integers::HalvesAndMins => {
-                            let [a, b] = times(1, x.pairs[g]);
-                            let exact = _mm256_add_epi32(
-                                _mm256_madd_epi16(a, halves[0][i]),
-                                _mm256_madd_epi16(b, halves[1][i]),
-                            );
-                            let scale = _mm256_mul_ps(dmin[i], _mm256_set1_ps(x.scales[g]));
-                            _mm256_fnmadd_ps(_mm256_cvtepi32_ps(exact), scale, load_floats(sums))
-                        }
-                        _ => _mm256_fnmadd_ps(group[i], _mm256_set1_ps(x.sums[g]), load_floats(sums)),
-                    };
+            let half_mins = [doubled(mins[0]), doubled(mins[1])];
+            for ((x, exact), sums) in x.into_iter().zip(exact).zip(&mut *sums) {
+                let scale = _mm256_set1_ps(x.scale);
+                for (i, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                    let mut exact = exact[i];
+                    if plan.back {
+                        let bias = _mm256_madd_epi16(times(plan.bias, x.both), scales[0][i]);
+                        exact = _mm256_add_epi32(exact, bias);
+                    }
+                    let by = _mm256_mul_ps(d[i], scale);
+                    let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), by, load_floats(sums));
+                    if packing.mins {
+                        sum = match packing.integers {
+                            Integers::HalvesAndMins => {
+                                let [first, second] = both_halves(x);
+                                let exact = _mm256_add_epi32(
+                                    _mm256_madd_epi16(first, half_mins[0][i]),
+                                    _mm256_madd_epi16(second, half_mins[1][i]),
+                                );
+                                _mm256_fnmadd_ps(
+                                    _mm256_cvtepi32_ps(exact),
+                                    _mm256_mul_ps(dmin[i], scale),
+                                    sum,
+                                )
+                            }
+                            _ => _mm256_fnmadd_ps(group_min[i], _mm256_set1_ps(x.sum), sum),
+                        };
+                    }
                     store_floats(sum, sums);
                 }
             }
@@ -346,22 +366,20 @@ fn tile<const Q: usize, const T: usize>(panel: &Panel<'_>, x: [Q8Row<'_>; T], su
 /// The products of a panel with all tokens, four at a time as long as there are so many.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
-    let [low, high, integers, floats, end] = const { plan(Q) }.packing.sections(x.n_cols);
-    let panel = Panel {
-        low: &panel[low..high],
-        high: &panel[high..integers],
-        integers: &panel[integers..floats],
-        floats: &panel[floats..end],
-    };
+    let packing = const { plan(Q) }.packing;
+    assert!(
+        x.n_cols.is_multiple_of(Q8_BLOCK * packing.groups) && panel.len() == packing.sections(x.n_cols)[4],
+        "a panel of {} columns",
+        x.n_cols
+    );
     sums.fill([0.0; PANEL]);
-    debug_assert!(x.n_cols.is_multiple_of(Q8_BLOCK));
     let mut first = 0;
     while first < sums.len() {
         first += match sums.len() - first {
-            1 => some::<Q, 1>(&panel, x, first, sums),
-            2 => some::<Q, 2>(&panel, x, first, sums),
-            3 => some::<Q, 3>(&panel, x, first, sums),
-            _ => some::<Q, 4>(&panel, x, first, sums),
+            1 => some::<Q, 1>(panel, x, first, sums),
+            2 => some::<Q, 2>(panel, x, first, sums),
+            3 => some::<Q, 3>(panel, x, first, sums),
+            _ => some::<Q, 4>(panel, x, first, sums),
         };
     }
 }
@@ -369,12 +387,13 @@ fn product<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL
 /// The products of a panel with `T` tokens from `first` on; tells how many those are.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn some<const Q: usize, const T: usize>(
-    panel: &Panel<'_>,
+    panel: &[u8],
     x: &Q8View<'_>,
     first: usize,
     sums: &mut [[f32; PANEL]],
 ) -> usize {
     let Some(sums) = sums[first..].first_chunk_mut() else { return T };
-    tile::<Q, T>(panel, std::array::from_fn(|t| x.row(first + t)), sums);
+    // SAFETY: `product` checked the panel, and a row of a view has a block for every 32 columns.
+    unsafe { tile::<Q, T>(panel, x.n_cols, std::array::from_fn(|t| x.row(first + t)), sums) };
     T
 }
