@@ -164,13 +164,13 @@ impl Step<'_> {
         let (model, h) = (self.model, self.model.hyper());
         let scale = model.scales().embd;
         for (t, (token, row)) in tokens.iter().zip(s.x.chunks_exact_mut(h.n_embd)).enumerate() {
-            model.token_embd().unpack(token.index(), row);
+            model.token_embd().unpack_part(token.index(), 0, row);
             if scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= scale);
             }
             if let Some(positions) = model.position_embd() {
                 let own = &mut s.norm[..h.n_embd];
-                positions.unpack(self.pos + t, own);
+                positions.unpack_part(self.pos + t, 0, own);
                 ops::add_scaled(row, 1.0, own);
             }
         }
