@@ -21,7 +21,8 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
     pub id: String,
-    pub model: Model,
+    /// As the file has it.
+    pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
 }
 
@@ -41,7 +42,7 @@ impl Loaded {
         // A value that is no text is refused here, not when somebody asks.
         let template = model.checkpoint().str(CHAT_TEMPLATE)?;
         let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { id: id.into(), model, tokenizer })
+        Ok(Self { id: id.into(), model: Arc::new(model), tokenizer })
     }
 
     /// The source of its chat template.

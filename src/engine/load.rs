@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Model, Pack, PackedWeights, Packer};
+use crate::model::{Model, ModelError, Pack, Packer};
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
 const READ: usize = 64 << 20;
@@ -49,11 +49,11 @@ impl Load {
         }
     }
 
-    /// The packed weights, if any, once there is no slice left.
-    pub(super) fn finish(self) -> Option<Arc<PackedWeights>> {
+    /// The model to run instead of `model`, which was loaded, once there is no slice left.
+    pub(super) fn finish(self, model: &Arc<Model>) -> Result<Arc<Model>, ModelError> {
         match self {
-            Self::Pack(packer) => Some(Arc::new(packer.finish())),
-            Self::Read(..) => None,
+            Self::Pack(packer) => Ok(Arc::new(Model::new(Arc::new(packer.finish()))?)),
+            Self::Read(..) => Ok(model.clone()),
         }
     }
 }

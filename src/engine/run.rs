@@ -16,7 +16,7 @@ use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Kv, ModelError, PackedWeights, Part, Precision, Want};
+use crate::model::{Decoder, Kv, Model, ModelError, Part, Precision, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -49,6 +49,8 @@ const N_UID_TOLD_MAX: usize = 64;
 /// A loaded model with the buffers it runs in.
 struct Ready {
     model: Arc<Loaded>,
+    /// What of it runs.
+    weights: Arc<Model>,
     decoder: Decoder,
     kv: Kv,
 }
@@ -401,9 +403,10 @@ impl Runner {
             return;
         }
         let total = l.load.progress().1;
-        let how = if matches!(l.load, Load::Pack(_)) { "packed" } else { "as in the file" };
-        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish())) {
+        let loaded = started.and_then(|()| l.load.finish(&model.model));
+        match loaded.and_then(|weights| self.make_ready(model.clone(), weights)) {
             Ok(ready) => {
+                let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 self.ready = Some(ready);
                 log::info!(
@@ -435,16 +438,12 @@ impl Runner {
         Ok(())
     }
 
-    fn make_ready(
-        &self,
-        model: Arc<Loaded>,
-        packed: Option<Arc<PackedWeights>>,
-    ) -> Result<Ready, ModelError> {
+    fn make_ready(&self, model: Arc<Loaded>, weights: Arc<Model>) -> Result<Ready, ModelError> {
         let o = &self.shared.options;
         let precision = Precision { kv: o.kv, ..Precision::default() };
-        let decoder = Decoder::new(&model.model, precision, o.prefill_chunk, 1).with_packed(packed);
-        let kv = decoder.kv(&model.model, o.n_ctx.min(model.model.hyper().n_ctx_train))?;
-        Ok(Ready { model, decoder, kv })
+        let decoder = Decoder::new(&weights, precision, o.prefill_chunk, 1);
+        let kv = decoder.kv(&weights, o.n_ctx.min(weights.hyper().n_ctx_train))?;
+        Ok(Ready { model, weights, decoder, kv })
     }
 
     /// Reads `n` tokens of a prompt. That may take seconds, so others are looked at before each layer: who asks hears at
@@ -467,8 +466,7 @@ impl Runner {
             self.jobs.contains_key(&slot) && shared.go_on(&live, part)
         };
         let want = if last { Want::Last } else { Want::None };
-        let logits =
-            ready.decoder.step(&ready.model.model, &pool, &mut ready.kv, &tokens, want, &mut go_on).ok();
+        let logits = ready.decoder.step(&ready.weights, &pool, &mut ready.kv, &tokens, want, &mut go_on).ok();
         self.stepping = false;
         let now = clock::now_us();
         let done = self.jobs.get_mut(&slot).zip(logits).map(|(job, logits)| {
@@ -492,8 +490,7 @@ impl Runner {
         let (live, shared) = (job.live.clone(), &self.shared);
         let mut go_on = |part| shared.go_on(&live, part);
         let token = [job.last_token()];
-        let logits =
-            ready.decoder.step(&ready.model.model, pool, &mut ready.kv, &token, Want::Last, &mut go_on);
+        let logits = ready.decoder.step(&ready.weights, pool, &mut ready.kv, &token, Want::Last, &mut go_on);
         let Ok(logits) = logits else { return self.input(Input::Cancel(slot)) };
         let drawn = job.sample(logits);
         self.emit(slot, drawn, clock::now_us());

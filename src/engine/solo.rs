@@ -8,7 +8,7 @@ use super::load::Load;
 use super::{Code, Fault, ModelFile};
 use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Decoder, Kv, Model, ModelError, Pack, PackedWeights, Precision};
+use crate::model::{Decoder, Kv, Model, ModelError, Pack, Precision};
 use crate::os::{clock, thread};
 use crate::text::Tokenizer;
 
@@ -16,7 +16,8 @@ use crate::text::Tokenizer;
 pub struct Solo {
     pub(super) loaded: Loaded,
     pub(super) pool: Pool,
-    packed: Option<Arc<PackedWeights>>,
+    /// What runs.
+    model: Arc<Model>,
     load_ms: f64,
 }
 
@@ -48,18 +49,20 @@ impl Solo {
         }
         let (_, total) = load.progress();
         progress(total, total);
-        Ok(Self {
-            loaded,
-            pool,
-            packed: load.finish(),
-            load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3,
-        })
+        let model = load.finish(&loaded.model).map_err(|e| load_fault(&file.id, &e))?;
+        Ok(Self { loaded, pool, model, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
     }
 
     /// The model.
     #[must_use]
     pub fn model(&self) -> &Model {
-        &self.loaded.model
+        &self.model
+    }
+
+    /// Bytes of its file.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.loaded.model.file_bytes()
     }
 
     /// Its id.
@@ -74,10 +77,10 @@ impl Solo {
         &self.loaded.tokenizer
     }
 
-    /// Whether its weights were packed.
+    /// Whether its weights are packed.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.packed.is_some()
+        self.model.checkpoint().is_packed()
     }
 
     /// Threads that compute.
@@ -116,8 +119,7 @@ impl Solo {
                 ),
             ));
         }
-        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows)
-            .with_packed(self.packed.clone());
+        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows);
         let kv = decoder.kv(self.model(), n_ctx).map_err(|e| load_fault(self.id(), &e))?;
         Ok((decoder, kv))
     }

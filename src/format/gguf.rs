@@ -341,7 +341,7 @@ impl<'a> Reader<'a> {
                 allowed: format!("read are {}", quants()),
             });
         };
-        let (info, len) = TensorInfo::of(self.file, &name, quant, &shape)?;
+        let (info, len) = TensorInfo::of(self.file, &name, quant, false, &shape)?;
         if !offset.is_multiple_of(alignment) {
             return Err(FormatError::Offset {
                 file: self.file.into(),

@@ -1,16 +1,13 @@
 //! The forward pass, the only one. It branches on the architecture per layer, never per element.
 
-use std::sync::Arc;
-
 use super::arch::Rope;
 use super::kv::Kv;
-use super::layer::{Layer, Linear, Matrix, Mixer, Norm};
+use super::layer::{Layer, Linear, Mixer, Norm};
 use super::load::Model;
-use super::packed::PackedWeights;
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
-use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, Weights, ops};
+use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, ops};
 
 /// Which logits a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +42,11 @@ pub struct Decoder {
     precision: Precision,
     n_tokens_max: usize,
     n_logit_rows: usize,
-    packed: Option<Arc<PackedWeights>>,
 }
 
 /// One step on its way through the layers.
 pub(super) struct Step<'a> {
     pub model: &'a Model,
-    packed: Option<&'a PackedWeights>,
     pub pool: &'a Pool,
     pub precision: Precision,
     /// Position of the first token.
@@ -65,14 +60,7 @@ impl Decoder {
     #[must_use]
     pub fn new(model: &Model, precision: Precision, n_tokens_max: usize, n_logit_rows: usize) -> Self {
         let scratch = Scratch::new(model, n_tokens_max, n_logit_rows);
-        Self { scratch, precision, n_tokens_max, n_logit_rows, packed: None }
-    }
-
-    /// The same, reading `packed` weights of the model where there are any and they are multiplied with codes.
-    #[must_use]
-    pub fn with_packed(mut self, packed: Option<Arc<PackedWeights>>) -> Self {
-        self.packed = packed;
-        self
+        Self { scratch, precision, n_tokens_max, n_logit_rows }
     }
 
     /// A cache of `n_ctx` positions for `model`, in this decoder's precision.
@@ -117,8 +105,7 @@ impl Decoder {
         assert!(n > 0 && n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
         assert!(pos + n <= kv.n_ctx(), "{n} tokens at {pos} in a cache of {}", kv.n_ctx());
         let s = &mut self.scratch;
-        let packed = self.packed.as_deref().filter(|_| self.precision.acts == Acts::Q8);
-        let step = Step { model, packed, pool, precision: self.precision, pos, n };
+        let step = Step { model, pool, precision: self.precision, pos, n };
 
         step.embed(s, tokens, kv.n_ctx());
         for (i, layer) in model.layers().iter().enumerate() {
@@ -142,7 +129,7 @@ impl Decoder {
         let logits = &mut s.logits[..rows * h.n_vocab];
         step.norm(&s.x[of], model.output_norm(), &mut s.norm[..rows * h.n_embd]);
         let product = Product {
-            weights: step.weights(model.output()),
+            weights: model.output(),
             y: &mut *logits,
             epilogue: Epilogue { bias: model.output_bias(), add: false },
         };
@@ -302,17 +289,9 @@ impl Step<'_> {
     /// The product of `linear` into `y`, with its bias.
     pub(super) fn product<'a>(&'a self, linear: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
         Product {
-            weights: self.weights(&linear.weight),
+            weights: self.model.weights(&linear.weight),
             y,
             epilogue: Epilogue { bias: linear.bias.as_deref(), add: false },
-        }
-    }
-
-    /// The matrix for products, packed if it was.
-    fn weights(&self, m: &Matrix) -> Weights<'_> {
-        match self.packed.and_then(|packed| packed.get(m)) {
-            Some(packed) => Weights::Packed(packed),
-            None => Weights::Rows(self.model.rows(m)),
         }
     }
 

@@ -24,7 +24,7 @@ pub use error::ModelError;
 pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
-pub use packed::{Pack, PackedWeights, Packer};
+pub use packed::{Pack, Packer};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -73,7 +73,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "architecture": model.architecture(),
             "quantization": model.quantization(),
             "parameters": model.parameters(),
-            "file_bytes": model.file_bytes(),
+            "file_bytes": solo.file_bytes(),
             "step_bytes": model.step_bytes(),
             "tier": solo.tier(),
             "threads": solo.threads(),
@@ -97,7 +97,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     };
     let mut table = Table::default();
     let (id, weights, kind) = (solo.id(), count(model.parameters()), model.quantization());
-    table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(model.file_bytes())));
+    table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(solo.file_bytes())));
     table.line("kernels", &format!("{}, {} threads", solo.tier(), solo.threads()));
     table.line("load", &format!("{:.0} ms", solo.load_ms()));
     for (key, n, value, all) in [
