@@ -386,7 +386,8 @@ impl Runner {
             );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
-        let load = Load::new(&model.model, self.shared.options.pack, self.shared.kernels);
+        let (o, kernels) = (&self.shared.options, self.shared.kernels);
+        let load = Load::new(&model, o.pack, o.cache.as_ref(), kernels);
         self.loading = Some(Loading { model, load, since: now });
     }
 
@@ -397,14 +398,13 @@ impl Runner {
         let started = self.start_pool();
         if started.is_ok()
             && let Some(pool) = &self.pool
-            && l.load.work(&model.model, pool)
+            && l.load.work(&model, pool)
         {
             self.loading = Some(l);
             return;
         }
         let total = l.load.progress().1;
-        let loaded = started.and_then(|()| l.load.finish(&model.model));
-        match loaded.and_then(|weights| self.make_ready(model.clone(), weights)) {
+        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish(&model))) {
             Ok(ready) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);

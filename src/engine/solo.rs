@@ -8,7 +8,7 @@ use super::load::Load;
 use super::{Code, Fault, ModelFile};
 use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Decoder, Kv, Model, ModelError, Pack, Precision};
+use crate::model::{Cache, Decoder, Kv, Model, ModelError, Pack, Precision};
 use crate::os::{clock, thread};
 use crate::text::Tokenizer;
 
@@ -32,24 +32,26 @@ impl Solo {
         file: &ModelFile,
         threads: usize,
         pack: Pack,
+        cache: Option<&Cache>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
-        let loaded = Loaded::open(&file.id, &file.path).map_err(|e| load_fault(&file.id, &e))?;
+        let here = cache.filter(|_| pack == Pack::Cache && kernels.packs());
+        let loaded = Loaded::open(&file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => thread::n_cores().min(N_THREADS_MAX),
             n => n,
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let mut load = Load::new(&loaded.model, pack, kernels);
-        while load.work(&loaded.model, &pool) {
+        let mut load = Load::new(&loaded, pack, cache, kernels);
+        while load.work(&loaded, &pool) {
             let (done, total) = load.progress();
             progress(done, total);
         }
         let (_, total) = load.progress();
         progress(total, total);
-        let model = load.finish(&loaded.model).map_err(|e| load_fault(&file.id, &e))?;
+        let model = load.finish(&loaded);
         Ok(Self { loaded, pool, model, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
     }
 

@@ -4,6 +4,7 @@
 mod altup;
 pub mod arch;
 mod attention;
+pub mod cache;
 pub mod decoder;
 mod error;
 mod feed_forward;
@@ -19,12 +20,13 @@ pub mod summary;
 pub mod vocab;
 mod weights;
 
+pub use cache::Cache;
 pub use decoder::{Decoder, Part, Stopped, Want};
 pub use error::ModelError;
 pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
-pub use packed::{Pack, Packer};
+pub use packed::{Pack, PackError, Packer};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

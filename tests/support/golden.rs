@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool, Tier};
-use sotto::model::{Decoder, Kv, Model, Pack, Packer, Precision, Want};
+use sotto::model::{Decoder, Kv, Model, Packer, Precision, Want};
 
 /// The folder of fixtures that `variable` names; without it the full set beside the checkout, or the small one in
 /// `tests/fixtures`.
@@ -61,10 +61,10 @@ pub(crate) fn pool(n_threads: usize) -> Pool {
 
 /// The model with its weights packed in memory, if they are of formats that are, and the tier packs.
 pub(crate) fn packed(model: &Model, pool: &Pool) -> Option<Model> {
-    let mut packer = Packer::new(model, Pack::Memory, pool.kernels())?;
+    let mut packer = Packer::memory(model).ok().filter(|_| pool.kernels().packs())?;
     // A few panels at a time.
-    while packer.work(pool, 10_000) {}
-    Some(Model::new(Arc::new(packer.finish())).unwrap())
+    while packer.work(pool, 10_000).unwrap() {}
+    Some(Model::new(Arc::new(packer.finish().unwrap())).unwrap())
 }
 
 /// A decoder with its cache, feeding tokens in chunks.

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::show::{self, Show, Step, Table, count, size, speed};
 use super::{Failure, backend};
+use crate::base::limits::PACK_CACHE_GIB;
 use crate::engine::{Solo, SpeedOptions, median};
 use crate::model::{Pack, Precision};
 use crate::os::process;
@@ -25,7 +26,7 @@ pub(super) struct BenchArgs {
     /// How often; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
-    /// How weights are read: as the file has them (off), or packed into memory
+    /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
     #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
     pack: Pack,
     /// Print one JSON object
@@ -48,7 +49,8 @@ pub(super) fn open(
     let file = backend::model_file(model)?;
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
     let mut progress = |done, total| show.step(Step::Loading, done, total);
-    Ok(Solo::open(kernels, &file, threads.unwrap_or(0) as usize, pack, &mut progress)?)
+    let (threads, cache) = (threads.unwrap_or(0) as usize, crate::app::cache(PACK_CACHE_GIB));
+    Ok(Solo::open(kernels, &file, threads, pack, cache.as_ref(), &mut progress)?)
 }
 
 /// Measures and prints.
