@@ -74,7 +74,7 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
     }
     let start = (r.at as u64).next_multiple_of(alignment);
     let tensors = place(file, infos, start, data.len() as u64)?;
-    let checkpoint = Checkpoint {
+    let mut checkpoint = Checkpoint {
         file: file.into(),
         origin: Origin::Gguf { version },
         meta: bytes.clone(),
@@ -87,7 +87,7 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
         n_skipped: 0,
     };
     let header = usize::try_from(start).ok().and_then(|start| data.get(..start)).unwrap_or(data);
-    pack::check(&checkpoint, header, header_sum_at)?;
+    pack::check(&mut checkpoint, header, header_sum_at)?;
     Ok(checkpoint)
 }
 
@@ -231,6 +231,19 @@ impl<'a> Reader<'a> {
         Ok(start..self.at)
     }
 
+    /// A string's place in the file, if it is within it; else nothing is taken.
+    fn string_here(&mut self) -> Option<Range<usize>> {
+        let rest = self.data.get(self.at..)?;
+        let len = match self.wide {
+            true => u64::from_le_bytes(*rest.first_chunk()?),
+            false => u64::from(u32::from_le_bytes(*rest.first_chunk()?)),
+        };
+        let start = self.at.checked_add(self.length_bytes() as usize)?;
+        let end = start.checked_add(usize::try_from(len).ok()?).filter(|end| *end <= self.data.len())?;
+        self.at = end;
+        Some(start..end)
+    }
+
     fn name(&mut self, what: &str) -> Result<String, FormatError> {
         let range = self.string(what, true)?;
         if range.len() > NAME_BYTES_MAX {
@@ -310,7 +323,11 @@ impl<'a> Reader<'a> {
             })
         };
         for i in 0..n {
-            let range = self.string(&format!("string {i} of {what}"), false)?;
+            // Hundreds of thousands: only an error needs the name of one.
+            let range = match self.string_here() {
+                Some(range) => range,
+                None => self.string(&format!("string {i} of {what}"), false)?,
+            };
             starts.push(past(range.start, self)?);
         }
         starts.push(past(self.at.saturating_add(gap as usize), self)?);

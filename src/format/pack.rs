@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::checkpoint::{Checkpoint, TensorInfo, narrow};
 use super::{Array, FormatError, Kind, Value, split};
+use crate::base::{Numbers, Strings};
 use crate::quant::Quant;
 use crate::quant::packed::Packing;
 
@@ -23,6 +24,12 @@ pub const SOURCE: &str = "sotto.pack.source";
 const HEADER_SUM: &str = "sotto.pack.header_checksum";
 /// Key of the checksums of the tensors' bytes, in the order in which they stand in the file.
 const TENSOR_SUMS: &str = "sotto.pack.tensor_checksums";
+/// Arrays of strings stand as three arrays, with these endings behind this and their key: their bytes one after the other,
+/// where each begins and the last ends, and a table to find them by (`text/index.rs`), which need not be there.
+const STRINGS: &str = "sotto.pack.strings.";
+const BYTES: &str = ".bytes";
+const STARTS: &str = ".starts";
+const SLOTS: &str = ".slots";
 /// Types of tensors in panels: ggml's number of the format with this above it. No other program has such a type, so all
 /// others refuse the file.
 const TYPES: u32 = 0x5350_0000;
@@ -46,8 +53,9 @@ pub(super) fn is_header_sum(key: &str) -> bool {
     key == HEADER_SUM
 }
 
-/// Checks the version and, with `sum_at`, where it stands in it, the checksum of the `header` of a packed file.
-pub(super) fn check(file: &Checkpoint, header: &[u8], sum_at: Option<usize>) -> Result<(), FormatError> {
+/// Checks the version and, with `sum_at`, where it stands in it, the checksum of the `header` of a packed file, and puts its
+/// strings together.
+pub(super) fn check(file: &mut Checkpoint, header: &[u8], sum_at: Option<usize>) -> Result<(), FormatError> {
     if !file.is_packed() && !file.metadata.contains_key(VERSION) {
         return Ok(());
     }
@@ -57,7 +65,33 @@ pub(super) fn check(file: &Checkpoint, header: &[u8], sum_at: Option<usize>) -> 
     }
     let sum_at = file.require(HEADER_SUM, sum_at)?;
     let wanted = header.get(sum_at..).and_then(|rest| rest.first_chunk()).copied().map(u64::from_le_bytes);
-    compare(file, "the header", header_sum(header, sum_at), wanted.unwrap_or(0))
+    compare(file, "the header", header_sum(header, sum_at), wanted.unwrap_or(0))?;
+    let keys = file.metadata.keys().filter_map(|key| key.strip_prefix(STRINGS)?.strip_suffix(BYTES));
+    for key in keys.map(str::to_owned).collect::<Vec<_>>() {
+        let strings = strings(file, &key).ok_or_else(|| FormatError::Value {
+            file: file.file.clone(),
+            key: format!("{STRINGS}{key}{STARTS}"),
+            found: "something else".into(),
+            wanted: "an array of 32-bit numbers from 0 to the number of bytes",
+        })?;
+        if file.metadata.insert(key.clone(), Value::Array(Array::Strings(strings))).is_some() {
+            return Err(FormatError::Duplicate { file: file.file.clone(), what: format!("key {key}") });
+        }
+    }
+    Ok(())
+}
+
+/// The array of strings that stands as three.
+fn strings(file: &Checkpoint, key: &str) -> Option<Strings> {
+    let range = |ending: &str, wanted: Kind| match file.metadata.get(&format!("{STRINGS}{key}{ending}"))? {
+        Value::Array(Array::Scalars(kind, range)) if *kind == wanted => Some(range.clone()),
+        _ => None,
+    };
+    let numbers = |ending| range(ending, Kind::Unsigned(4)).map(|r| Numbers::Shared(file.meta.clone(), r));
+    let (bytes, starts) = (range(BYTES, Kind::Unsigned(1))?, numbers(STARTS)?);
+    let end = starts.get(starts.len().checked_sub(1)?)?;
+    let strings = Strings::new(file.meta.clone(), bytes.start, starts, 0)?;
+    (end as usize == bytes.len()).then(|| strings.with_slots(numbers(SLOTS)))
 }
 
 fn header_sum(header: &[u8], at: usize) -> u64 {
@@ -197,10 +231,15 @@ pub struct Image {
 }
 
 impl Image {
-    /// `file`, with the tensors packed that `packs` names, made of what `source` says. `None` if it is too large for this
-    /// machine's addresses.
+    /// `file`, with the tensors packed that `packs` names, made of what `source` says, with these tables for its arrays of
+    /// strings. `None` if it is too large for this machine's addresses.
     #[must_use]
-    pub fn new(file: &Checkpoint, source: &str, packs: &dyn Fn(&str, &TensorInfo) -> bool) -> Option<Self> {
+    pub fn new(
+        file: &Checkpoint,
+        source: &str,
+        tables: &[(&str, Vec<u32>)],
+        packs: &dyn Fn(&str, &TensorInfo) -> bool,
+    ) -> Option<Self> {
         // Places count from the end of the header, whose length they do not change.
         let (mut tensors, mut end) = (Vec::new(), 0_usize);
         let aligned = |at: usize| at.checked_next_multiple_of(usize::try_from(ALIGNMENT).ok()?);
@@ -214,10 +253,21 @@ impl Image {
             file.metadata().filter(|(key, _)| !ours(key) && *key != "general.alignment").collect();
         keys.sort_by_key(|(key, _)| *key);
 
+        let slots = |key: &str| tables.iter().find(|(of, _)| *of == key).map(|(_, slots)| slots.as_slice());
+        let n_entries = |(key, value): &(&str, &Value)| match value {
+            Value::Array(Array::Strings(_)) => {
+                if slots(key).is_some() {
+                    3
+                } else {
+                    2
+                }
+            }
+            _ => 1,
+        };
         let mut out = Out(b"GGUF".to_vec());
         out.u32(3);
         out.u64(tensors.len() as u64);
-        out.u64((keys.len() as u64).saturating_add(5));
+        out.u64(keys.iter().map(n_entries).fold(5_u64, u64::saturating_add));
         out.string(HEADER_SUM.as_bytes());
         out.u32(10);
         let header_sum_at = out.0.len();
@@ -234,8 +284,13 @@ impl Image {
         let tensor_sums_at = out.0.len();
         tensors.iter().for_each(|_| out.u64(0));
         for (key, value) in keys {
-            out.string(key.as_bytes());
-            out.value(value, (*file.meta).as_ref());
+            match value {
+                Value::Array(Array::Strings(strings)) => out.strings(key, strings, slots(key))?,
+                _ => {
+                    out.string(key.as_bytes());
+                    out.value(value, (*file.meta).as_ref());
+                }
+            }
         }
         for t in &tensors {
             out.string(t.name.as_bytes());
@@ -306,6 +361,30 @@ impl Out {
         self.u32(type_number);
     }
 
+    /// An array of strings as the arrays that it stands as. `None` if it has 4 GiB.
+    fn strings(&mut self, key: &str, strings: &Strings, slots: Option<&[u32]>) -> Option<()> {
+        let len = |n: usize| u32::try_from(n).ok();
+        let mut starts = vec![0_u32];
+        for string in strings.iter() {
+            let end = starts.last().copied().unwrap_or(0).checked_add(len(string.len())?)?;
+            starts.push(end);
+        }
+        let array = |out: &mut Self, ending: &str, type_number: u32, n: usize| {
+            out.key(&format!("{STRINGS}{key}{ending}"), 9);
+            out.u32(type_number);
+            out.u64(n as u64);
+        };
+        array(self, BYTES, 0, starts.last().copied().unwrap_or(0) as usize);
+        strings.iter().for_each(|string| self.0.extend(string));
+        array(self, STARTS, 4, starts.len());
+        starts.iter().for_each(|n| self.u32(*n));
+        if let Some(slots) = slots {
+            array(self, SLOTS, 4, slots.len());
+            slots.iter().for_each(|n| self.u32(*n));
+        }
+        Some(())
+    }
+
     /// A value whose strings and arrays lie in `meta`, in the narrowest type that holds it.
     fn value(&mut self, value: &Value, meta: &[u8]) {
         let bytes = |range: &std::ops::Range<usize>| meta.get(range.clone()).unwrap_or_default();
@@ -344,12 +423,8 @@ impl Out {
                 self.u32(8);
                 self.string(bytes(range));
             }
-            Value::Array(Array::Strings(strings)) => {
-                self.u32(9);
-                self.u32(8);
-                self.u64(strings.len() as u64);
-                strings.iter().for_each(|s| self.string(s));
-            }
+            // Stands as several arrays.
+            Value::Array(Array::Strings(_)) => {}
             Value::Array(Array::Scalars(kind, range)) => {
                 self.u32(9);
                 self.u32(kind.number());

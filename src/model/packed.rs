@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::ModelError;
 use super::load::Model;
+use super::{ModelError, vocab};
 use crate::format::pack::{Image, Placed};
 use crate::format::{self, Checkpoint, TensorInfo};
 use crate::kernel::{Pool, Rows};
@@ -181,7 +181,10 @@ impl Packer {
     pub fn image(model: &Model, source: &str) -> Result<Image, PackError> {
         let file = model.checkpoint();
         let some = file.tensors().any(|(name, t)| packs(model, name, t));
-        let image = if some { Image::new(file, source, &|name, t| packs(model, name, t)) } else { None };
+        // The tokenizer finds its pieces by tables that need not be made again.
+        let tables = vocab::tables(file);
+        let image =
+            if some { Image::new(file, source, &tables, &|name, t| packs(model, name, t)) } else { None };
         image.ok_or_else(|| nothing(model))
     }
 

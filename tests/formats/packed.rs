@@ -8,7 +8,8 @@ use std::sync::Arc;
 use sotto::format::pack::{self, identity};
 use sotto::format::{self, Checkpoint, FormatError, gguf};
 use sotto::kernel::{Pool, Tier, available, select};
-use sotto::model::{Cache, KvType, Model, PackError, Packer, Precision};
+use sotto::model::{Cache, KvType, Model, PackError, Packer, Precision, vocab};
+use sotto::text::Special;
 
 use crate::fuzzed::targets;
 use crate::support::gguf as made;
@@ -56,6 +57,16 @@ fn packed_files_give_the_bits_of_their_models() {
         assert!(again.is_packed() && model.checkpoint().metadata().count() <= again.metadata().count());
         let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
         assert!(bytes("packed.gguf") == bytes("again.gguf"), "{name}: slices change bytes");
+        let tokens = [model.checkpoint(), &checkpoint].map(|file| {
+            let (tokenizer, mut tokens) = (vocab::tokenizer(file).unwrap(), Vec::new());
+            tokenizer.encode(
+                "Once upon a time,\n\tthere w\u{e4}re 12 <s> dragons.",
+                Special::AsText,
+                &mut tokens,
+            );
+            tokens
+        });
+        assert_eq!(tokens[0], tokens[1], "{name}");
         let file = Model::new(Arc::new(checkpoint)).unwrap();
         assert!(matches!(Packer::memory(&file), Err(PackError::Already { .. })), "{name}");
         for tier in available() {
@@ -144,6 +155,17 @@ fn damaged_packed_files_are_refused() {
     let mut bytes = whole.clone();
     bytes[find("sotto.pack.version") - 1] = b'x';
     assert!(open(&sealed(bytes)).unwrap_err().contains("sotto.pack.version"), "no version");
+
+    // Strings whose places are no places; a table to find them by that is all lies changes what is found, and no more.
+    let of_tokens = |ending: &str| find(&format!("sotto.pack.strings.tokenizer.ggml.tokens.{ending}")) + 16;
+    let said = with(of_tokens("starts"), &u32::MAX.to_le_bytes());
+    assert!(said.contains("tokenizer.ggml.tokens.starts is something else"), "{said}");
+    let mut bytes = whole.clone();
+    bytes[of_tokens("slots")..][..512 * 4].fill(0);
+    let lying = gguf::parse("f", Arc::new(sealed(bytes))).unwrap();
+    let tokenizer = vocab::tokenizer(&lying).unwrap();
+    let mut tokens = Vec::new();
+    tokenizer.encode("Once upon a time", Special::AsText, &mut tokens);
 
     // A byte of a tensor: it is found when it is looked for.
     let mut bytes = whole.clone();
