@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-600}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf safetensors tokenizer template)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf packed safetensors tokenizer template)
 
 bad=tests/fixtures/bad
 for target in "${targets[@]}"; do
@@ -17,6 +17,11 @@ for target in "${targets[@]}"; do
     gguf)
       cp "$bad"/gguf/*.gguf "$corpus"
       for set in "$bad"/split/*/; do cat "$set"*.gguf >"$corpus/$(basename "$set").set"; done
+      ;;
+    packed)
+      for file in tests/fixtures/stories260k/*.gguf tests/fixtures/quants/*.gguf; do
+        cargo run -q --release -- pack "$file" --force -o "$corpus/$(basename "$file")"
+      done
       ;;
     safetensors)
       for dir in "$bad"/hf/*/; do

@@ -39,7 +39,7 @@ fn model(name: &str) -> Option<PathBuf> {
 fn solo(path: PathBuf) -> Solo {
     let asked = std::env::var("SOTTO_CPU").ok().map(|name| Tier::from_name(&name).unwrap());
     let file = ModelFile { id: "measured".into(), path };
-    Solo::open(kernel::select(asked).unwrap(), &file, 1, Pack::Off, &mut |_, _| {}).unwrap()
+    Solo::open(kernel::select(asked).unwrap(), &file, 1, Pack::Off, None, &mut |_, _| {}).unwrap()
 }
 
 /// Every token of one window, from the second on.

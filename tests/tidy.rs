@@ -63,6 +63,7 @@ const DEPENDENCIES: &[(&str, &str)] = &[
     ("tokio", "MIT"),
     ("toml", "MIT OR Apache-2.0"),
     ("unicode-normalization", "(MIT OR Apache-2.0) AND Unicode-3.0"),
+    ("xxhash-rust", "BSL-1.0"),
     ("zbus", "MIT"),
     ("zerocopy", "BSD-2-Clause OR Apache-2.0 OR MIT"),
 ];

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sotto::base::Token;
 use sotto::format::gguf;
+use sotto::format::pack::Image;
 use sotto::model::vocab;
 use sotto::os::map::Map;
 use sotto::text::{
@@ -133,6 +134,12 @@ fn tokens_of_gguf_files_are_those_of_llama_cpp() {
         let file = |end: &str| dir.join(format!("{name}.{end}"));
         let gguf = gguf::parse(name, Arc::new(unpacked(&file("gguf")))).unwrap();
         let tokenizer = Tokenizer::new(vocab::source(&gguf).unwrap().unwrap()).unwrap();
+        // The same from a packed file, whose pieces and tables are used in place.
+        let tables = vocab::tables(&gguf);
+        assert!(!tables.is_empty(), "{name}");
+        let mut image = Image::new(&gguf, "", &tables, &|_, _| false).unwrap();
+        let packed = gguf::parse(name, Arc::new(image.header(&[]).to_vec())).unwrap();
+        let in_place = Tokenizer::new(vocab::source(&packed).unwrap().unwrap()).unwrap();
         n_files += 1;
         let spells_bytes = gguf.str("tokenizer.ggml.model").unwrap() == Some("gpt2");
         let missing = missing(&tokenizer);
@@ -147,6 +154,7 @@ fn tokens_of_gguf_files_are_those_of_llama_cpp() {
                 let forged = found.iter().any(|&id| tokenizer.is_special(Token(id)));
                 tally.compare(|| format!("{name} {text:?} becomes a control token"), forged, false);
             }
+            tally.compare(|| format!("{name} packed {text:?}"), ids(&in_place, text, special), found.clone());
             tally.compare(|| format!("{name} {special:?} {text:?}"), found, wanted);
         };
         let inputs = fs::read_to_string(file("gguf.inp")).unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, de};
 
 use super::catalog;
-use crate::base::limits::CONFIG_BYTES_MAX;
+use crate::base::limits::{CONFIG_BYTES_MAX, PACK_CACHE_GIB};
 use crate::engine::Options;
 use crate::model::{KvType, Pack};
 
@@ -57,7 +57,7 @@ words! {
 }
 words! {
     /// Whether weights are packed when a model is loaded.
-    PackName { Off = "off", Memory = "memory", }
+    PackName { Off = "off", Memory = "memory", Cache = "cache", }
 }
 words! {
     /// The least severe messages that are logged.
@@ -205,6 +205,7 @@ pub(super) struct EngineKeys {
     pub context: Int<2, 16_777_216>,
     pub kv_type: KvTypeName,
     pub pack: PackName,
+    pub pack_cache_gib: Int<1, 65_536>,
     pub prefill_chunk: Int<1, 128>,
 }
 
@@ -216,6 +217,7 @@ impl Default for EngineKeys {
             context: Int(4_096),
             kv_type: KvTypeName(KvType::F16),
             pack: PackName::Off,
+            pack_cache_gib: Int(PACK_CACHE_GIB),
             prefill_chunk: Int(128),
         }
     }
@@ -330,7 +332,9 @@ impl Config {
             pack: match self.engine.pack {
                 PackName::Off => Pack::Off,
                 PackName::Memory => Pack::Memory,
+                PackName::Cache => Pack::Cache,
             },
+            cache: super::cache(self.engine.pack_cache_gib.0),
             prefill_chunk: self.engine.prefill_chunk.size(),
             queue_max: self.scheduler.queue_max.size(),
             queue_max_per_uid: self.scheduler.queue_max_per_uid.size(),

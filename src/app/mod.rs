@@ -11,8 +11,11 @@ pub mod daemon;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod journal;
 
+use std::path::PathBuf;
+
 use crate::engine::{Code, Family};
 use crate::kernel::{self, Kernels, Tier, TierError};
+use crate::model::Cache;
 use crate::side::render;
 
 /// Usage or environment is wrong; systemd does not restart on it.
@@ -38,6 +41,20 @@ fn kernels() -> Result<&'static Kernels, TierError> {
         _ => None,
     };
     kernel::select(asked)
+}
+
+/// An absolute path in the environment; systemd's may be a list, of which the first counts.
+fn folder(name: &str) -> Option<PathBuf> {
+    let list = std::env::var_os(name)?;
+    std::env::split_paths(&list).next().filter(|path| path.is_absolute())
+}
+
+/// The cache of packed models, of at most so many GiB: in the service's own directory, or in the user's (XDG Base Directory
+/// Specification, 0.8).
+fn cache(gib: u64) -> Option<Cache> {
+    let user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    let dir = folder("CACHE_DIRECTORY").or_else(|| Some(user()?.join("sotto")))?;
+    Some(Cache { dir: dir.join("packed"), bytes_max: gib << 30 })
 }
 
 /// The exit code that belongs to a fault.

@@ -33,6 +33,9 @@ pub const N_LAYER_MAX: usize = 1_024;
 /// Widest row of a matrix that the kernels take: above 66,000 an int32 block sum of Q8_0 could overflow when it
 /// is carried over a whole row; the widest open model has 53,248.
 pub const N_COLS_MAX: usize = 65_536;
+/// Most GiB that the cache of packed models takes where nobody says otherwise: a dozen models of the size that small
+/// machines run.
+pub const PACK_CACHE_GIB: u64 = 16;
 /// Widest head: the widest open model has 256; part of an attention block lives on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
 /// Most query heads that share one key-value head: Falcon has 71; their sums live on the stack.

@@ -8,5 +8,5 @@ mod strings;
 mod token;
 
 pub use shown::{brief, shown};
-pub use strings::{SharedBytes, Strings};
+pub use strings::{Numbers, SharedBytes, Strings};
 pub use token::Token;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
@@ -12,7 +12,8 @@ use super::run::{Command, Job};
 use super::{Admitted, Code, Effort, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
-use crate::model::{Model, ModelError, vocab};
+use crate::format::{self, Checkpoint};
+use crate::model::{Cache, Model, ModelError, vocab};
 use crate::side::render::{self, RenderError};
 use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
@@ -21,14 +22,31 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
     pub id: String,
-    pub model: Model,
+    /// Its file.
+    pub path: PathBuf,
+    /// As the file has it, or its packed form.
+    pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
 }
 
 impl Loaded {
-    /// Opens a model file with its tokenizer and template.
-    pub(super) fn open(id: &str, path: &Path) -> Result<Self, ModelError> {
-        let model = Model::open(path)?;
+    /// Opens a model file with its tokenizer and template; its packed form where `cache` has one.
+    pub(super) fn open(id: &str, path: &Path, cache: Option<&Cache>) -> Result<Self, ModelError> {
+        let packed = match cache.map(|cache| cache.find(path)) {
+            None | Some(Ok(None)) => None,
+            Some(Ok(Some(found))) => Some(Self::new(id, path, found)),
+            Some(Err(e)) => Some(Err(e)),
+        };
+        match packed {
+            Some(Ok(loaded)) => return Ok(loaded),
+            Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
+            None => {}
+        }
+        Self::new(id, path, format::open(path)?)
+    }
+
+    fn new(id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+        let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
@@ -41,7 +59,7 @@ impl Loaded {
         // A value that is no text is refused here, not when somebody asks.
         let template = model.checkpoint().str(CHAT_TEMPLATE)?;
         let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { id: id.into(), model, tokenizer })
+        Ok(Self { id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
     }
 
     /// The source of its chat template.
@@ -175,7 +193,7 @@ impl Admission {
         }
         self.shared.set_state(&id, ModelState::Loading);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
-        match Loaded::open(&id, &path) {
+        match Loaded::open(&id, &path, self.shared.cache()) {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

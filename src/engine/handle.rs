@@ -11,7 +11,7 @@ use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
 use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
-use crate::model::{KvType, Pack, Part};
+use crate::model::{Cache, KvType, Pack, Part};
 use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
@@ -38,6 +38,8 @@ pub struct Options {
     pub kv: KvType,
     /// Whether weights are packed.
     pub pack: Pack,
+    /// Where [`Pack::Cache`] keeps them.
+    pub cache: Option<Cache>,
     /// Tokens of one prefill product, 1 to 128.
     pub prefill_chunk: usize,
     /// Requests that may wait, in all.
@@ -66,6 +68,7 @@ impl Default for Options {
             n_ctx: 4096,
             kv: KvType::F16,
             pack: Pack::Off,
+            cache: None,
             prefill_chunk: 128,
             queue_max: 32,
             queue_max_per_uid: 8,
@@ -251,6 +254,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// The cache of packed models, where one is used.
+    pub(super) fn cache(&self) -> Option<&Cache> {
+        let used = self.options.pack == Pack::Cache && self.kernels.packs();
+        self.options.cache.as_ref().filter(|_| used)
+    }
+
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
         lock(&self.live)
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::admit::Loaded;
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Model, Pack, PackedWeights, Packer};
+use crate::model::{Cache, Model, Pack, PackError, Packer};
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
 const READ: usize = 64 << 20;
@@ -19,11 +20,44 @@ pub(super) enum Load {
 }
 
 impl Load {
-    pub(super) fn new(model: &Model, pack: Pack, kernels: &Kernels) -> Self {
-        match Packer::new(model, pack, kernels) {
-            Some(packer) => Self::Pack(Box::new(packer)),
-            None => Self::Read(0, model.file_bytes()),
+    pub(super) fn new(model: &Loaded, pack: Pack, cache: Option<&Cache>, kernels: &Kernels) -> Self {
+        // What is packed already is read as it is, and so is what would only be slower packed.
+        match pack {
+            _ if model.model.checkpoint().is_packed() || !kernels.packs() => Self::read(model),
+            Pack::Off => Self::read(model),
+            Pack::Memory => Self::memory(model),
+            Pack::Cache => {
+                let cache = cache.ok_or(PackError::NoCache);
+                match cache.and_then(|cache| cache.packer(&model.model, &model.path)) {
+                    Ok(packer) => Self::Pack(Box::new(packer)),
+                    Err(e) => Self::instead(model, &e),
+                }
+            }
         }
+    }
+
+    fn read(model: &Loaded) -> Self {
+        Self::Read(0, model.model.file_bytes())
+    }
+
+    /// Packs into memory, if there is something to pack and room.
+    fn memory(model: &Loaded) -> Self {
+        match Packer::memory(&model.model) {
+            Ok(packer) => Self::Pack(Box::new(packer)),
+            Err(PackError::Nothing { .. }) => Self::read(model),
+            Err(e) => {
+                log::info!("model {}: weights are read as the file has them: {e}", model.id);
+                Self::read(model)
+            }
+        }
+    }
+
+    /// The same, because there is no packed file.
+    fn instead(model: &Loaded, why: &PackError) -> Self {
+        if !matches!(why, PackError::Nothing { .. }) {
+            log::info!("model {}: is not packed into a file: {why}", model.id);
+        }
+        Self::memory(model)
     }
 
     /// Bytes of the file that are through, and that are to be in all.
@@ -35,13 +69,19 @@ impl Load {
     }
 
     /// Works on the next slice; false when there is none.
-    pub(super) fn work(&mut self, model: &Model, pool: &Pool) -> bool {
+    pub(super) fn work(&mut self, model: &Loaded, pool: &Pool) -> bool {
         match self {
-            Self::Pack(packer) => packer.work(pool, PACKED),
+            Self::Pack(packer) => match packer.work(pool, PACKED) {
+                Ok(more) => more,
+                Err(e) => {
+                    *self = Self::instead(model, &e);
+                    true
+                }
+            },
             Self::Read(done, total) if *done < *total => {
                 let n = (*total - *done).min(READ as u64);
                 // The file is mapped, so its offsets are addresses.
-                model.populate(*done as usize, n as usize);
+                model.model.populate(*done as usize, n as usize);
                 *done += n;
                 true
             }
@@ -49,11 +89,13 @@ impl Load {
         }
     }
 
-    /// The packed weights, if any, once there is no slice left.
-    pub(super) fn finish(self) -> Option<Arc<PackedWeights>> {
-        match self {
-            Self::Pack(packer) => Some(Arc::new(packer.finish())),
-            Self::Read(..) => None,
-        }
+    /// The model to run, of `model`, which was loaded, once there is no slice left.
+    pub(super) fn finish(self, model: &Loaded) -> Arc<Model> {
+        let Self::Pack(packer) = self else { return model.model.clone() };
+        let packed = packer.finish().and_then(|checkpoint| Ok(Model::new(Arc::new(checkpoint))?));
+        packed.map(Arc::new).unwrap_or_else(|e| {
+            log::warn!("model {}: weights are read as the file has them: {e}", model.id);
+            model.model.clone()
+        })
     }
 }

@@ -16,7 +16,7 @@ use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Decoder, Feed, Kv, ModelError, PackedWeights, Part, Precision, Want};
+use crate::model::{Decoder, Feed, Kv, Model, ModelError, Part, Precision, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -49,6 +49,8 @@ const N_UID_TOLD_MAX: usize = 64;
 /// A loaded model with the buffers it runs in.
 struct Ready {
     model: Arc<Loaded>,
+    /// What of it runs.
+    weights: Arc<Model>,
     decoder: Decoder,
     kv: Kv,
 }
@@ -384,7 +386,8 @@ impl Runner {
             );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
-        let load = Load::new(&model.model, self.shared.options.pack, self.shared.kernels);
+        let (o, kernels) = (&self.shared.options, self.shared.kernels);
+        let load = Load::new(&model, o.pack, o.cache.as_ref(), kernels);
         self.loading = Some(Loading { model, load, since: now });
     }
 
@@ -395,15 +398,15 @@ impl Runner {
         let started = self.start_pool();
         if started.is_ok()
             && let Some(pool) = &self.pool
-            && l.load.work(&model.model, pool)
+            && l.load.work(&model, pool)
         {
             self.loading = Some(l);
             return;
         }
         let total = l.load.progress().1;
-        let how = if matches!(l.load, Load::Pack(_)) { "packed" } else { "as in the file" };
-        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish())) {
+        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish(&model))) {
             Ok(ready) => {
+                let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 self.ready = Some(ready);
                 log::info!(
@@ -435,16 +438,12 @@ impl Runner {
         Ok(())
     }
 
-    fn make_ready(
-        &self,
-        model: Arc<Loaded>,
-        packed: Option<Arc<PackedWeights>>,
-    ) -> Result<Ready, ModelError> {
+    fn make_ready(&self, model: Arc<Loaded>, weights: Arc<Model>) -> Result<Ready, ModelError> {
         let o = &self.shared.options;
         let precision = Precision { kv: o.kv, ..Precision::default() };
-        let decoder = Decoder::new(&model.model, precision, o.prefill_chunk, 1).with_packed(packed);
-        let kv = decoder.kv(&model.model, o.n_ctx.min(model.model.hyper().n_ctx_train))?;
-        Ok(Ready { model, decoder, kv })
+        let decoder = Decoder::new(&weights, precision, o.prefill_chunk, 1);
+        let kv = decoder.kv(&weights, o.n_ctx.min(weights.hyper().n_ctx_train))?;
+        Ok(Ready { model, weights, decoder, kv })
     }
 
     /// Reads `n` tokens of a prompt. That may take seconds, so others are looked at before each layer: who asks hears at
@@ -468,7 +467,7 @@ impl Runner {
         };
         let want = if last { Want::Last } else { Want::None };
         let feed = Feed { kv: &mut ready.kv, tokens: &tokens, want };
-        let logits = ready.decoder.step(&ready.model.model, &pool, &mut [feed], &mut go_on).ok();
+        let logits = ready.decoder.step(&ready.weights, &pool, &mut [feed], &mut go_on).ok();
         self.stepping = false;
         let now = clock::now_us();
         let done = self.jobs.get_mut(&slot).zip(logits).map(|(job, logits)| {
@@ -493,7 +492,7 @@ impl Runner {
         let mut go_on = |part| shared.go_on(&live, part);
         let token = [job.last_token()];
         let feed = Feed { kv: &mut ready.kv, tokens: &token, want: Want::Last };
-        let logits = ready.decoder.step(&ready.model.model, pool, &mut [feed], &mut go_on);
+        let logits = ready.decoder.step(&ready.weights, pool, &mut [feed], &mut go_on);
         let Ok(logits) = logits else { return self.input(Input::Cancel(slot)) };
         let drawn = job.sample(logits);
         self.emit(slot, drawn, clock::now_us());

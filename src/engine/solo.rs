@@ -8,7 +8,7 @@ use super::load::Load;
 use super::{Code, Fault, ModelFile};
 use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
-use crate::model::{Decoder, Kv, Model, ModelError, Pack, PackedWeights, Precision};
+use crate::model::{Cache, Decoder, Kv, Model, ModelError, Pack, Precision};
 use crate::os::{clock, thread};
 use crate::text::Tokenizer;
 
@@ -16,7 +16,8 @@ use crate::text::Tokenizer;
 pub struct Solo {
     pub(super) loaded: Loaded,
     pub(super) pool: Pool,
-    packed: Option<Arc<PackedWeights>>,
+    /// What runs.
+    model: Arc<Model>,
     load_ms: f64,
 }
 
@@ -31,35 +32,39 @@ impl Solo {
         file: &ModelFile,
         threads: usize,
         pack: Pack,
+        cache: Option<&Cache>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
-        let loaded = Loaded::open(&file.id, &file.path).map_err(|e| load_fault(&file.id, &e))?;
+        let here = cache.filter(|_| pack == Pack::Cache && kernels.packs());
+        let loaded = Loaded::open(&file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => thread::n_cores().min(N_THREADS_MAX),
             n => n,
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let mut load = Load::new(&loaded.model, pack, kernels);
-        while load.work(&loaded.model, &pool) {
+        let mut load = Load::new(&loaded, pack, cache, kernels);
+        while load.work(&loaded, &pool) {
             let (done, total) = load.progress();
             progress(done, total);
         }
         let (_, total) = load.progress();
         progress(total, total);
-        Ok(Self {
-            loaded,
-            pool,
-            packed: load.finish(),
-            load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3,
-        })
+        let model = load.finish(&loaded);
+        Ok(Self { loaded, pool, model, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
     }
 
     /// The model.
     #[must_use]
     pub fn model(&self) -> &Model {
-        &self.loaded.model
+        &self.model
+    }
+
+    /// Bytes of its file.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.loaded.model.file_bytes()
     }
 
     /// Its id.
@@ -74,10 +79,10 @@ impl Solo {
         &self.loaded.tokenizer
     }
 
-    /// Whether its weights were packed.
+    /// Whether its weights are packed.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.packed.is_some()
+        self.model.checkpoint().is_packed()
     }
 
     /// Threads that compute.
@@ -116,8 +121,7 @@ impl Solo {
                 ),
             ));
         }
-        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows)
-            .with_packed(self.packed.clone());
+        let decoder = Decoder::new(self.model(), precision, n_tokens_max, n_logit_rows);
         let kv = decoder.kv(self.model(), n_ctx).map_err(|e| load_fault(self.id(), &e))?;
         Ok((decoder, kv))
     }

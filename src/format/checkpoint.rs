@@ -11,12 +11,15 @@ use crate::base::limits::{N_COLS_MAX, N_DIM_MAX};
 use crate::base::{SharedBytes, Strings};
 use crate::os::map::Map;
 use crate::quant::Quant;
+use crate::quant::packed::Packing;
 
 /// Where and how a tensor is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Block format.
     pub quant: Quant,
+    /// Whether it is stored in panels of rows ([`crate::quant::packed`]), not row after row.
+    pub packed: bool,
     /// Weights in a row (GGUF's first dimension).
     pub n_cols: usize,
     /// Product of the other dimensions.
@@ -51,6 +54,7 @@ impl TensorInfo {
         file: &str,
         tensor: &str,
         quant: Quant,
+        packed: bool,
         shape: &[u64],
     ) -> Result<(Self, u64), FormatError> {
         let bad = |why: String| FormatError::Shape {
@@ -78,26 +82,31 @@ impl TensorInfo {
                 quant.block_len()
             )));
         };
-        let Some(len) = (row_bytes as u64).checked_mul(n_rows as u64) else {
+        let len = match packed {
+            true => Packing::of(quant).and_then(|p| p.bytes(n_rows, n_cols)).map(|n| n as u64),
+            false => (row_bytes as u64).checked_mul(n_rows as u64),
+        };
+        let Some(len) = len else {
             return Err(bad("its bytes are beyond 64 bits".into()));
         };
         let mut dims = [1; N_DIM_MAX];
         for (to, from) in dims.iter_mut().zip(shape) {
             *to = to_usize(*from).unwrap_or(1);
         }
-        Ok((Self { quant, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
+        Ok((Self { quant, packed, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
     }
 }
 
 /// Files beside the weights that say how text becomes tokens, as they stand.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct TextFiles {
     pub(super) tokenizer_json: Option<SharedBytes>,
     pub(super) tokenizer_config: Option<SharedBytes>,
     pub(super) tokenizer_model: Option<SharedBytes>,
 }
 
-/// Metadata and tensors of a model.
+/// Metadata and tensors of a model. A clone shares their bytes.
+#[derive(Clone)]
 pub struct Checkpoint {
     pub(super) file: String,
     pub(super) origin: Origin,
@@ -204,6 +213,23 @@ impl Checkpoint {
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         let part = self.parts.get(tensor.part).map_or(&[][..], |p| (**p).as_ref());
         part.get(tensor.range.clone()).unwrap_or_default()
+    }
+
+    /// Whether tensors are stored in the packed layout.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.tensors.values().any(|t| t.packed)
+    }
+
+    /// The same model with some tensors elsewhere: in `memory`, where their ranges lie.
+    #[must_use]
+    pub fn with_tensors(&self, memory: SharedBytes, tensors: Vec<(String, TensorInfo)>) -> Self {
+        let mut moved = self.clone();
+        let part = moved.parts.len();
+        moved.parts.push(memory);
+        moved.maps.push(None);
+        moved.tensors.extend(tensors.into_iter().map(|(name, info)| (name, TensorInfo { part, ..info })));
+        moved
     }
 
     /// Keys and values, in no order.

@@ -141,6 +141,31 @@ pub enum FormatError {
         /// What is wrong.
         why: String,
     },
+    /// A packed file of another version.
+    #[error("{file}: packed in layout {found}, {read} is read; pack the model anew (sotto pack)")]
+    Layout {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u64,
+        /// The one that is read.
+        read: u64,
+    },
+    /// Bytes that are not those that were written.
+    #[error(
+        "{file}: the checksum of {} is {found:016x}, {wanted:016x} was written; the file is damaged, pack the model anew",
+        brief(what)
+    )]
+    Checksum {
+        /// The file.
+        file: String,
+        /// What differs.
+        what: String,
+        /// As it is.
+        found: u64,
+        /// As it should be.
+        wanted: u64,
+    },
     /// One of several files that make up a model does not fit the others.
     #[error(
         "{file}: {why}; the files of a model lie in one directory under the names they were published with"

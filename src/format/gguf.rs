@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::checkpoint::{Checkpoint, Origin, TensorInfo, TextFiles};
 use super::value::scalar;
-use super::{Array, FormatError, Kind, Value};
+use super::{Array, FormatError, Kind, Value, pack};
 use crate::base::limits::{N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
 use crate::base::{SharedBytes, Strings, brief};
 use crate::quant::Quant;
@@ -42,9 +42,14 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
     let n_keys = r.count("the metadata count", length.saturating_add(1 + 4 + 1), N_METADATA_MAX)?;
 
     let mut metadata = HashMap::with_capacity(n_keys);
+    let mut header_sum_at = None;
     for i in 0..n_keys {
         let key = r.name(&format!("the name of key {i}"))?;
         let value = r.value(&key, &bytes)?;
+        if pack::is_header_sum(&key) {
+            // The value's last bytes.
+            header_sum_at = r.at.checked_sub(size_of::<u64>()).filter(|_| matches!(value, Value::Int(_)));
+        }
         if metadata.insert(key.clone(), value).is_some() {
             return Err(FormatError::Duplicate { file: file.into(), what: format!("key {key}") });
         }
@@ -69,18 +74,21 @@ pub fn parse(file: &str, bytes: SharedBytes) -> Result<Checkpoint, FormatError> 
     }
     let start = (r.at as u64).next_multiple_of(alignment);
     let tensors = place(file, infos, start, data.len() as u64)?;
-    Ok(Checkpoint {
+    let mut checkpoint = Checkpoint {
         file: file.into(),
         origin: Origin::Gguf { version },
         meta: bytes.clone(),
-        parts: vec![bytes],
+        parts: vec![bytes.clone()],
         maps: vec![None],
         metadata,
         tensors,
         text: TextFiles::default(),
         eos: Vec::new(),
         n_skipped: 0,
-    })
+    };
+    let header = usize::try_from(start).ok().and_then(|start| data.get(..start)).unwrap_or(data);
+    pack::check(&mut checkpoint, header, header_sum_at)?;
+    Ok(checkpoint)
 }
 
 /// A tensor info as read, before its place in the file is known.
@@ -223,6 +231,19 @@ impl<'a> Reader<'a> {
         Ok(start..self.at)
     }
 
+    /// A string's place in the file, if it is within it; else nothing is taken.
+    fn string_here(&mut self) -> Option<Range<usize>> {
+        let rest = self.data.get(self.at..)?;
+        let len = match self.wide {
+            true => u64::from_le_bytes(*rest.first_chunk()?),
+            false => u64::from(u32::from_le_bytes(*rest.first_chunk()?)),
+        };
+        let start = self.at.checked_add(self.length_bytes() as usize)?;
+        let end = start.checked_add(usize::try_from(len).ok()?).filter(|end| *end <= self.data.len())?;
+        self.at = end;
+        Some(start..end)
+    }
+
     fn name(&mut self, what: &str) -> Result<String, FormatError> {
         let range = self.string(what, true)?;
         if range.len() > NAME_BYTES_MAX {
@@ -302,7 +323,11 @@ impl<'a> Reader<'a> {
             })
         };
         for i in 0..n {
-            let range = self.string(&format!("string {i} of {what}"), false)?;
+            // Hundreds of thousands: only an error needs the name of one.
+            let range = match self.string_here() {
+                Some(range) => range,
+                None => self.string(&format!("string {i} of {what}"), false)?,
+            };
             starts.push(past(range.start, self)?);
         }
         starts.push(past(self.at.saturating_add(gap as usize), self)?);
@@ -333,7 +358,7 @@ impl<'a> Reader<'a> {
         }
         let type_number = self.u32(&what)?;
         let offset = self.u64(&what)?;
-        let Some(quant) = Quant::from_ggml(type_number) else {
+        let Some((quant, packed)) = pack::type_of(type_number) else {
             return Err(FormatError::Type {
                 file: self.file.into(),
                 what: format!("tensor {name}"),
@@ -341,7 +366,7 @@ impl<'a> Reader<'a> {
                 allowed: format!("read are {}", quants()),
             });
         };
-        let (info, len) = TensorInfo::of(self.file, &name, quant, &shape)?;
+        let (info, len) = TensorInfo::of(self.file, &name, quant, packed, &shape)?;
         if !offset.is_multiple_of(alignment) {
             return Err(FormatError::Offset {
                 file: self.file.into(),

@@ -8,6 +8,7 @@ pub mod gguf;
 pub mod hf;
 mod json;
 mod open;
+pub mod pack;
 mod safetensors;
 mod split;
 mod value;

@@ -2,7 +2,7 @@
 //! of the model, and their names end in `-00001-of-0000N.gguf`.
 
 use std::collections::hash_map::Entry;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Checkpoint, FormatError, gguf};
@@ -55,6 +55,23 @@ pub(super) fn open(path: &Path, map: Arc<Map>) -> Result<Checkpoint, FormatError
     let at = usize::try_from(number).unwrap_or(0).min(files.len());
     files.insert(at, one);
     join(files)
+}
+
+/// The files that belong together by the name of one of them; that one alone where the name does not say.
+pub(super) fn set_of(path: &Path) -> Vec<PathBuf> {
+    let stem = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".gguf"));
+    let number = |s: &str| (s.len() == 5).then(|| s.parse::<usize>().ok()).flatten();
+    let of_set = stem.and_then(|stem| {
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (name, _) = rest.rsplit_once('-').filter(|(_, no)| number(no).is_some())?;
+        Some((name, count, number(count).filter(|n| (2..=N_PART_MAX).contains(n))?))
+    });
+    match of_set {
+        None => vec![path.to_owned()],
+        Some((name, count, n)) => {
+            (1..=n).map(|i| path.with_file_name(format!("{name}-{i:05}-of-{count}.gguf"))).collect()
+        }
+    }
 }
 
 fn parse(path: &Path, map: Arc<Map>) -> Result<Checkpoint, FormatError> {

@@ -18,6 +18,24 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The number that GGUF has for it.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Unsigned(1) => 0,
+            Self::Signed(1) => 1,
+            Self::Unsigned(2) => 2,
+            Self::Signed(2) => 3,
+            Self::Unsigned(4) => 4,
+            Self::Signed(4) => 5,
+            Self::Float(4) => 6,
+            Self::Bool => 7,
+            Self::Unsigned(_) => 10,
+            Self::Signed(_) => 11,
+            Self::Float(_) => 12,
+        }
+    }
+
     /// Bytes of one element.
     #[must_use]
     pub fn bytes(self) -> usize {

@@ -123,7 +123,7 @@ fn products_agree_and_batches_change_no_bit() {
                     let mut magnitude = vec![0.0; n_rows * n_tokens];
                     let mut row = vec![0.0; n_cols];
                     for r in 0..n_rows {
-                        rows.unpack(r, &mut row);
+                        rows.unpack_part(r, 0, &mut row);
                         for t in 0..n_tokens {
                             let products =
                                 row.iter().zip(&x[t * n_cols..]).map(|(w, x)| f64::from(*w) * f64::from(*x));
@@ -133,6 +133,13 @@ fn products_agree_and_batches_change_no_bit() {
                     }
                     let mut tile = vec![0.0; n_rows * n_tokens];
                     k.rows_f32(quant, &bytes[1..], &x, n_cols, &mut tile);
+                    if let Some(bytes) = Packed::panel_bytes(&rows) {
+                        let mut panel = vec![0; bytes];
+                        Packed::pack_panel(&rows, 0, &mut panel);
+                        let mut packed = vec![0.0; n_rows * n_tokens];
+                        k.packed_f32(quant, &panel, &x, n_cols, &mut packed);
+                        assert_eq!(packed, tile, "{k:?} {} by floats from a panel", quant.name());
+                    }
                     for (i, y) in tile.iter().enumerate() {
                         let bound = magnitude[i] * n_cols as f64 * 1.2e-7 + 1e-30;
                         assert!(

@@ -26,7 +26,7 @@ pub use tensor::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeEr
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
-use crate::quant::packed::{PANEL, Packing};
+use crate::quant::packed::{self, PANEL, Packing};
 use tensor::{Panels, Q8Block, Q8View};
 
 /// Instruction-set level, lowest first.
@@ -344,18 +344,34 @@ impl Kernels {
         let row_bytes = quant.row_bytes(n_cols).unwrap_or(0);
         let n_tokens = x.len() / n_cols;
         assert_eq!(w.len() * n_tokens, tile.len() * row_bytes, "{} rows for {n_tokens} tokens", quant.name());
+        let at = |col: usize| col / quant.block_len() * quant.block_bytes();
+        self.floats(x, n_cols, tile, |r, start, weights| {
+            let bytes = &w[r * row_bytes..][at(start)..at(start + weights.len())];
+            // SAFETY: the machine has the features of this table (`select`); whole blocks fill `weights`.
+            unsafe { (self.unpack[quant as usize])(bytes, weights) };
+        });
+    }
+
+    /// The same for the first rows of a panel, with the same bits. Slow: what asks for floats is there to be exact.
+    fn packed_f32(&self, quant: Quant, panel: &[u8], x: &[f32], n_cols: usize, tile: &mut [f32]) {
+        self.floats(x, n_cols, tile, |r, start, weights| {
+            packed::unpack_part(quant, panel, n_cols, r, start, weights);
+        });
+    }
+
+    /// `tile[r][t] = Σ_c w[r][c] · x[t][c]`, where `unpack` writes weights of a row from a column on.
+    fn floats(&self, x: &[f32], n_cols: usize, tile: &mut [f32], unpack: impl Fn(usize, usize, &mut [f32])) {
+        let n_tokens = x.len() / n_cols;
         let mut lanes = [[0.0; LANES]; crate::base::limits::PREFILL_CHUNK_MAX];
         let lanes = &mut lanes[..n_tokens];
         let mut weights = [0.0; UNPACK];
-        let chunk_bytes = UNPACK / quant.block_len() * quant.block_bytes();
-        for (row, tile) in w.chunks_exact(row_bytes).zip(tile.chunks_exact_mut(n_tokens)) {
+        for (r, tile) in tile.chunks_exact_mut(n_tokens).enumerate() {
             lanes.fill([0.0; LANES]);
-            for (i, bytes) in row.chunks(chunk_bytes).enumerate() {
-                let weights = &mut weights[..bytes.len() / quant.block_bytes() * quant.block_len()];
-                // SAFETY: the machine has the features of this table (`select`); whole blocks fill `weights`.
-                unsafe { (self.unpack[quant as usize])(bytes, weights) };
+            for start in (0..n_cols).step_by(UNPACK) {
+                let weights = &mut weights[..UNPACK.min(n_cols - start)];
+                unpack(r, start, weights);
                 for (x, lanes) in x.chunks_exact(n_cols).zip(lanes.iter_mut()) {
-                    let x = &x[i * UNPACK..][..weights.len()];
+                    let x = &x[start..][..weights.len()];
                     // SAFETY: the machine has the features of this table (`select`); lengths are equal.
                     unsafe { (self.dot)(weights, x, lanes) };
                 }

@@ -280,21 +280,21 @@ fn panel_sums(
     codes: Option<&Q8View<'_>>,
     sums: &mut [[f32; PANEL]],
 ) {
-    let w = match (weights, codes) {
-        (Weights::Packed(w), Some(codes)) => {
-            return kernels.packed(w.quant(), w.panel(panel), codes, sums);
-        }
-        (Weights::Packed(_), None) => panic!("packed weights are multiplied with codes"),
-        (Weights::Rows(w), _) => w,
-    };
+    if let (Weights::Packed(w), Some(codes)) = (weights, codes) {
+        return kernels.packed(w.quant(), w.panel(panel), codes, sums);
+    }
     let mut tile = [0.0; PANEL * PREFILL_CHUNK_MAX];
     let tile = &mut tile[..rows.len() * sums.len()];
-    let bytes = w.stretch(rows.start, rows.end);
-    match codes {
-        Some(codes) if kernels.takes_codes(w.quant()) => {
-            kernels.rows_q8(w.quant(), bytes, codes, tile);
+    match (weights, codes) {
+        (Weights::Packed(w), _) => {
+            kernels.packed_f32(w.quant(), w.panel(panel), input.x, input.n_cols, tile);
         }
-        _ => kernels.rows_f32(w.quant(), bytes, input.x, input.n_cols, tile),
+        (Weights::Rows(w), Some(codes)) if kernels.takes_codes(w.quant()) => {
+            kernels.rows_q8(w.quant(), w.stretch(rows.start, rows.end), codes, tile);
+        }
+        (Weights::Rows(w), _) => {
+            kernels.rows_f32(w.quant(), w.stretch(rows.start, rows.end), input.x, input.n_cols, tile);
+        }
     }
     for (r, row) in tile.chunks_exact(sums.len()).enumerate() {
         for (sums, sum) in sums.iter_mut().zip(row) {

@@ -57,14 +57,6 @@ impl<'a> Rows<'a> {
         self.n_cols
     }
 
-    /// Writes row `i` as floats, `[n_cols]`.
-    ///
-    /// # Panics
-    /// If there is no such row or `out` has another length.
-    pub fn unpack(&self, i: usize, out: &mut [f32]) {
-        quant::unpack_row(self.quant, self.stretch(i, i + 1), out);
-    }
-
     /// Writes the `out.len()` weights of row `i` from column `start` on, whole blocks, as floats.
     ///
     /// # Panics
@@ -134,6 +126,15 @@ impl<'a> Packed<'a> {
     pub(super) fn panel(&self, i: usize) -> &'a [u8] {
         &self.bytes[i * self.panel_bytes..(i + 1) * self.panel_bytes]
     }
+
+    /// As [`Rows::unpack_part`], with the same bits; groups of 32 begin and end there.
+    ///
+    /// # Panics
+    /// If there are no such weights.
+    pub fn unpack_part(&self, i: usize, start: usize, out: &mut [f32]) {
+        assert!(i < self.n_rows && start + out.len() <= self.n_cols, "part of a row");
+        packed::unpack_part(self.quant, self.panel(i / PANEL), self.n_cols, i % PANEL, start, out);
+    }
 }
 
 /// Weights of a product.
@@ -170,6 +171,17 @@ impl Weights<'_> {
         match self {
             Self::Rows(w) => w.n_cols,
             Self::Packed(w) => w.n_cols,
+        }
+    }
+
+    /// Writes the `out.len()` weights of row `i` from column `start` on, whole blocks, as floats.
+    ///
+    /// # Panics
+    /// If there are no such weights, or blocks do not begin and end there.
+    pub fn unpack_part(&self, i: usize, start: usize, out: &mut [f32]) {
+        match self {
+            Self::Rows(w) => w.unpack_part(i, start, out),
+            Self::Packed(w) => w.unpack_part(i, start, out),
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn per_layer_embeddings(
     let (e, all, eps) = (h.n_embd, p.model_proj.n_rows(), h.norm_eps);
     let out = &mut s.per_layer[..n * all];
     step.multiply(&s.x[..n * e], e, &mut s.q8, &mut [step.product(&p.model_proj, out)]);
-    let (own, kernels) = (step.model.rows(&p.token_embd), step.pool.kernels());
+    let (own, kernels) = (step.model.weights(&p.token_embd), step.pool.kernels());
     let (shrink, grow) = (1.0 / (e as f32).sqrt(), (p.width as f32).sqrt());
     for (row, token) in out.chunks_exact_mut(all).zip(tokens) {
         for (i, part) in row.chunks_exact_mut(p.width).enumerate() {

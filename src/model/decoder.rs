@@ -1,18 +1,15 @@
 //! The forward pass, the only one. It branches on the architecture per layer, never per element.
 
-use std::sync::Arc;
-
 use super::arch::Rope;
 use super::kv::Kv;
-use super::layer::{Layer, Linear, Matrix, Mixer, Norm};
+use super::layer::{Layer, Linear, Mixer, Norm};
 use super::load::Model;
-use super::packed::PackedWeights;
 use super::profile::{Op, Profile};
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
 use crate::base::limits::N_FEED_MAX;
-use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, Weights, ops};
+use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, ops};
 
 /// Which logits a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +44,6 @@ pub struct Decoder {
     precision: Precision,
     n_tokens_max: usize,
     n_logit_rows: usize,
-    packed: Option<Arc<PackedWeights>>,
     profile: Option<Profile>,
 }
 
@@ -82,7 +78,6 @@ impl Span {
 /// One step on its way through the layers.
 pub(super) struct Step<'a> {
     pub model: &'a Model,
-    packed: Option<&'a PackedWeights>,
     pub pool: &'a Pool,
     pub precision: Precision,
     profile: Option<&'a Profile>,
@@ -97,14 +92,7 @@ impl Decoder {
     #[must_use]
     pub fn new(model: &Model, precision: Precision, n_tokens_max: usize, n_logit_rows: usize) -> Self {
         let scratch = Scratch::new(model, n_tokens_max, n_logit_rows);
-        Self { scratch, precision, n_tokens_max, n_logit_rows, packed: None, profile: None }
-    }
-
-    /// The same, reading `packed` weights of the model where there are any and they are multiplied with codes.
-    #[must_use]
-    pub fn with_packed(mut self, packed: Option<Arc<PackedWeights>>) -> Self {
-        self.packed = packed;
-        self
+        Self { scratch, precision, n_tokens_max, n_logit_rows, profile: None }
     }
 
     /// Begins to count what the operations of steps cost.
@@ -166,11 +154,10 @@ impl Decoder {
         assert!(n <= self.n_tokens_max, "{n} tokens in a step of 1 to {}", self.n_tokens_max);
         assert!(n_logit_rows <= self.n_logit_rows, "{n_logit_rows} logits, room for {}", self.n_logit_rows);
         let s = &mut self.scratch;
-        let packed = self.packed.as_deref().filter(|_| self.precision.acts == Acts::Q8);
         let spans = &spans[..feeds.len()];
         let profile = self.profile.as_ref();
         profile.iter().for_each(|profile| profile.begin());
-        let step = Step { model, packed, pool, precision: self.precision, profile, spans, n };
+        let step = Step { model, pool, precision: self.precision, profile, spans, n };
 
         step.embed(s, feeds);
         step.mark(Op::Embed);
@@ -199,7 +186,7 @@ impl Decoder {
         step.mark(Op::Norm);
         let logits = &mut s.logits[..rows * h.n_vocab];
         let product = Product {
-            weights: step.weights(model.output()),
+            weights: model.output(),
             y: &mut *logits,
             epilogue: Epilogue { bias: model.output_bias(), add: false },
         };
@@ -236,13 +223,13 @@ impl Step<'_> {
             feed.tokens.iter().enumerate().map(|(i, token)| (*token, span.pos + i, feed.kv.n_ctx()))
         });
         for (t, ((token, pos, n_ctx), row)) in tokens.zip(s.x.chunks_exact_mut(h.n_embd)).enumerate() {
-            model.token_embd().unpack(token.index(), row);
+            model.token_embd().unpack_part(token.index(), 0, row);
             if scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= scale);
             }
             if let Some(positions) = model.position_embd() {
                 let own = &mut s.norm[..h.n_embd];
-                positions.unpack(pos, own);
+                positions.unpack_part(pos, 0, own);
                 ops::add_scaled(row, 1.0, own);
             }
             for (i, angles) in model.angles().iter().enumerate() {
@@ -375,17 +362,9 @@ impl Step<'_> {
     /// The product of `linear` into `y`, with its bias.
     pub(super) fn product<'a>(&'a self, linear: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
         Product {
-            weights: self.weights(&linear.weight),
+            weights: self.model.weights(&linear.weight),
             y,
             epilogue: Epilogue { bias: linear.bias.as_deref(), add: false },
-        }
-    }
-
-    /// The matrix for products, packed if it was.
-    fn weights(&self, m: &Matrix) -> Weights<'_> {
-        match self.packed.and_then(|packed| packed.get(m)) {
-            Some(packed) => Weights::Packed(packed),
-            None => Weights::Rows(self.model.rows(m)),
         }
     }
 

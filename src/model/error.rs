@@ -99,6 +99,18 @@ pub enum ModelError {
         /// The architecture.
         arch: &'static str,
     },
+    /// A packed tensor of which a matrix begins within a panel.
+    #[error(
+        "{file}: tensor {tensor} is packed, but row {row} of it, within a panel of 16, begins a matrix; pack the model anew"
+    )]
+    Panels {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The row.
+        row: usize,
+    },
     /// A norm or bias in a block format.
     #[error("{file}: tensor {tensor} is stored as {found}; norms and biases are F32, F16 or BF16")]
     VectorType {

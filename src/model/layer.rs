@@ -1,11 +1,14 @@
 //! The weights of a block, in place where they are matrices. Shapes are `[rows, columns]`.
 
 use crate::quant::Quant;
+use crate::quant::packed::PANEL;
 
 /// A matrix of a checkpoint, or a stretch of its rows.
 #[derive(Clone, Debug)]
 pub(super) struct Matrix {
     pub quant: Quant,
+    /// In panels, not row after row.
+    pub packed: bool,
     pub n_rows: usize,
     pub n_cols: usize,
     /// Which of the checkpoint's parts.
@@ -17,11 +20,14 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Rows `start .. start + n`, in place.
-    pub(super) fn rows(&self, start: usize, n: usize) -> Self {
+    /// Rows `start .. start + n`, in place. Of a packed matrix they begin with a panel.
+    fn rows(&self, start: usize, n: usize) -> Self {
         assert!(start + n <= self.n_rows, "rows {start} to {} of {}", start + n, self.n_rows);
-        let row = self.len / self.n_rows;
-        Self { n_rows: n, start: self.start + start * row, len: n * row, ..self.clone() }
+        let each = if self.packed { PANEL } else { 1 };
+        assert!(start.is_multiple_of(each), "row {start} begins a panel");
+        let bytes = self.len / self.n_rows.div_ceil(each);
+        let (first, len) = (start / each * bytes, n.div_ceil(each) * bytes);
+        Self { n_rows: n, start: self.start + first, len, ..self.clone() }
     }
 }
 
@@ -33,7 +39,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Outputs `start .. start + n`.
+    /// Outputs `start .. start + n`. Of a packed matrix they begin with a panel.
     pub(super) fn rows(&self, start: usize, n: usize) -> Self {
         let bias = self.bias.as_ref().map(|b| b[start..start + n].to_vec());
         Self { weight: self.weight.rows(start, n), bias }

@@ -1,5 +1,6 @@
 //! From a file to a model in place.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::layer::{AltUpEnds, Dense, FeedForward, Layer, Linear, Matrix, Norm, P
 use super::rope::{self, Angles};
 use super::weights::Loader;
 use crate::format::{self, Checkpoint, Origin};
-use crate::kernel::Rows;
+use crate::kernel::{Packed, Rows, Weights};
 use crate::quant::Quant;
 
 /// A model file, mapped, that the decoder can run.
@@ -32,6 +33,8 @@ pub struct Model {
     layers: Vec<Layer>,
     layout: Layout,
     scales: Scales,
+    /// Tensors that products read, whose matrices begin with panels.
+    packable: BTreeSet<String>,
 }
 
 /// Numbers that a file multiplies the stream with, and soft caps; 1 or 0 where it does not.
@@ -77,9 +80,14 @@ impl Model {
         let mut load = Loader::new(keys, &hyper);
 
         let e = hyper.n_embd;
-        let token_embd = load.matrix("token_embd.weight", hyper.n_vocab, e)?;
+        let embedding = "token_embd.weight";
+        let token_embd = load.table(embedding, hyper.n_vocab, e)?;
+        if !load.has("output.weight") {
+            // It is the output matrix too.
+            load.packable.insert(embedding.into());
+        }
         let position_embd = match arch.rope {
-            Rope::Learned => Some(load.matrix("position_embd.weight", hyper.n_ctx_train, e)?),
+            Rope::Learned => Some(load.table("position_embd.weight", hyper.n_ctx_train, e)?),
             _ => None,
         };
         let output_norm = load.norm(arch.output_norm, e)?;
@@ -97,7 +105,7 @@ impl Model {
             .map(|(i, of)| load.layer(i, of, &of_layers, width))
             .collect::<Result<Vec<_>, _>>()?;
         load.nothing_left()?;
-        let layout = load.layout;
+        let (layout, packable) = (load.layout, load.packable);
         let rope = match checkpoint.origin() {
             Origin::Gguf { .. } => arch.rope,
             Origin::HuggingFace => arch.rope_original,
@@ -117,6 +125,7 @@ impl Model {
             layers,
             layout,
             scales,
+            packable,
         })
     }
 
@@ -228,25 +237,24 @@ impl Model {
     }
 
     /// `[n_vocab, n_embd]`.
-    pub(super) fn token_embd(&self) -> Rows<'_> {
-        self.rows(&self.token_embd)
+    pub(super) fn token_embd(&self) -> Weights<'_> {
+        self.weights(&self.token_embd)
     }
 
     /// `[n_ctx_train, n_embd]`.
-    pub(super) fn position_embd(&self) -> Option<Rows<'_>> {
-        self.position_embd.as_ref().map(|m| self.rows(m))
+    pub(super) fn position_embd(&self) -> Option<Weights<'_>> {
+        self.position_embd.as_ref().map(|m| self.weights(m))
     }
 
     /// `[n_vocab, n_embd]`.
-    pub(super) fn output(&self) -> &Matrix {
-        self.output.as_ref().map_or(&self.token_embd, |o| &o.weight)
+    pub(super) fn output(&self) -> Weights<'_> {
+        self.weights(self.output.as_ref().map_or(&self.token_embd, |o| &o.weight))
     }
 
-    /// Matrices that no product reads: rows are taken from them.
-    pub(super) fn tables(&self) -> impl Iterator<Item = &Matrix> {
-        let embd = self.output.is_some().then_some(&self.token_embd);
-        let per_layer = self.per_layer.as_ref().map(|p| &p.token_embd);
-        embd.into_iter().chain(&self.position_embd).chain(per_layer)
+    /// Whether the tensor may be stored in panels: products read it, and each matrix in it begins with one. Rows of a
+    /// table, and the vectors, are read as the file has them.
+    pub(super) fn packable(&self, tensor: &str) -> bool {
+        self.packable.contains(tensor)
     }
 
     pub(super) fn checkpoint_arc(&self) -> Arc<Checkpoint> {
@@ -258,10 +266,19 @@ impl Model {
     }
 
     /// The matrix, in place.
-    pub(super) fn rows(&self, m: &Matrix) -> Rows<'_> {
-        let bytes = &(*self.checkpoint.parts()[m.part]).as_ref()[m.start..m.start + m.len];
-        Rows::new(m.quant, m.n_rows, m.n_cols, bytes).expect("the reader checked shape and length")
+    pub(super) fn weights(&self, m: &Matrix) -> Weights<'_> {
+        weights(&self.checkpoint, m)
     }
+}
+
+/// A matrix of `file`, in place.
+pub(super) fn weights<'a>(file: &'a Checkpoint, m: &Matrix) -> Weights<'a> {
+    let bytes = &(*file.parts()[m.part]).as_ref()[m.start..m.start + m.len];
+    let made = match m.packed {
+        true => Packed::new(m.quant, m.n_rows, m.n_cols, bytes).map(Weights::Packed),
+        false => Rows::new(m.quant, m.n_rows, m.n_cols, bytes).map(Weights::Rows),
+    };
+    made.expect("the reader checked shape and length")
 }
 
 /// The architecture that the file names.

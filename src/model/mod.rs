@@ -4,6 +4,7 @@
 mod altup;
 pub mod arch;
 mod attention;
+pub mod cache;
 pub mod decoder;
 mod error;
 mod feed_forward;
@@ -20,12 +21,13 @@ pub mod summary;
 pub mod vocab;
 mod weights;
 
+pub use cache::Cache;
 pub use decoder::{Decoder, Feed, Part, Stopped, Want};
 pub use error::ModelError;
 pub use hyper::Hyper;
 pub use kv::{Kv, KvType, Layout};
 pub use load::Model;
-pub use packed::{Pack, PackedWeights, Packer};
+pub use packed::{Pack, PackError, Packer};
 pub use profile::{Cost, Op, Profile};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.

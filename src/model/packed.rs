@@ -1,13 +1,17 @@
-//! Weights in the packed layout, in memory of their own, made from the file's while a model is loaded.
+//! Packing a model: its checkpoint, with the tensors that products read in the packed layout, in memory or as a file.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::layer::Matrix;
+use xxhash_rust::xxh3::Xxh3;
+
 use super::load::Model;
-use crate::format::Checkpoint;
-use crate::kernel::{Kernels, Packed, Pool, Rows};
+use super::{ModelError, vocab};
+use crate::format::pack::{Image, Placed};
+use crate::format::{self, Checkpoint, TensorInfo};
+use crate::kernel::{Pool, Rows};
+use crate::os::file::{self, NewFile};
 use crate::os::pages::{self, Pages};
-use crate::quant::Quant;
 use crate::quant::packed::{PANEL, Packing};
 
 /// Whether weights are packed when a model is loaded.
@@ -18,11 +22,13 @@ pub enum Pack {
     Off,
     /// Into memory of the process, where there is enough.
     Memory,
+    /// Into a file of the cache, which is mapped; where that cannot be written, into memory.
+    Cache,
 }
 
 impl Pack {
     /// Every choice.
-    pub const ALL: [Self; 2] = [Self::Off, Self::Memory];
+    pub const ALL: [Self; 3] = [Self::Off, Self::Memory, Self::Cache];
 
     /// The name in the configuration and of flags.
     #[must_use]
@@ -30,6 +36,7 @@ impl Pack {
         match self {
             Self::Off => "off",
             Self::Memory => "memory",
+            Self::Cache => "cache",
         }
     }
 
@@ -40,140 +47,303 @@ impl Pack {
     }
 }
 
-/// A tensor and where it went.
-#[derive(Debug)]
-struct Tensor {
-    quant: Quant,
-    n_rows: usize,
-    n_cols: usize,
-    /// Its part of the checkpoint, and the bytes there.
-    part: usize,
-    start: usize,
-    len: usize,
-    /// First byte of its panels.
-    at: usize,
-    panel_bytes: usize,
+/// Why a model is not packed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// There is no matrix that could be.
+    #[error(
+        "{file}: there is nothing to pack: the matrices are {found}, and formats with blocks alone are packed"
+    )]
+    Nothing {
+        /// The model.
+        file: String,
+        /// What most of it is.
+        found: &'static str,
+    },
+    /// It is.
+    #[error("{file}: is packed already; it is loaded as it is")]
+    Already {
+        /// The model.
+        file: String,
+    },
+    /// Too little memory beside what others need.
+    #[error("{need} bytes of memory are needed to pack in memory, {have} can be had")]
+    Memory {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes there are.
+        have: u64,
+    },
+    /// Too little room for the file.
+    #[error("{path}: {need} bytes of room are needed, {have} are free; make room, or choose another place")]
+    Room {
+        /// The file.
+        path: String,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes there are.
+        have: u64,
+    },
+    /// More than the cache may hold.
+    #[error("{path}: {need} bytes are needed, engine.pack_cache_gib allows {max}")]
+    Bound {
+        /// The file.
+        path: String,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// Nobody says where the cache is.
+    #[error("there is no place for packed models: CACHE_DIRECTORY, XDG_CACHE_HOME and HOME are not set")]
+    NoCache,
+    /// The file cannot be written.
+    #[error("{path}: cannot be written: {source}")]
+    Write {
+        /// The file.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// What was written cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
-impl Tensor {
-    fn n_panels(&self) -> usize {
-        self.n_rows.div_ceil(PANEL)
-    }
+/// Bytes of a file that are written at a time, beside the maps all the memory that packing takes.
+const BUFFER: usize = 4 << 20;
 
-    fn rows<'a>(&self, file: &'a Checkpoint) -> Rows<'a> {
-        let bytes = &(*file.parts()[self.part]).as_ref()[self.start..self.start + self.len];
-        Rows::new(self.quant, self.n_rows, self.n_cols, bytes).expect("the reader checked shape and length")
-    }
-}
-
-/// Packed matrices of a model.
-#[derive(Debug)]
-pub struct PackedWeights {
-    pages: Pages,
-    /// By part and start.
-    tensors: Vec<Tensor>,
-}
-
-impl PackedWeights {
-    /// The matrix in panels, if it is here and begins with one.
-    pub(super) fn get(&self, m: &Matrix) -> Option<Packed<'_>> {
-        let behind = self.tensors.partition_point(|t| (t.part, t.start) <= (m.part, m.start));
-        let t = self.tensors[..behind].last()?;
-        let first_row = (m.start - t.start) * t.n_rows / t.len;
-        let here = t.part == m.part && m.start + m.len <= t.start + t.len;
-        if !here || !first_row.is_multiple_of(PANEL) {
-            return None;
-        }
-        let at = t.at + first_row / PANEL * t.panel_bytes;
-        let bytes = &self.pages[at..at + m.n_rows.div_ceil(PANEL) * t.panel_bytes];
-        Some(Packed::new(t.quant, m.n_rows, t.n_cols, bytes).expect("room for whole panels"))
-    }
-}
-
-/// Packs a model's matrices, a stretch at a time.
+/// Packs a model, a stretch at a time.
 pub struct Packer {
     file: Arc<Checkpoint>,
-    weights: PackedWeights,
-    /// The next panel: its tensor, its number there.
+    to: Target,
+    tensors: Vec<Placed>,
+    /// What is next: the tensor, and its first row or panel.
     next: (usize, usize),
-    /// Bytes of the file that were packed, and in all.
+    /// Bytes of the file that are through, and in all.
     done: u64,
     total: u64,
 }
 
+/// Where packed tensors go.
+enum Target {
+    Memory(Pages),
+    File(Box<Writing>),
+    /// The file has its name.
+    Written(PathBuf),
+}
+
+/// A packed file that is being written.
+struct Writing {
+    path: PathBuf,
+    file: NewFile,
+    image: Image,
+    buffer: Vec<u8>,
+    /// Of the tensor that is under way, and of those before it.
+    sum: Xxh3,
+    sums: Vec<u64>,
+}
+
 impl Packer {
-    /// Room for all matrices of `model` that products read. `None` if it is not to be packed, `kernels` have no products for
-    /// it, there are no matrices of a packed format, or no memory for them beside what others need: an eighth more than
-    /// they take.
-    #[must_use]
-    pub fn new(model: &Model, pack: Pack, kernels: &Kernels) -> Option<Self> {
-        if pack == Pack::Off || !kernels.packs() {
-            return None;
+    /// Packs into memory of the process what products read; everything else stays where it is.
+    ///
+    /// # Errors
+    /// When there is nothing to pack, or less memory beside what others need than an eighth more than it takes.
+    pub fn memory(model: &Model) -> Result<Self, PackError> {
+        let file = model.checkpoint_arc();
+        let mut from: Vec<_> = file.tensors().filter(|(name, t)| packs(model, name, t)).collect();
+        // A file is read from its beginning to its end.
+        from.sort_by_key(|(_, t)| (t.part, t.range.start));
+        let (mut tensors, mut end) = (Vec::<Placed>::new(), 0);
+        for (name, t) in from {
+            let Some(placed) = Placed::new(name, t, true, end) else { continue };
+            end = placed.to.range.end;
+            tensors.push(placed);
         }
-        let (mut tensors, mut at) = (Vec::new(), 0);
-        let is_table = |start: usize, part: usize| model.tables().any(|m| (m.part, m.start) == (part, start));
-        for (_, t) in model.checkpoint().tensors() {
-            let Some(packing) = Packing::of(t.quant) else { continue };
-            let Some(bytes) = packing.bytes(t.n_rows, t.n_cols) else { continue };
-            if t.n_rows == 0 || is_table(t.range.start, t.part) {
-                continue;
-            }
-            tensors.push(Tensor {
-                quant: t.quant,
-                n_rows: t.n_rows,
-                n_cols: t.n_cols,
-                part: t.part,
-                start: t.range.start,
-                len: t.range.len(),
-                at,
-                panel_bytes: packing.sections(t.n_cols)[4],
-            });
-            at += bytes;
+        if tensors.is_empty() {
+            return Err(nothing(model));
         }
-        let room = pages::available().is_none_or(|bytes| bytes >= at as u64 + at as u64 / 8);
-        if tensors.is_empty() || !room {
-            return None;
-        }
-        tensors.sort_by_key(|t| (t.part, t.start));
-        let total = tensors.iter().map(|t| t.len as u64).sum();
-        let weights = PackedWeights { pages: Pages::new(at).ok()?, tensors };
-        Some(Self { file: model.checkpoint_arc(), weights, next: (0, 0), done: 0, total })
+        let need = end as u64 + end as u64 / 8;
+        let have = pages::available().unwrap_or(u64::MAX);
+        let pages = match need <= have {
+            true => Pages::new(end).ok(),
+            false => None,
+        };
+        let pages = pages.ok_or(PackError::Memory { need, have })?;
+        Ok(Self::new(file.clone(), Target::Memory(pages), tensors))
     }
 
-    /// Bytes of the file that were packed, and that are to be packed in all.
+    /// The packed file of a model that was made of what `source` says ([`format::pack::identity`]).
+    ///
+    /// # Errors
+    /// When there is nothing to pack.
+    pub fn image(model: &Model, source: &str) -> Result<Image, PackError> {
+        let file = model.checkpoint();
+        let some = file.tensors().any(|(name, t)| packs(model, name, t));
+        // The tokenizer finds its pieces by tables that need not be made again.
+        let tables = vocab::tables(file);
+        let image =
+            if some { Image::new(file, source, &tables, &|name, t| packs(model, name, t)) } else { None };
+        image.ok_or_else(|| nothing(model))
+    }
+
+    /// Writes `image` of the model as file `path`; `spare` bytes of the file system are to stay free.
+    ///
+    /// # Errors
+    /// When there is no room, or the file cannot be created.
+    pub fn file(model: &Model, image: Image, path: &Path, spare: u64) -> Result<Self, PackError> {
+        let name = || path.display().to_string();
+        let write = |source| PackError::Write { path: name(), source };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (len, have) = (image.len() as u64, file::free_bytes(folder).map_err(write)?);
+        let need = len.saturating_add(spare);
+        if need > have {
+            return Err(PackError::Room { path: name(), need, have });
+        }
+        let tensors = image.tensors.clone();
+        let writing = Writing {
+            path: path.to_owned(),
+            file: NewFile::create(path, len).map_err(write)?,
+            image,
+            buffer: Vec::with_capacity(BUFFER),
+            sum: Xxh3::new(),
+            sums: Vec::with_capacity(tensors.len()),
+        };
+        Ok(Self::new(model.checkpoint_arc(), Target::File(Box::new(writing)), tensors))
+    }
+
+    fn new(file: Arc<Checkpoint>, to: Target, tensors: Vec<Placed>) -> Self {
+        let total = tensors.iter().map(|t| t.from.range.len() as u64).sum();
+        Self { file, to, tensors, next: (0, 0), done: 0, total }
+    }
+
+    /// Bytes of the file that are through, and that are to be in all.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.done, self.total)
     }
 
-    /// Packs the next `n_bytes` of the file, or a little more; false when nothing is left. What was packed is let go: its
-    /// pages are the system's.
-    pub fn work(&mut self, pool: &Pool, n_bytes: usize) -> bool {
+    /// Packs the next `n_bytes` of the file, or a little more; false when nothing is left. What was read is let go: its
+    /// pages are the system's. What was written is on the disk.
+    ///
+    /// # Errors
+    /// When a file cannot be written on; then it is gone.
+    pub fn work(&mut self, pool: &Pool, n_bytes: usize) -> Result<bool, PackError> {
         let mut left = n_bytes;
-        while left > 0 {
-            let (i, first) = self.next;
-            let Some(t) = self.weights.tensors.get(i) else { return false };
-            let row_bytes = t.len / t.n_rows;
-            let n = (left.div_ceil(PANEL * row_bytes)).min(t.n_panels() - first);
-            let at = t.at + first * t.panel_bytes;
-            pool.pack(&t.rows(&self.file), first, &mut self.weights.pages[at..at + n * t.panel_bytes]);
-            let bytes = (n * PANEL).min(t.n_rows - first * PANEL) * row_bytes;
-            self.file.forget(t.part, t.start + first * PANEL * row_bytes, bytes);
-            self.done += bytes as u64;
-            left = left.saturating_sub(bytes);
-            self.next = if first + n == t.n_panels() { (i + 1, 0) } else { (i, first + n) };
+        while left > 0 && self.next.0 < self.tensors.len() {
+            left = left.saturating_sub(self.stretch(pool, left)?);
         }
-        true
+        match std::mem::replace(&mut self.to, Target::Written(PathBuf::new())) {
+            Target::File(w) if self.next.0 < self.tensors.len() => {
+                w.file.sync().map_err(|source| w.failed(source))?;
+                self.to = Target::File(w);
+            }
+            Target::File(w) => {
+                self.to = Target::Written(w.publish()?);
+                return Ok(true);
+            }
+            other => self.to = other,
+        }
+        Ok(left < n_bytes)
     }
 
-    /// What was packed.
+    /// Packs or copies at most about `n_bytes` of one tensor, and says how many of the file's they were.
+    fn stretch(&mut self, pool: &Pool, n_bytes: usize) -> Result<usize, PackError> {
+        let (i, first) = self.next;
+        let Placed { from, to, .. } = &self.tensors[i];
+        // Rows go one by one, or as many as make a panel.
+        let each = if to.packed { PANEL } else { 1 };
+        let n_all = from.n_rows.div_ceil(each);
+        let (taken, given) = (from.range.len() / from.n_rows * each, to.range.len() / n_all);
+        let most = match &self.to {
+            Target::Memory(_) => n_bytes,
+            _ => n_bytes.min(BUFFER),
+        };
+        let n = most.div_ceil(taken.max(given)).min(n_all - first);
+        let at = to.range.start + first * given;
+        let source =
+            from.range.start + first * taken..(from.range.start + (first + n) * taken).min(from.range.end);
+        let out = match &mut self.to {
+            Target::Memory(pages) => &mut pages[at..at + n * given],
+            Target::File(w) => {
+                w.buffer.resize(n * given, 0);
+                &mut w.buffer[..]
+            }
+            Target::Written(_) => return Ok(n_bytes),
+        };
+        let bytes = self.file.bytes(from);
+        if to.packed {
+            let rows = Rows::new(from.quant, from.n_rows, from.n_cols, bytes);
+            pool.pack(&rows.expect("the reader checked shape and length"), first, out);
+        } else {
+            out.copy_from_slice(&bytes[source.start - from.range.start..source.end - from.range.start]);
+        }
+        self.file.forget(from.part, source.start, source.len());
+        let ended = first + n == n_all;
+        if let Target::File(w) = &mut self.to {
+            w.put(at as u64, ended)?;
+        }
+        self.next = if ended { (i + 1, 0) } else { (i, first + n) };
+        self.done += source.len() as u64;
+        Ok(source.len())
+    }
+
+    /// The packed model.
+    ///
+    /// # Errors
+    /// When the file that was written cannot be read.
     ///
     /// # Panics
     /// If something is left.
-    #[must_use]
-    pub fn finish(self) -> PackedWeights {
-        assert_eq!(self.done, self.total, "a model is packed as a whole");
-        self.weights
+    pub fn finish(self) -> Result<Checkpoint, PackError> {
+        match self.to {
+            Target::Memory(pages) => {
+                assert_eq!(self.done, self.total, "a model is packed as a whole");
+                let tensors = self.tensors.into_iter().map(|t| (t.name, t.to)).collect();
+                Ok(self.file.with_tensors(Arc::new(pages), tensors))
+            }
+            Target::Written(path) => Ok(format::open(&path).map_err(ModelError::from)?),
+            Target::File(_) => panic!("a model is packed as a whole"),
+        }
+    }
+}
+
+impl Writing {
+    fn failed(&self, source: std::io::Error) -> PackError {
+        PackError::Write { path: self.path.display().to_string(), source }
+    }
+
+    /// Writes the buffer at byte `at`; `ended`: the tensor is whole.
+    fn put(&mut self, at: u64, ended: bool) -> Result<(), PackError> {
+        self.sum.update(&self.buffer);
+        self.file.write(at, &self.buffer).map_err(|source| self.failed(source))?;
+        if ended {
+            self.sums.push(self.sum.digest());
+            self.sum.reset();
+        }
+        Ok(())
+    }
+
+    fn publish(mut self) -> Result<PathBuf, PackError> {
+        let path = self.path;
+        let failed = |source| PackError::Write { path: path.display().to_string(), source };
+        self.file.write(0, self.image.header(&self.sums)).map_err(failed)?;
+        self.file.publish().map_err(failed)?;
+        Ok(path)
+    }
+}
+
+/// Whether the tensor is to be packed.
+fn packs(model: &Model, name: &str, t: &TensorInfo) -> bool {
+    !model.checkpoint().is_packed() && Packing::of(t.quant).is_some() && model.packable(name)
+}
+
+fn nothing(model: &Model) -> PackError {
+    let file = model.checkpoint().file().into();
+    match model.checkpoint().is_packed() {
+        true => PackError::Already { file },
+        false => PackError::Nothing { file, found: model.quantization() },
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Summary {
     pub n_vocab: usize,
     /// `tokenizer.ggml.model` and `.pre`, or the file of a directory.
     pub tokenizer: Option<(String, Option<String>)>,
+    /// Its matrices are packed: the name of the file that it was made of.
+    pub packed: Option<String>,
     /// It has a chat template.
     pub chat: bool,
     /// What a sequence keeps, and bytes of the buffers of a step.
@@ -91,6 +93,13 @@ impl Summary {
             types,
             n_vocab,
             tokenizer,
+            packed: match file.is_packed() {
+                true => {
+                    let source = file.str(format::pack::SOURCE)?.unwrap_or_default();
+                    Some(brief(source.rsplitn(5, ' ').last().unwrap_or_default()))
+                }
+                false => None,
+            },
             chat: file.str("tokenizer.chat_template")?.is_some(),
         })
     }

@@ -17,6 +17,14 @@ pub fn tokenizer(file: &Checkpoint) -> Result<Tokenizer, ModelError> {
     tokenizer.with_ends(ends).map_err(wrong(file, "eos_token_id in generation_config.json or config.json"))
 }
 
+/// Tables to find pieces and merges by, with the keys of what they belong to; none where there is no tokenizer.
+#[must_use]
+pub fn tables(file: &Checkpoint) -> Vec<(&'static str, Vec<u32>)> {
+    let keys = ["tokenizer.ggml.tokens", "tokenizer.ggml.merges"];
+    let tables = tokenizer(file).map_or([None, None], |tokenizer| tokenizer.tables());
+    keys.into_iter().zip(tables).filter_map(|(key, table)| Some((key, table?))).collect()
+}
+
 /// Where the pieces of a model's vocabulary stand, for messages.
 #[must_use]
 pub fn pieces_key(file: &Checkpoint) -> &'static str {

@@ -1,7 +1,7 @@
 //! The weights of a model, layer by layer: every tensor found by name with the shape that follows from the metadata,
 //! none left over. Matrices are never copied; vectors and the smallest matrices are (a few hundred kilobytes).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ModelError;
 use super::arch::{Act, NormAt, NormKind, QkNorm, Recurrent, Rope, RopeLayers};
@@ -11,10 +11,11 @@ use super::layer::{
     AltUp, AltUpEnds, Attention, BetaAlpha, DeltaNet, Dense, Experts, FeedForward, Layer, Linear, Mamba2,
     Matrix, Mixer, N_STREAM, Norm, PerLayer, PerLayerEmbd, ShortConv,
 };
+use super::load;
 use super::rope::{self, Angles};
 use crate::base::limits::{CONV_LEN_MAX, N_COLS_MAX, N_LAYER_MAX};
 use crate::format::{Origin, TensorInfo};
-use crate::quant;
+use crate::quant::packed::PANEL;
 
 /// Finds tensors by name, checks their shapes, and crosses them off.
 pub(super) struct Loader<'a> {
@@ -23,12 +24,15 @@ pub(super) struct Loader<'a> {
     left: BTreeMap<&'a str, &'a TensorInfo>,
     /// What a sequence keeps for the layers so far.
     pub layout: Layout,
+    /// Tensors so far that products read, whose matrices begin with panels.
+    pub packable: BTreeSet<String>,
 }
 
 impl<'a> Loader<'a> {
     /// All tensors of the file of `keys` are still to be found.
     pub(super) fn new(keys: Keys<'a>, h: &'a Hyper) -> Self {
-        Self { keys, h, left: keys.file.tensors().collect(), layout: Layout::default() }
+        let left = keys.file.tensors().collect();
+        Self { keys, h, left, layout: Layout::default(), packable: BTreeSet::new() }
     }
 
     fn file(&self) -> String {
@@ -58,10 +62,12 @@ impl<'a> Loader<'a> {
         Ok(info)
     }
 
-    pub(super) fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+    /// A matrix of which rows are taken.
+    pub(super) fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
         let info = self.take(name, rows, cols)?;
         Ok(Matrix {
             quant: info.quant,
+            packed: info.packed,
             n_rows: rows,
             n_cols: cols,
             part: info.part,
@@ -72,12 +78,11 @@ impl<'a> Loader<'a> {
 
     /// The weights of `rows` of `cols` as floats: what is small.
     fn floats(&mut self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, ModelError> {
-        let info = self.take(name, rows, cols)?;
-        let bytes = self.keys.file.bytes(info);
+        let matrix = self.table(name, rows, cols)?;
+        let weights = load::weights(self.keys.file, &matrix);
         let mut out = vec![0.0; rows * cols];
-        let row = bytes.len() / rows;
-        for (bytes, out) in bytes.chunks_exact(row).zip(out.chunks_exact_mut(cols)) {
-            quant::unpack_row(info.quant, bytes, out);
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            weights.unpack_part(i, 0, out);
         }
         Ok(out)
     }
@@ -111,14 +116,40 @@ impl<'a> Loader<'a> {
 
     /// A matrix with its bias where there is one.
     pub(super) fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear, ModelError> {
-        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
-        Ok(Linear { weight, bias: self.vector_if(&format!("{name}.bias"), rows)? })
+        let [one] = self.cut_in(name, [rows], cols)?;
+        Ok(one)
+    }
+
+    /// Matrices of so many rows each that are one tensor, and their biases.
+    fn cut(&mut self, name: &str, rows: &[usize], cols: usize) -> Result<Vec<Linear>, ModelError> {
+        let (name, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let n_rows = rows.iter().sum();
+        let all = Linear { weight: self.table(&name, n_rows, cols)?, bias: self.vector_if(&bias, n_rows)? };
+        let starts = rows.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n)));
+        match starts.clone().find(|start| !start.is_multiple_of(PANEL)) {
+            Some(row) if all.weight.packed => {
+                return Err(ModelError::Panels { file: self.file(), tensor: name, row });
+            }
+            Some(_) => {}
+            None => drop(self.packable.insert(name)),
+        }
+        Ok(starts.zip(rows).map(|(start, n)| all.rows(start, *n)).collect())
+    }
+
+    /// The same for a fixed number.
+    fn cut_in<const N: usize>(
+        &mut self,
+        name: &str,
+        rows: [usize; N],
+        cols: usize,
+    ) -> Result<[Linear; N], ModelError> {
+        let mut all = self.cut(name, &rows, cols)?.into_iter();
+        Ok(std::array::from_fn(|_| all.next().expect("as many as were asked for")))
     }
 
     /// `n` matrices of one tensor with three dimensions, and the biases of each.
     fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Vec<Linear>, ModelError> {
-        let all = self.linear(name, n * rows, cols)?;
-        Ok((0..n).map(|i| all.rows(i * rows, rows)).collect())
+        self.cut(name, &vec![rows; n], cols)
     }
 
     pub(super) fn norm(&mut self, name: &str, n: usize) -> Result<Norm, ModelError> {
@@ -168,7 +199,7 @@ impl<'a> Loader<'a> {
             return Ok(None);
         }
         Ok(Some(PerLayerEmbd {
-            token_embd: self.matrix("per_layer_token_embd.weight", h.n_vocab, n * width)?,
+            token_embd: self.table("per_layer_token_embd.weight", h.n_vocab, n * width)?,
             model_proj: self.linear("per_layer_model_proj", n * width, h.n_embd)?,
             proj_norm: self.norm("per_layer_proj_norm", width)?,
             width,
@@ -250,9 +281,8 @@ impl<'a> Loader<'a> {
         let n_q_rows = if arch.q_gate { 2 * n_q } else { n_q };
         let shares = self.shares(i, all)?;
         let (q, kv) = if self.has(&name("attn_qkv.weight")) && shares.is_none() {
-            let all = self.linear(&name("attn_qkv"), n_q_rows + 2 * n_kv, h.n_embd)?;
-            let kv = (all.rows(n_q_rows, n_kv), all.rows(n_q_rows + n_kv, n_kv));
-            (all.rows(0, n_q_rows), Some(kv))
+            let [q, k, v] = self.cut_in(&name("attn_qkv"), [n_q_rows, n_kv, n_kv], h.n_embd)?;
+            (q, Some((k, v)))
         } else {
             let q = self.linear(&name("attn_q"), n_q_rows, h.n_embd)?;
             if shares.is_some() {
@@ -470,15 +500,10 @@ impl<'a> Loader<'a> {
             three.map(|((gate, up), down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
         } else if self.has(&name("ffn_gate_up_exps.weight")) {
             let n_ff = n_ff.unwrap_or_else(|| self.width(&name("ffn_down_exps.weight")));
-            let both = self.stack(&name("ffn_gate_up_exps"), n, 2 * n_ff, h.n_embd)?;
+            let mut both = self.stack(&name("ffn_gate_up_exps"), 2 * n, n_ff, h.n_embd)?.into_iter();
             let down = self.stack(&name("ffn_down_exps"), n, h.n_embd, n_ff)?;
-            let cut = |(both, down): (Linear, Linear)| Dense {
-                gate: Some(both.rows(0, n_ff)),
-                up: both.rows(n_ff, n_ff),
-                down,
-                sparse: None,
-            };
-            both.into_iter().zip(down).map(cut).collect()
+            let three = down.into_iter().filter_map(|down| Some((both.next()?, both.next()?, down)));
+            three.map(|(gate, up, down)| Dense { gate: Some(gate), up, down, sparse: None }).collect()
         } else {
             (0..n).map(|x| self.dense(i, &format!(".{x}"), n_ff)).collect::<Result<_, _>>()?
         };
@@ -515,8 +540,8 @@ impl<'a> Loader<'a> {
             (true, _) => (Some(self.linear(&name("gate"), n_ff, e)?), self.linear(&name("up"), n_ff, e)?),
             (false, true) => (None, self.linear(&name("up"), n_ff, e)?),
             (false, false) => {
-                let both = self.linear(&name("up"), 2 * n_ff, e)?;
-                (Some(both.rows(0, n_ff)), both.rows(n_ff, n_ff))
+                let [gate, up] = self.cut_in(&name("up"), [n_ff, n_ff], e)?;
+                (Some(gate), up)
             }
         };
         Ok(Dense { gate, up, down, sparse: None })

@@ -1,4 +1,6 @@
-//! Ctrl-C while something unfinished stands on the terminal.
+//! Ctrl-C while something unfinished stands on the terminal, or on the disk.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
@@ -23,9 +25,9 @@ impl ClearLine {
     #[must_use]
     pub fn new() -> Self {
         let handler = clear_and_end as extern "C" fn(i32);
-        let before = set(handler as usize);
+        let before = set(Signal::INT, handler as usize);
         if before == IGNORED {
-            set(IGNORED);
+            set(Signal::INT, IGNORED);
         }
         Self { before }
     }
@@ -39,22 +41,87 @@ impl Default for ClearLine {
 
 impl Drop for ClearLine {
     fn drop(&mut self) {
-        set(self.before);
+        set(Signal::INT, self.before);
     }
 }
 
-/// What Ctrl-C did before `handler`, which it does from now on.
-fn set(handler: usize) -> usize {
-    // SAFETY: `handler` is one of the two constants, what `signal` gave before, or `clear_and_end`, which lives as long
-    // as the program, has the type that C wants, and does only what a handler may.
-    unsafe { signal(Signal::INT.as_raw(), handler) }
+/// A signal of [`Noticed`] came.
+static CAME: AtomicBool = AtomicBool::new(false);
+
+/// While it lives, Ctrl-C and a request to end are noticed and do nothing else: who writes a file asks [`Self::came`],
+/// removes it, and ends.
+#[derive(Debug)]
+pub struct Noticed {
+    before: [(Signal, usize); 2],
+}
+
+impl Noticed {
+    /// From now on. What is ignored stays so.
+    #[must_use]
+    pub fn new() -> Self {
+        let handler = notice as extern "C" fn(i32);
+        let before = [Signal::INT, Signal::TERM].map(|signal| {
+            let before = set(signal, handler as usize);
+            if before == IGNORED {
+                set(signal, IGNORED);
+            }
+            (signal, before)
+        });
+        Self { before }
+    }
+
+    /// Whether one came.
+    #[must_use]
+    pub fn came(&self) -> bool {
+        // Relaxed: nothing else is read because of it.
+        CAME.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Noticed {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Noticed {
+    fn drop(&mut self) {
+        for (signal, before) in self.before {
+            set(signal, before);
+        }
+    }
+}
+
+extern "C" fn notice(_number: i32) {
+    CAME.store(true, Ordering::Relaxed);
+}
+
+/// What the signal did before `handler`, which it does from now on.
+fn set(number: Signal, handler: usize) -> usize {
+    // SAFETY: `handler` is one of the two constants, what `signal` gave before, or `clear_and_end` or `notice`, which live
+    // as long as the program, have the type that C wants, and do only what a handler may.
+    unsafe { signal(number.as_raw(), handler) }
 }
 
 extern "C" fn clear_and_end(number: i32) {
     // A terminal that is gone has no line. The descriptor alone is taken, not the lock of standard error.
     let _ = rustix::io::write(std::io::stderr(), b"\r\x1b[K");
-    set(DEFAULT);
+    set(Signal::INT, DEFAULT);
     // SAFETY: the same number again: it waits until this handler returns, and then ends the program. Writing, setting and
     // raising are what signal-safety(7) allows.
     unsafe { raise(number) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_to_end_is_noticed() {
+        let noticed = Noticed::new();
+        assert!(!noticed.came());
+        // SAFETY: the handler that was set a line above stores a flag, and nothing else.
+        unsafe { raise(Signal::TERM.as_raw()) };
+        assert!(noticed.came());
+    }
 }

@@ -1,6 +1,7 @@
 //! Layer 1: every syscall that is not behind another library.
 
 pub mod clock;
+pub mod file;
 pub mod interrupt;
 pub mod map;
 pub mod pages;

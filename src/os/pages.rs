@@ -31,6 +31,12 @@ impl Deref for Pages {
     }
 }
 
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.map

@@ -41,7 +41,6 @@ use crate::base::limits::N_COLS_MAX;
 /// Block format of a tensor, by its ggml name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the field's own names")]
-#[repr(usize)]
 pub enum Quant {
     /// 32-bit float.
     F32,

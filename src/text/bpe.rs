@@ -29,6 +29,11 @@ impl Bpe {
         Ok(Self { pre, merges, index })
     }
 
+    /// A table of its merges to be kept with them.
+    pub(super) fn kept(&self) -> Option<Vec<u32>> {
+        self.index.kept(&self.merges)
+    }
+
     /// Appends the tokens of text without special tokens.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, merger: &mut Merger, out: &mut Vec<Token>) {
         let mut letters = String::new();

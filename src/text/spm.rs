@@ -88,6 +88,14 @@ impl Spm {
         Self { ranks, bytes, unk, fuse_unk, space_prefix, bridges }
     }
 
+    /// A table of its merges to be kept with them, if it has any.
+    pub(super) fn kept(&self) -> Option<Vec<u32>> {
+        match &self.ranks {
+            Ranks::Scores(_) => None,
+            Ranks::Merges(merges, index) => index.kept(merges),
+        }
+    }
+
     /// Appends the tokens of a text without special tokens; `first` says that nothing goes before it.
     pub(super) fn encode(
         &self,

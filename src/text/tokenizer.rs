@@ -124,6 +124,16 @@ impl Tokenizer {
         self
     }
 
+    /// Tables to find pieces and merges by ([`crate::base::Strings::with_slots`]), to be kept with them.
+    #[must_use]
+    pub fn tables(&self) -> [Option<Vec<u32>>; 2] {
+        let merges = match &self.model {
+            Model::Bpe(bpe) => bpe.kept(),
+            Model::Spm(spm) => spm.kept(),
+        };
+        [self.vocab.kept(), merges]
+    }
+
     /// Entries of the vocabulary.
     #[must_use]
     pub fn n_vocab(&self) -> usize {

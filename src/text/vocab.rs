@@ -111,6 +111,11 @@ impl Vocab {
         at.map(|at| self.edges[at].1).unwrap_or_default()
     }
 
+    /// A table of its pieces to be kept with them.
+    pub(super) fn kept(&self) -> Option<Vec<u32>> {
+        self.index.kept(&self.pieces)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.kinds.len()
     }
@@ -148,7 +153,9 @@ fn kind_of(kind: u8) -> Kind {
 
 /// The tokens that end an answer by their text. Those of a wrong kind are made control tokens.
 fn ends(pieces: &Strings, kinds: &mut [u8], trusted: bool) -> Vec<Token> {
-    let is_end = |piece: &[u8]| ENDS.iter().any(|end| end.as_bytes() == piece);
+    // All of them begin with a bracket, and few other pieces do.
+    let bracket = |piece: &[u8]| matches!(piece.first(), Some(b'<' | b'['));
+    let is_end = |piece: &[u8]| bracket(piece) && ENDS.iter().any(|end| end.as_bytes() == piece);
     let mut ends: Vec<(u32, &[u8])> = (0..).zip(pieces.iter()).filter(|&(_, piece)| is_end(piece)).collect();
     let has = |text: &str| ends.iter().any(|(_, piece)| *piece == text.as_bytes());
     // gpt-oss ends a message with what ends an answer elsewhere; to Gemma 4 the old end is a text like any other.

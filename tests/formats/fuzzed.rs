@@ -6,7 +6,7 @@ use crate::support::fixture;
 
 #[path = "../../fuzz/targets.rs"]
 #[allow(unreachable_pub, reason = "a library elsewhere")]
-mod targets;
+pub(crate) mod targets;
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };

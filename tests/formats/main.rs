@@ -7,5 +7,6 @@ mod support;
 mod classes;
 mod fuzzed;
 mod hostile;
+mod packed;
 mod peak;
 mod translation;

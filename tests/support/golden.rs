@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool, Tier};
-use sotto::model::{Decoder, Feed, Kv, Model, Pack, Packer, Precision, Want};
+use sotto::model::{Decoder, Feed, Kv, Model, Packer, Precision, Want};
 
 /// The folder of fixtures that `variable` names; without it the full set beside the checkout, or the small one in
 /// `tests/fixtures`.
@@ -59,6 +59,14 @@ pub(crate) fn pool(n_threads: usize) -> Pool {
     Pool::new(kernels, n_threads).unwrap()
 }
 
+/// The model with its weights packed in memory, if they are of formats that are, and the tier packs.
+pub(crate) fn packed(model: &Model, pool: &Pool) -> Option<Model> {
+    let mut packer = Packer::memory(model).ok().filter(|_| pool.kernels().packs())?;
+    // A few panels at a time.
+    while packer.work(pool, 10_000).unwrap() {}
+    Some(Model::new(Arc::new(packer.finish().unwrap())).unwrap())
+}
+
 /// A decoder with its cache, feeding tokens in chunks.
 pub(crate) struct Run<'a> {
     model: &'a Model,
@@ -72,17 +80,6 @@ impl<'a> Run<'a> {
         let decoder = Decoder::new(model, precision, 128, 128);
         let kv = decoder.kv(model, n_ctx).unwrap();
         Self { model, pool, decoder, kv }
-    }
-
-    /// The same with the model's weights packed, if they are of formats that are, and the tier packs.
-    pub(crate) fn packed(mut self) -> Self {
-        let packed = Packer::new(self.model, Pack::Memory, self.pool.kernels()).map(|mut packer| {
-            // A few panels at a time.
-            while packer.work(self.pool, 10_000) {}
-            Arc::new(packer.finish())
-        });
-        self.decoder = self.decoder.with_packed(packed);
-        self
     }
 
     /// Logits after each of `tokens`, fed in steps of at most `chunk`.

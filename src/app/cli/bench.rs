@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::show::{self, Show, Step, Table, count, size, speed};
 use super::{Failure, backend};
-use crate::base::limits::N_FEED_MAX;
+use crate::base::limits::{N_FEED_MAX, PACK_CACHE_GIB};
 use crate::engine::{Solo, SpeedOptions, median};
 use crate::model::{Cost, KvType, Op, Pack, Precision, Profile};
 use crate::os::process;
@@ -35,7 +35,7 @@ pub(super) struct BenchArgs {
     /// How often; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
-    /// How weights are read: as the file has them (off), or packed into memory
+    /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
     #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
     pack: Pack,
     /// Tell what each operation costs, in a run of its own
@@ -65,7 +65,8 @@ pub(super) fn open(
     let file = backend::model_file(model)?;
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
     let mut progress = |done, total| show.step(Step::Loading, done, total);
-    Ok(Solo::open(kernels, &file, threads.unwrap_or(0) as usize, pack, &mut progress)?)
+    let (threads, cache) = (threads.unwrap_or(0) as usize, crate::app::cache(PACK_CACHE_GIB));
+    Ok(Solo::open(kernels, &file, threads, pack, cache.as_ref(), &mut progress)?)
 }
 
 /// Measures and prints.
@@ -94,7 +95,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "architecture": model.architecture(),
             "quantization": model.quantization(),
             "parameters": model.parameters(),
-            "file_bytes": model.file_bytes(),
+            "file_bytes": solo.file_bytes(),
             "step_bytes": model.step_bytes(),
             "tier": solo.tier(),
             "threads": solo.threads(),
@@ -125,7 +126,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     };
     let mut table = Table::default();
     let (id, weights, kind) = (solo.id(), count(model.parameters()), model.quantization());
-    table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(model.file_bytes())));
+    table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(solo.file_bytes())));
     table.line("kernels", &format!("{}, {} threads", solo.tier(), solo.threads()));
     table.line("load", &format!("{:.0} ms", solo.load_ms()));
     let behind = match args.depth {

@@ -143,7 +143,7 @@ impl Talk {
 
 /// Where what was typed is kept: in the user's folder for state (XDG Base Directory Specification, 0.8).
 fn history_file() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?;
+    let home = || Some(crate::app::folder("HOME")?.join(".local/state"));
+    let state = crate::app::folder("XDG_STATE_HOME").or_else(home)?;
     Some(state.join("sotto/chat-history"))
 }

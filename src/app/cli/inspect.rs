@@ -1,10 +1,13 @@
 //! What a model file holds.
 
+use std::path::Path;
+
 use clap::Args;
 use serde_json::json;
 
-use super::show::{self, Table, count, size};
+use super::show::{self, Show, Step, Table, count, size};
 use super::{Failure, backend};
+use crate::format;
 use crate::model::KvType;
 use crate::model::summary::Summary;
 
@@ -15,14 +18,20 @@ pub(super) struct InspectArgs {
     /// Positions to count the memory for
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     context: u32,
+    /// Read all of a packed file, and compare it with its checksums
+    #[arg(long)]
+    verify: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Prints the summary of a model; nothing but its header is read.
+/// Prints the summary of a model; nothing but its header is read, unless it is to be verified.
 pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let file = backend::model_file(args.model.as_deref())?;
+    if args.verify {
+        verify(&file.path)?;
+    }
     let summary = Summary::open(&file.path).map_err(Failure::usage)?;
     let n_ctx = args.context as usize;
     let n_ctx = summary.hyper.as_ref().map_or(n_ctx, |h| n_ctx.min(h.n_ctx_train));
@@ -35,6 +44,19 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(why) => Err(Failure::new(1, format!("sotto cannot run it: {why}"))),
     }
+}
+
+fn verify(path: &Path) -> Result<(), Failure> {
+    let checkpoint = format::open(path).map_err(Failure::usage)?;
+    if !checkpoint.has_checksums() {
+        let message = "has no checksums; those of packed files can be verified (sotto pack)";
+        return Err(Failure::usage(format!("{}: {message}", path.display())));
+    }
+    let mut show = Show::silent();
+    let mut progress = |done, total| show.step(Step::Verifying, done, total);
+    let verified = checkpoint.verify(&mut progress);
+    show.finish();
+    verified.map_err(|e| Failure::new(1, e))
 }
 
 fn describe(s: &Summary, n_ctx: usize) -> Table {
@@ -66,6 +88,9 @@ fn describe(s: &Summary, n_ctx: usize) -> Table {
         None => model.clone(),
     });
     line("vocabulary", &format!("{} tokens, {}", s.n_vocab, kind.as_deref().unwrap_or("no tokenizer")));
+    if let Some(source) = &s.packed {
+        line("packed", &format!("made of {source}"));
+    }
     let chat = if s.chat { "template in the file" } else { "no template: texts are continued as they stand" };
     line("chat", chat);
     let mut key = "memory";
@@ -127,6 +152,7 @@ fn object(s: &Summary, n_ctx: usize) -> serde_json::Value {
         "parameters": s.parameters,
         "types": types,
         "sizes": sizes,
+        "packed": s.packed.is_some(),
         "n_vocab": s.n_vocab,
         "tokenizer": s.tokenizer.as_ref().map(|(model, pre)| json!({ "model": model, "pre": pre })),
         "chat_template": s.chat,

@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod inspect;
 mod lines;
+mod pack;
 mod perplexity;
 mod sampling;
 mod show;
@@ -44,6 +45,8 @@ enum Command {
     Complete(ask::CompleteArgs),
     /// Tell what a model file holds and what it needs
     Inspect(inspect::InspectArgs),
+    /// Write a model in the order in which kernels read it, to be mapped for ever after
+    Pack(pack::PackArgs),
     /// Tell the tokens of a text, or the text of tokens
     Tokenize(tokenize::TokenizeArgs),
     /// Measure how well a model foretells a text
@@ -146,6 +149,7 @@ pub fn run() -> u8 {
         Command::Chat(args) => chat::run(args),
         Command::Complete(args) => ask::complete(args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),

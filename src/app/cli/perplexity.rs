@@ -28,7 +28,7 @@ pub(super) struct PerplexityArgs {
     /// Threads that compute [default: one for each physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
-    /// How weights are read: as the file has them (off), or packed into memory
+    /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
     #[arg(long, value_name = "HOW", default_value = "off", value_parser = bench::pack)]
     pack: Pack,
     /// How exactly to compute

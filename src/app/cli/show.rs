@@ -25,6 +25,10 @@ pub(super) enum Step {
     Queued,
     /// The model's bytes.
     Loading,
+    /// The same, into a packed file.
+    Packing,
+    /// The same, against their checksums.
+    Verifying,
     /// The prompt's tokens.
     Reading,
     /// Windows of a text.
@@ -41,6 +45,10 @@ impl Step {
             #[cfg(feature = "http")]
             Self::Queued => "waiting, {pos} ahead, {elapsed}",
             Self::Loading => "loading {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
+            Self::Packing => "packing {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
+            Self::Verifying => {
+                "verifying {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}"
+            }
             Self::Reading => "reading {bar:30} {percent:>3}%, {pos} of {len} tokens{left}",
             Self::Windows => "{msg} {bar:30} {percent:>3}%, {pos} of {len} windows{left}",
             Self::Measuring => "measuring {bar:30} {percent:>3}%{left}",
@@ -295,8 +303,8 @@ mod tests {
 
     #[test]
     fn every_step_has_a_template_that_can_be_drawn() {
-        use Step::{Loading, Measuring, Reading, Waiting, Windows};
-        let steps = [Waiting, Loading, Reading, Windows, Measuring];
+        use Step::{Loading, Measuring, Packing, Reading, Verifying, Waiting, Windows};
+        let steps = [Waiting, Loading, Packing, Verifying, Reading, Windows, Measuring];
         #[cfg(feature = "http")]
         let steps = [&steps[..], &[Step::Queued]].concat();
         for step in steps {

@@ -191,7 +191,7 @@ impl Tensors<'_> {
         if shape.is_empty() {
             shape.push(1);
         }
-        let (info, _) = TensorInfo::of(file, &stored.name, quant, &shape)?;
+        let (info, _) = TensorInfo::of(file, &stored.name, quant, false, &shape)?;
         let info = TensorInfo { part, range: stored.range.clone(), ..info };
         let bytes = data.get(stored.range).unwrap_or_default();
         match fold {
@@ -244,7 +244,7 @@ impl Tensors<'_> {
 
     /// Writes a tensor of 32-bit floats into the part that is memory: at most twice what is stored.
     fn own(&mut self, file: &str, name: &str, shape: &[u64], values: &[f32]) -> Result<(), FormatError> {
-        let (info, _) = TensorInfo::of(file, name, Quant::F32, shape)?;
+        let (info, _) = TensorInfo::of(file, name, Quant::F32, false, shape)?;
         let start = self.owned.len();
         self.owned.extend(values.iter().flat_map(|x| x.to_le_bytes()));
         let info = TensorInfo { part: self.owned_part, range: start..self.owned.len(), ..info };
@@ -260,7 +260,7 @@ impl Tensors<'_> {
         bytes: &[u8],
     ) -> Result<(), FormatError> {
         let (n_cols, n_rows) = (info.n_cols, info.n_rows);
-        let (turned, _) = TensorInfo::of(file, &name, info.quant, &[n_rows as u64, n_cols as u64])?;
+        let (turned, _) = TensorInfo::of(file, &name, info.quant, false, &[n_rows as u64, n_cols as u64])?;
         let width = info.quant.block_bytes();
         let start = self.owned.len();
         self.owned.reserve(bytes.len());
@@ -287,7 +287,7 @@ impl Tensors<'_> {
             let why = format!("an even number of rows and at most {N_EXPERT_MAX} experts wanted");
             return Err(self.no_stack(file, name, info, &why));
         };
-        let (each, n_bytes) = TensorInfo::of(file, name, info.quant, &[n_cols as u64, rows as u64])?;
+        let (each, n_bytes) = TensorInfo::of(file, name, info.quant, false, &[n_cols as u64, rows as u64])?;
         let n_bytes = usize::try_from(n_bytes).unwrap_or(usize::MAX);
         let mut start = info.range.start;
         for expert in 0..n_expert {
