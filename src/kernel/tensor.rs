@@ -298,7 +298,10 @@ pub(super) struct Q8Row<'a> {
     /// `[n_blocks]`.
     pub sums: &'a [f32],
     /// `[n_blocks]`.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "no tier but scalar")
+    )]
     pub pairs: &'a [Pairs],
 }
 

@@ -24,8 +24,6 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     store_f16,
     attend_f16,
     attend_f32,
-    // The scalar tier's products with packed weights are slower than these with rows.
-    packs: false,
     ..SCALAR
 }
 .with_unpack(Quant::F16, unpack_f16)
@@ -44,7 +42,8 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
 .with_blocks(Quant::IQ4_XS, unpack::<BlockIQ4XS, 8>, product::<BlockIQ4XS, 8>)
 .with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
-.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
+.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
+.with_packed(super::packed::NEON);
 
 #[target_feature(enable = "neon")]
 fn load(x: &[f32; 4]) -> float32x4_t {
