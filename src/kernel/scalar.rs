@@ -161,7 +161,7 @@ fn packed<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]
 }
 
 /// Products of the first 16 codes and of the last 16.
-fn halves(w: &[i8; Q8_BLOCK], x: &[i8; Q8_BLOCK]) -> [i32; 2] {
+pub(super) fn halves(w: &[i8; Q8_BLOCK], x: &[i8; Q8_BLOCK]) -> [i32; 2] {
     let sum = |start: usize| {
         let pairs = w[start..start + 16].iter().zip(&x[start..start + 16]);
         pairs.map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
