@@ -402,6 +402,36 @@ fn attention_agrees() {
     }
 }
 
+#[test]
+fn rotations_and_stored_codes_are_equal_in_all_tiers() {
+    let mut rng = Rng::new(14);
+    for k in tiers() {
+        for n in [1, 3, 4, 5, 16, 33] {
+            let (cos, sin) = (floats(&mut rng, n), floats(&mut rng, n));
+            let head = floats(&mut rng, 2 * n + 3);
+            let turned = |k: &Kernels| {
+                let (mut pairs, mut halves) = (head.clone(), head.clone());
+                k.rope_pairs(&mut pairs, &cos, &sin);
+                k.rope_halves(&mut halves, &cos, &sin);
+                [pairs, halves]
+            };
+            assert_eq!(turned(k), turned(&SCALAR), "{k:?}: {n} pairs");
+        }
+        for n in [1, 31, 32, 64, 100] {
+            for odd in [0.0, 1e-40, 1e30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = floats(&mut rng, n);
+                x[n / 2] = odd;
+                let stored = |k: &Kernels| {
+                    let (mut codes, mut scales) = (vec![0; n], vec![f16::ZERO; n.div_ceil(Q8_BLOCK)]);
+                    k.store_q8(&x, &mut codes, &mut scales);
+                    (codes, scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>())
+                };
+                assert_eq!(stored(k), stored(&SCALAR), "{k:?}: {odd} among {n}");
+            }
+        }
+    }
+}
+
 /// Rows of `d` as codes and scales, which unpack to within half a step and the rounding of a scale.
 fn q8(k: &Kernels, d: usize, x: &[f32]) -> (Vec<i8>, Vec<f16>) {
     let (mut codes, mut scales) = (vec![0; x.len()], vec![f16::ZERO; x.len() / d * d.div_ceil(Q8_BLOCK)]);

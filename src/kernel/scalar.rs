@@ -214,12 +214,17 @@ pub(super) fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     for ((x, codes), scale) in x.chunks(Q8_BLOCK).zip(codes.chunks_mut(Q8_BLOCK)).zip(scales) {
         let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         *scale = f16::from_f32(max / 127.0);
-        let inverse = 1.0 / scale.to_f32();
-        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        let inverse = stored_inverse(*scale);
         for (code, x) in codes.iter_mut().zip(x) {
             *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
         }
     }
+}
+
+/// What the values of a block with this scale are multiplied with to become codes; 0 where that is not finite.
+pub(super) fn stored_inverse(scale: f16) -> f32 {
+    let inverse = 1.0 / scale.to_f32();
+    if inverse.is_finite() { inverse } else { 0.0 }
 }
 
 pub(super) fn attend_f16(q: &[f32], k: &[f16], v: &[f16], how: Scores, out: &mut [f32]) -> (f32, f32) {

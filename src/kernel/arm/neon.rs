@@ -21,7 +21,10 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     quantize,
     rms_norm,
     swiglu,
+    rope_pairs,
+    rope_halves,
     store_f16,
+    store_q8,
     attend_f16,
     attend_f32,
     ..SCALAR
@@ -201,6 +204,67 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
         unsafe { vst1_u16(y.as_mut_ptr().cast(), bits) };
     }
     scalar::store_f16(x_tail, y_tail);
+}
+
+#[target_feature(enable = "neon")]
+fn rope_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let body = cos.len() / 4 * 4;
+    let (turned, rest) = head.split_at_mut(2 * body);
+    let angles = cos.as_chunks::<4>().0.iter().zip(sin.as_chunks::<4>().0);
+    for (pairs, (cos, sin)) in turned.as_chunks_mut::<8>().0.iter_mut().zip(angles) {
+        let (cos, sin) = (load(cos), load(sin));
+        // SAFETY: eight floats are there; the load takes any alignment.
+        let float32x4x2_t(a, b) = unsafe { vld2q_f32(pairs.as_ptr()) };
+        let turned = float32x4x2_t(
+            vsubq_f32(vmulq_f32(a, cos), vmulq_f32(b, sin)),
+            vaddq_f32(vmulq_f32(a, sin), vmulq_f32(b, cos)),
+        );
+        // SAFETY: there is room for eight floats; the store takes any alignment.
+        unsafe { vst2q_f32(pairs.as_mut_ptr(), turned) };
+    }
+    scalar::rope_pairs(rest, &cos[body..], &sin[body..]);
+}
+
+#[target_feature(enable = "neon")]
+fn rope_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    let (a4, a_tail) = first.as_chunks_mut::<4>();
+    let (b4, b_tail) = second[..cos.len()].as_chunks_mut::<4>();
+    let ((c4, c_tail), (s4, s_tail)) = (cos.as_chunks::<4>(), sin.as_chunks::<4>());
+    for ((a, b), (cos, sin)) in a4.iter_mut().zip(b4).zip(c4.iter().zip(s4)) {
+        let (x, y, cos, sin) = (load(a), load(b), load(cos), load(sin));
+        store(vsubq_f32(vmulq_f32(x, cos), vmulq_f32(y, sin)), a);
+        store(vaddq_f32(vmulq_f32(x, sin), vmulq_f32(y, cos)), b);
+    }
+    for ((a, b), (cos, sin)) in a_tail.iter_mut().zip(b_tail).zip(c_tail.iter().zip(s_tail)) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
+    let ((xs, x_tail), (cs, c_tail)) = (x.as_chunks::<Q8_BLOCK>(), codes.as_chunks_mut::<Q8_BLOCK>());
+    let (full, last) = scales.split_at_mut(xs.len());
+    for ((x, codes), scale) in xs.iter().zip(cs).zip(full) {
+        let mut max = vdupq_n_f32(0.0);
+        for x in x.as_chunks::<4>().0 {
+            // A number where one of the two is, as in the definition.
+            max = vmaxnmq_f32(max, vabsq_f32(load(x)));
+        }
+        *scale = f16::from_f32(vmaxnmvq_f32(max) / 127.0);
+        let inverse = scalar::stored_inverse(*scale);
+        for (x, codes) in x.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
+            let [low, high] = x.as_chunks::<4>().0 else { continue };
+            let (low, high) = (
+                vcvtnq_s32_f32(vmulq_n_f32(load(low), inverse)),
+                vcvtnq_s32_f32(vmulq_n_f32(load(high), inverse)),
+            );
+            let bytes = vqmovn_s16(vcombine_s16(vqmovn_s32(low), vqmovn_s32(high)));
+            // SAFETY: there is room for eight bytes; the store takes any alignment.
+            unsafe { vst1_s8(codes.as_mut_ptr(), vmax_s8(bytes, vdup_n_s8(-127))) };
+        }
+    }
+    scalar::store_q8(x_tail, c_tail, last);
 }
 
 macro_rules! attend {
