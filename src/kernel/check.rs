@@ -195,7 +195,7 @@ fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> V
     sums
 }
 
-/// The scalar tier's are the bits of its products with rows; the others are close, and a batch changes no bit.
+/// Close to those of the scalar tier, and a batch changes no bit.
 #[test]
 fn packed_products_agree_and_batches_change_no_bit() {
     let mut rng = Rng::new(12);
@@ -206,14 +206,7 @@ fn packed_products_agree_and_batches_change_no_bit() {
                 let bytes = weights(&mut rng, quant, n_rows, n_cols);
                 let x = floats(&mut rng, 9 * n_cols);
                 let wanted = packed(&SCALAR, quant, &bytes[1..], &x, n_cols);
-                let mut acts = Q8Acts::new(9, n_cols);
-                let pool = Pool::new(&SCALAR, 1).expect("a pool");
-                pool.quantize(&x, n_cols, &mut acts);
-                let mut tile = vec![0.0; n_rows * 9];
-                SCALAR.rows_q8(quant, &bytes[1..], &acts.view(), &mut tile);
-                for (t, sums) in wanted.iter().enumerate() {
-                    let rows: Vec<f32> = tile.iter().skip(t).step_by(9).copied().collect();
-                    assert_eq!(sums[..n_rows], rows, "{} {n_rows}x{n_cols}", quant.name());
+                for sums in &wanted {
                     assert!(sums[n_rows..].iter().all(|y| *y == 0.0), "absent rows");
                 }
                 for n_tokens in 1..=9 {
@@ -233,6 +226,31 @@ fn packed_products_agree_and_batches_change_no_bit() {
                             );
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Within a tier a product has the same bits packed and from rows, at any number of tokens.
+#[test]
+fn packed_products_have_the_bits_of_rows() {
+    let mut rng = Rng::new(13);
+    for k in tiers() {
+        let pool = Pool::new(k, 1).expect("a pool");
+        for quant in Quant::ALL.into_iter().filter(|q| Packing::of(*q).is_some()) {
+            for (n_rows, blocks, n_tokens) in [(1, 1, 1), (16, 5, 1), (16, 5, 4), (7, 3, 6)] {
+                let n_cols = blocks * quant.block_len();
+                let bytes = weights(&mut rng, quant, n_rows, n_cols);
+                let x = floats(&mut rng, n_tokens * n_cols);
+                let mut acts = Q8Acts::new(n_tokens, n_cols);
+                pool.quantize(&x, n_cols, &mut acts);
+                let mut tile = vec![0.0; n_rows * n_tokens];
+                k.rows_q8(quant, &bytes[1..], &acts.view(), &mut tile);
+                let sums = packed(k, quant, &bytes[1..], &x, n_cols);
+                for (t, sums) in sums.iter().enumerate() {
+                    let rows: Vec<f32> = tile.iter().skip(t).step_by(n_tokens).copied().collect();
+                    assert_eq!(sums[..n_rows], rows, "{k:?} {} {n_rows}x{n_cols}, token {t}", quant.name());
                 }
             }
         }
@@ -425,6 +443,36 @@ fn attention_is_what_the_formula_says() {
                         assert!((y - w).abs() <= bound, "{k:?} {kind:?} {d} x {group} x {n}: {y} for {w}");
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn rotations_and_stored_codes_are_equal_in_all_tiers() {
+    let mut rng = Rng::new(17);
+    for k in tiers() {
+        for n in [1, 3, 4, 5, 16, 33] {
+            let (cos, sin) = (floats(&mut rng, n), floats(&mut rng, n));
+            let head = floats(&mut rng, 2 * n + 3);
+            let turned = |k: &Kernels| {
+                let (mut pairs, mut halves) = (head.clone(), head.clone());
+                k.rope_pairs(&mut pairs, &cos, &sin);
+                k.rope_halves(&mut halves, &cos, &sin);
+                [pairs, halves]
+            };
+            assert_eq!(turned(k), turned(&SCALAR), "{k:?}: {n} pairs");
+        }
+        for n in [1, 31, 32, 64, 100] {
+            for odd in [0.0, 1e-40, 1e30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = floats(&mut rng, n);
+                x[n / 2] = odd;
+                let stored = |k: &Kernels| {
+                    let (mut codes, mut scales) = (vec![0; n], vec![f16::ZERO; n.div_ceil(Q8_BLOCK)]);
+                    k.store_q8(&x, &mut codes, &mut scales);
+                    (codes, scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>())
+                };
+                assert_eq!(stored(k), stored(&SCALAR), "{k:?}: {odd} among {n}");
             }
         }
     }

@@ -38,11 +38,15 @@ pub enum Tier {
     Avx2,
     /// 64-bit ARM with Advanced SIMD: all of them.
     Neon,
+    /// 64-bit ARM with dot products of bytes (Cortex-A55, A76 and later).
+    Dotprod,
+    /// 64-bit ARM with matrix products of bytes as well (Neoverse V1, Cortex-A710 and later).
+    I8mm,
 }
 
 impl Tier {
     /// Every tier.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Neon];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Neon, Self::Dotprod, Self::I8mm];
 
     /// The name in `SOTTO_CPU` and in messages.
     #[must_use]
@@ -51,6 +55,8 @@ impl Tier {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
+            Self::Dotprod => "dotprod",
+            Self::I8mm => "i8mm",
         }
     }
 
@@ -75,8 +81,12 @@ impl Tier {
             Self::Avx2 => Err("an x86-64 processor"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => Ok(&arm::NEON),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod => arm::dotprod(),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm => arm::i8mm(),
             #[cfg(not(target_arch = "aarch64"))]
-            Self::Neon => Err("a 64-bit ARM processor"),
+            Self::Neon | Self::Dotprod | Self::I8mm => Err("a 64-bit ARM processor"),
         }
     }
 }
@@ -223,7 +233,7 @@ impl Kernels {
     }
 
     /// The same with other functions to multiply packed weights.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     const fn with_packed(mut self, packed: [Option<PackedFn>; Quant::COUNT]) -> Self {
         self.packed = packed;
         self

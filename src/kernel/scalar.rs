@@ -155,7 +155,7 @@ fn packed<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]
 }
 
 /// Products of the first 16 codes and of the last 16.
-fn halves(w: &[i8; Q8_BLOCK], x: &[i8; Q8_BLOCK]) -> [i32; 2] {
+pub(super) fn halves(w: &[i8; Q8_BLOCK], x: &[i8; Q8_BLOCK]) -> [i32; 2] {
     let sum = |start: usize| {
         let pairs = w[start..start + 16].iter().zip(&x[start..start + 16]);
         pairs.map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
@@ -208,12 +208,17 @@ pub(super) fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     for ((x, codes), scale) in x.chunks(Q8_BLOCK).zip(codes.chunks_mut(Q8_BLOCK)).zip(scales) {
         let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         *scale = f16::from_f32(max / 127.0);
-        let inverse = 1.0 / scale.to_f32();
-        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        let inverse = stored_inverse(*scale);
         for (code, x) in codes.iter_mut().zip(x) {
             *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
         }
     }
+}
+
+/// What the values of a block with this scale are multiplied with to become codes; 0 where that is not finite.
+pub(super) fn stored_inverse(scale: f16) -> f32 {
+    let inverse = 1.0 / scale.to_f32();
+    if inverse.is_finite() { inverse } else { 0.0 }
 }
 
 /// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]`, k ascending.

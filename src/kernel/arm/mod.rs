@@ -3,5 +3,25 @@
 mod attention;
 mod codes;
 mod neon;
+mod packed;
+
+use std::arch::is_aarch64_feature_detected;
+
+use super::{Kernels, Tier};
 
 pub(super) use neon::NEON;
+
+/// All but the products of packed weights is that of plain NEON.
+const DOTPROD: Kernels = Kernels { tier: Tier::Dotprod, ..NEON }.with_packed(packed::DOTPROD);
+const I8MM: Kernels = Kernels { tier: Tier::I8mm, ..NEON }.with_packed(packed::I8MM);
+
+/// The tier of dot products, or the feature that is missing for it.
+pub(super) fn dotprod() -> Result<&'static Kernels, &'static str> {
+    if is_aarch64_feature_detected!("dotprod") { Ok(&DOTPROD) } else { Err("DotProd") }
+}
+
+/// The tier of 8-bit matrix products, or the feature that is missing for it.
+pub(super) fn i8mm() -> Result<&'static Kernels, &'static str> {
+    dotprod()?;
+    if is_aarch64_feature_detected!("i8mm") { Ok(&I8MM) } else { Err("I8MM") }
+}

@@ -21,14 +21,15 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     quantize,
     rms_norm,
     swiglu,
+    rope_pairs,
+    rope_halves,
     store_f16,
+    store_q8,
     mix_f16: attention::mix_f16,
     mix_f32: attention::mix_f32,
     mix_i8: attention::mix_i8,
     weigh: attention::weigh,
     blend: attention::blend,
-    // The scalar tier's products with packed weights are slower than these with rows.
-    packs: false,
     ..SCALAR
 }
 .with_unpack(Quant::F16, unpack_f16)
@@ -47,7 +48,8 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
 .with_blocks(Quant::IQ4_XS, unpack::<BlockIQ4XS, 8>, product::<BlockIQ4XS, 8>)
 .with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
-.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>);
+.with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
+.with_packed(super::packed::NEON);
 
 #[target_feature(enable = "neon")]
 pub(super) fn load(x: &[f32; 4]) -> float32x4_t {
@@ -206,6 +208,67 @@ fn store_f16(x: &[f32], y: &mut [f16]) {
     scalar::store_f16(x_tail, y_tail);
 }
 
+#[target_feature(enable = "neon")]
+fn rope_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let body = cos.len() / 4 * 4;
+    let (turned, rest) = head.split_at_mut(2 * body);
+    let angles = cos.as_chunks::<4>().0.iter().zip(sin.as_chunks::<4>().0);
+    for (pairs, (cos, sin)) in turned.as_chunks_mut::<8>().0.iter_mut().zip(angles) {
+        let (cos, sin) = (load(cos), load(sin));
+        // SAFETY: eight floats are there; the load takes any alignment.
+        let float32x4x2_t(a, b) = unsafe { vld2q_f32(pairs.as_ptr()) };
+        let turned = float32x4x2_t(
+            vsubq_f32(vmulq_f32(a, cos), vmulq_f32(b, sin)),
+            vaddq_f32(vmulq_f32(a, sin), vmulq_f32(b, cos)),
+        );
+        // SAFETY: there is room for eight floats; the store takes any alignment.
+        unsafe { vst2q_f32(pairs.as_mut_ptr(), turned) };
+    }
+    scalar::rope_pairs(rest, &cos[body..], &sin[body..]);
+}
+
+#[target_feature(enable = "neon")]
+fn rope_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    let (a4, a_tail) = first.as_chunks_mut::<4>();
+    let (b4, b_tail) = second[..cos.len()].as_chunks_mut::<4>();
+    let ((c4, c_tail), (s4, s_tail)) = (cos.as_chunks::<4>(), sin.as_chunks::<4>());
+    for ((a, b), (cos, sin)) in a4.iter_mut().zip(b4).zip(c4.iter().zip(s4)) {
+        let (x, y, cos, sin) = (load(a), load(b), load(cos), load(sin));
+        store(vsubq_f32(vmulq_f32(x, cos), vmulq_f32(y, sin)), a);
+        store(vaddq_f32(vmulq_f32(x, sin), vmulq_f32(y, cos)), b);
+    }
+    for ((a, b), (cos, sin)) in a_tail.iter_mut().zip(b_tail).zip(c_tail.iter().zip(s_tail)) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn store_q8(x: &[f32], codes: &mut [i8], scales: &mut [f16]) {
+    let ((xs, x_tail), (cs, c_tail)) = (x.as_chunks::<Q8_BLOCK>(), codes.as_chunks_mut::<Q8_BLOCK>());
+    let (full, last) = scales.split_at_mut(xs.len());
+    for ((x, codes), scale) in xs.iter().zip(cs).zip(full) {
+        let mut max = vdupq_n_f32(0.0);
+        for x in x.as_chunks::<4>().0 {
+            // A number where one of the two is, as in the definition.
+            max = vmaxnmq_f32(max, vabsq_f32(load(x)));
+        }
+        *scale = f16::from_f32(vmaxnmvq_f32(max) / 127.0);
+        let inverse = scalar::stored_inverse(*scale);
+        for (x, codes) in x.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
+            let [low, high] = x.as_chunks::<4>().0 else { continue };
+            let (low, high) = (
+                vcvtnq_s32_f32(vmulq_n_f32(load(low), inverse)),
+                vcvtnq_s32_f32(vmulq_n_f32(load(high), inverse)),
+            );
+            let bytes = vqmovn_s16(vcombine_s16(vqmovn_s32(low), vqmovn_s32(high)));
+            // SAFETY: there is room for eight bytes; the store takes any alignment.
+            unsafe { vst1_s8(codes.as_mut_ptr(), vmax_s8(bytes, vdup_n_s8(-127))) };
+        }
+    }
+    scalar::store_q8(x_tail, c_tail, last);
+}
+
 /// Products of 16 codes, in eight sums of two. Weights from -128 to 127, activations within ±127: at most
 /// 2 · 128 · 127 = 32,512, which fits 16 bits.
 #[target_feature(enable = "neon")]
@@ -213,74 +276,69 @@ fn pairs(w: int8x16_t, x: int8x16_t) -> int16x8_t {
     vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_high_s8(w), vget_high_s8(x))
 }
 
-/// `acc + scale * sums`.
-#[target_feature(enable = "neon")]
-fn add_scaled(acc: float32x4_t, sums: int32x4_t, scale: f32) -> float32x4_t {
-    vfmaq_n_f32(acc, vcvtq_f32_s32(sums), scale)
-}
-
-/// `acc` plus minima times sums of codes, several groups at a time.
-#[target_feature(enable = "neon")]
-fn add_mins<const G: usize>(mut acc: float32x4_t, mins: &[f32; G], sums: &[f32]) -> float32x4_t {
-    let ((ms, m_tail), (ss, s_tail)) = (mins.as_chunks::<4>(), sums.as_chunks::<4>());
-    for (m, s) in ms.iter().zip(ss) {
-        acc = vfmaq_f32(acc, load(m), load(s));
-    }
-    for (m, s) in m_tail.iter().zip(s_tail) {
-        acc = vaddq_f32(acc, vsetq_lane_f32::<0>(m * s, vdupq_n_f32(0.0)));
-    }
-    acc
-}
-
-/// Products of some rows and tokens: unpacked weights serve several tokens, and several sums are under way at a time.
-/// Each output has one accumulator, blocks in ascending order: the tile's shape changes no bit.
+/// Products of four rows and a token (`R` = 4, `T` = 1) or of a row and four tokens: a lane each. The integer sums of a
+/// group are exact, and each lane has one float sum, groups in ascending order, with the operations of packed products: the
+/// same bits for all of them.
 #[target_feature(enable = "neon")]
 fn tile<B: Codes<G>, const G: usize, const R: usize, const T: usize>(
     rows: [&[B]; R],
     x: [&[Q8Block]; T],
-) -> [[f32; T]; R] {
-    let mut acc = [[vdupq_n_f32(0.0); T]; R];
+) -> [f32; 4] {
+    let mut sum = vdupq_n_f32(0.0);
     for b in 0..rows[0].len() {
-        for (row, acc) in rows.iter().zip(&mut acc) {
+        let mut dots = [[vdupq_n_s32(0); 4]; G];
+        let (mut d, mut dmin) = ([0.0; 4], [0.0; 4]);
+        // Of the group: `dmin` times the minimum. Of halves: minima times sums of codes.
+        let mut mins = [[0.0; 4]; G];
+        for (r, row) in rows.iter().enumerate() {
             let block = &row[b];
             // SAFETY: this function has Advanced SIMD.
             let codes = unsafe { block.registers() };
-            let (d, dmin) = block.floats(|bits| float(bits));
-            let (scales, mins) = (block.scales(), block.mins());
-            if B::MINS == Share::Group {
-                let mut products = [0.0; G];
-                for (product, min) in products.iter_mut().zip(mins) {
-                    *product = -dmin * f32::from(min[0]);
-                }
-                for (x, acc) in x.iter().zip(&mut *acc) {
-                    *acc = add_mins(*acc, &products, &std::array::from_fn::<_, G, _>(|j| x[G * b + j].sum));
-                }
-            }
-            for (j, w) in codes.iter().enumerate() {
-                let i = G * b + j;
-                let scale = [i32::from(scales[j][0]), i32::from(scales[j][1])];
-                for (x, acc) in x.iter().zip(&mut *acc) {
+            let floats = block.floats(|bits| float(bits));
+            let (scales, minima) = (block.scales(), block.mins());
+            for (t, x) in x.iter().enumerate() {
+                let lane = r * T + t;
+                (d[lane], dmin[lane]) = floats;
+                for (j, w) in codes.iter().enumerate() {
+                    let i = G * b + j;
                     let x_codes = x[i].codes.as_chunks::<16>().0;
-                    let x_codes = [load_codes(&x_codes[0]), load_codes(&x_codes[1])];
-                    let pairs = [pairs(w[0], x_codes[0]), pairs(w[1], x_codes[1])];
-                    let dot = match B::SCALES {
+                    let pairs = [pairs(w[0], load_codes(&x_codes[0])), pairs(w[1], load_codes(&x_codes[1]))];
+                    let scale = [i32::from(scales[j][0]), i32::from(scales[j][1])];
+                    dots[j][lane] = match B::SCALES {
                         Share::Block => vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]),
                         Share::Group => vmulq_n_s32(vpadalq_s16(vpaddlq_s16(pairs[0]), pairs[1]), scale[0]),
                         Share::Half => halves(pairs, scale),
                     };
-                    *acc = add_scaled(*acc, dot, d * x[i].scale);
-                    if B::MINS == Share::Half {
-                        let sums = halves(
-                            [vpaddlq_s8(x_codes[0]), vpaddlq_s8(x_codes[1])],
-                            [i32::from(mins[j][0]), i32::from(mins[j][1])],
-                        );
-                        *acc = add_scaled(*acc, sums, -dmin * x[i].scale);
-                    }
+                    let min = [i32::from(minima[j][0]), i32::from(minima[j][1])];
+                    mins[j][lane] = match B::MINS {
+                        Share::Block => 0.0,
+                        Share::Group => floats.1 * min[0] as f32,
+                        Share::Half => {
+                            let [first, second] = scalar::halves(&[1; Q8_BLOCK], &x[i].codes);
+                            (min[0] * first + min[1] * second) as f32
+                        }
+                    };
                 }
             }
         }
+        for (j, (dots, mins)) in dots.iter().zip(&mins).enumerate() {
+            let i = G * b + j;
+            let (mut scales, mut sums) = ([0.0; 4], [0.0; 4]);
+            for lane in 0..4 {
+                (scales[lane], sums[lane]) = (x[lane % T][i].scale, x[lane % T][i].sum);
+            }
+            let exact = vpaddq_s32(vpaddq_s32(dots[0], dots[1]), vpaddq_s32(dots[2], dots[3]));
+            sum = vfmaq_f32(sum, vcvtq_f32_s32(exact), vmulq_f32(load(&d), load(&scales)));
+            sum = match B::MINS {
+                Share::Block => sum,
+                Share::Group => vfmsq_f32(sum, load(mins), load(&sums)),
+                Share::Half => vfmsq_f32(sum, load(mins), vmulq_f32(load(&dmin), load(&scales))),
+            };
+        }
     }
-    acc.map(|row| row.map(|a| sum(a)))
+    let mut out = [0.0; 4];
+    store(sum, &mut out);
+    out
 }
 
 /// The sums of two halves of a group, each times its integer.
@@ -289,34 +347,28 @@ fn halves(sums: [int16x8_t; 2], times: [i32; 2]) -> int32x4_t {
     vmlaq_n_s32(vmulq_n_s32(vpaddlq_s16(sums[0]), times[0]), vpaddlq_s16(sums[1]), times[1])
 }
 
-/// Products by codes, in tiles of four rows and one token or of one row and four tokens.
+/// Products by codes: four tokens at a time as long as there are so many, then four rows at a time, of which the last may
+/// be the same.
 #[target_feature(enable = "neon")]
 fn product<B: Codes<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, out: &mut [f32]) {
     let n_rows = out.len() / x.n_tokens;
     let row_bytes = w.len() / n_rows;
     let row = |r: usize| -> &[B] { quant::blocks(&w[r * row_bytes..(r + 1) * row_bytes]) };
-    let mut t = 0;
-    while t < x.n_tokens {
-        let few = x.n_tokens - t < 4;
-        let mut r = 0;
-        while r < n_rows {
-            if few && n_rows - r >= 4 {
-                let sums = tile::<B, G, 4, 1>(std::array::from_fn(|i| row(r + i)), [x.row(t)]);
-                for (i, [y]) in sums.into_iter().enumerate() {
-                    out[(r + i) * x.n_tokens + t] = y;
-                }
-                r += 4;
-            } else if few {
-                let [[y]] = tile::<B, G, 1, 1>([row(r)], [x.row(t)]);
-                out[r * x.n_tokens + t] = y;
-                r += 1;
-            } else {
-                let [y] = tile::<B, G, 1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
-                out[r * x.n_tokens + t..][..4].copy_from_slice(&y);
-                r += 1;
+    let in_fours = x.n_tokens / 4 * 4;
+    for t in (0..in_fours).step_by(4) {
+        for r in 0..n_rows {
+            let sums = tile::<B, G, 1, 4>([row(r)], std::array::from_fn(|i| x.row(t + i)));
+            out[r * x.n_tokens + t..][..4].copy_from_slice(&sums);
+        }
+    }
+    for t in in_fours..x.n_tokens {
+        for first in (0..n_rows).step_by(4) {
+            let rows = std::array::from_fn(|i| row((first + i).min(n_rows - 1)));
+            let sums = tile::<B, G, 4, 1>(rows, [x.row(t)]);
+            for (r, sum) in (first..n_rows).zip(sums) {
+                out[r * x.n_tokens + t] = sum;
             }
         }
-        t += if few { 1 } else { 4 };
     }
 }
 
