@@ -9,12 +9,7 @@
 
 mod support;
 
-use sotto::kernel::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Weights};
 use sotto::model::{KvType, Model, Precision};
-use sotto::os::clock;
-use sotto::os::pages::Pages;
-use sotto::quant::Quant;
-use sotto::quant::packed::Packing;
 use support::golden::{Expected, Run, distance, fixtures, names, packed, pool, stored_rows};
 
 /// How large an error may be with the activations that users get, as a multiple of the peer's: over all stored rows,
@@ -85,44 +80,4 @@ fn logits_of_every_tensor_type() {
         }
     }
     assert!(failed.is_empty(), "beyond their bounds:\n{}", failed.join("\n"));
-}
-
-/// `cargo test --release --test quants -- --ignored --nocapture speed`, results in `docs/performance.md`.
-#[test]
-#[ignore = "timing: says what it measures, holds nothing to it"]
-fn speed_of_every_tensor_type() {
-    let pool = pool(1);
-    let (n_rows, n_cols) = (16, 4_096);
-    println!("{n_rows} rows of {n_cols} in cache, one thread, {}, best of 60", pool.kernels().tier().name());
-    println!("10^9 multiplications a second for 1, 4 and 64 tokens: rows, then packed");
-    for quant in Quant::ALL.into_iter().filter(|q| pool.kernels().takes_codes(*q)) {
-        // Whatever stands where the floats are: 0x2222 is 0.012, and a power of two of 0x22 is normal.
-        let bytes = vec![0x22; n_rows * quant.row_bytes(n_cols).unwrap()];
-        let rows = Rows::new(quant, n_rows, n_cols, &bytes).unwrap();
-        let mut panel = Pages::new(Packing::of(quant).unwrap().bytes(n_rows, n_cols).unwrap()).unwrap();
-        pool.pack(&rows, 0, &mut panel);
-        let packed = Packed::new(quant, n_rows, n_cols, &panel).unwrap();
-        print!("{:6}", quant.name());
-        for weights in [Weights::Rows(rows), Weights::Packed(packed)] {
-            let rates = [1, 4, 64].map(|n_tokens| {
-                let x: Vec<f32> = (0..n_tokens * n_cols).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
-                let mut acts = Q8Acts::new(n_tokens, n_cols);
-                pool.quantize(&x, n_cols, &mut acts);
-                let input = Input { x: &x, n_cols, q8: Some(&acts) };
-                let mut y = vec![0.0; n_tokens * n_rows];
-                let n = 128 / n_tokens;
-                let us = (0..60).map(|_| {
-                    let start = clock::now_us();
-                    for _ in 0..n {
-                        let product = Product { weights, y: &mut y, epilogue: Epilogue::default() };
-                        pool.matmul(input, &mut [product]);
-                    }
-                    clock::now_us() - start
-                });
-                (n * n_tokens * n_rows * n_cols) as f64 / us.min().unwrap().max(1) as f64 / 1e3
-            });
-            print!("  {:5.1} {:5.1} {:5.1}", rates[0], rates[1], rates[2]);
-        }
-        println!();
-    }
 }

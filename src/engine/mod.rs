@@ -9,6 +9,7 @@ mod event;
 mod generation;
 mod handle;
 mod load;
+mod machine;
 mod perplexity;
 mod request;
 mod run;
@@ -21,6 +22,7 @@ pub use event::{
     Timings, Usage,
 };
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
+pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use perplexity::{Perplexity, Reader};
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;

@@ -162,6 +162,7 @@ type StridedMut<'a> = (&'a mut [f32], usize);
 type MixFn<T> = unsafe fn(Strided<'_>, usize, &Panels<'_, T>, StridedMut<'_>);
 type WeighFn = unsafe fn(&mut [f32; ATTN_BLOCK], Scores) -> (f32, f32);
 type BlendFn = unsafe fn(&mut [f32], f32, &[f32], f32);
+type PeakFn = unsafe fn(u32) -> u64;
 type StoreQ8Fn = unsafe fn(&[f32], &mut [i8], &mut [f16]);
 
 /// Kernels of one tier. A `&'static Kernels` is proof that the machine has its features: only [`select`] gives one.
@@ -187,6 +188,7 @@ pub struct Kernels {
     mix_i8: MixFn<i8>,
     weigh: WeighFn,
     blend: BlendFn,
+    peak: PeakFn,
 }
 
 const SCALAR: Kernels = Kernels {
@@ -208,6 +210,7 @@ const SCALAR: Kernels = Kernels {
     mix_i8: scalar::mix_i8,
     weigh: scalar::weigh,
     blend: scalar::blend,
+    peak: scalar::peak,
 };
 
 impl std::fmt::Debug for Kernels {
@@ -229,6 +232,13 @@ impl Kernels {
     const fn with_blocks(mut self, quant: Quant, unpack: UnpackFn, product: Q8Fn) -> Self {
         self.unpack[quant as usize] = unpack;
         self.q8[quant as usize] = Some(product);
+        self
+    }
+
+    /// The same with another measure of the best that it could do.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    const fn with_peak(mut self, peak: PeakFn) -> Self {
+        self.peak = peak;
         self
     }
 
@@ -435,6 +445,14 @@ impl Kernels {
         assert_eq!(y.len(), x.len(), "lengths of a blend");
         // SAFETY: the machine has the features of this table (`select`); lengths are equal.
         unsafe { (self.blend)(y, a, x, b) }
+    }
+
+    /// Does `n_rounds` of the tier's best 8-bit multiplications, in registers alone, and tells how many multiplications
+    /// with an addition those are: no product by codes can be faster.
+    #[must_use]
+    pub fn peak(&self, n_rounds: u32) -> u64 {
+        // SAFETY: the machine has the features of this table (`select`).
+        unsafe { (self.peak)(n_rounds) }
     }
 
     /// The weights in `bytes`, whole blocks, as floats. Panics if `out` has not as many.

@@ -9,11 +9,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use super::tensor::{self, Input, Packed, Product, Q8Acts, Q8View, Rows, Weights};
-use super::{Kernels, PANEL, Q8_BLOCK};
+use super::{Kernels, PANEL, Q8_BLOCK, scalar};
 use crate::base::limits::{N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::os::thread;
 
@@ -148,6 +148,32 @@ impl Pool {
             // SAFETY: panel `i` is below `n`, so it lies inside `out`; each panel is taken by one thread.
             Packed::pack_panel(rows, first + i, unsafe { out.slice(i * panel_bytes, panel_bytes) });
         });
+    }
+
+    /// Reads all of `bytes` once, on all threads, and returns the exclusive or of its words.
+    #[must_use]
+    pub fn read(&self, bytes: &[u8]) -> u64 {
+        let part = bytes.len().div_ceil(self.n_threads()).next_multiple_of(128);
+        let all = AtomicU64::new(0);
+        self.for_each(bytes.len().div_ceil(part), true, &|i| {
+            // Relaxed: read after the job.
+            all.fetch_xor(
+                scalar::read(&bytes[i * part..((i + 1) * part).min(bytes.len())]),
+                Ordering::Relaxed,
+            );
+        });
+        all.into_inner()
+    }
+
+    /// [`Kernels::peak`] on every thread, all together.
+    #[must_use]
+    pub fn peak(&self, n_rounds: u32) -> u64 {
+        let all = AtomicU64::new(0);
+        // Relaxed: read after the job.
+        self.run(&|| {
+            all.fetch_add(self.kernels.peak(n_rounds), Ordering::Relaxed);
+        });
+        all.into_inner()
     }
 
     /// Computes all `products` of one input.

@@ -91,6 +91,29 @@ pub(super) fn pair(codes: &[i8]) -> Pair {
     u32::from(sum(0) as u16) | u32::from(sum(2) as u16) << 16
 }
 
+/// Rounds of the multiplications that products by codes are made of; tells how many those are.
+pub(super) fn peak(n_rounds: u32) -> u64 {
+    let (w, mut sums) = (std::hint::black_box([3_i8; 64]), [0_i32; 64]);
+    for _ in 0..n_rounds {
+        for (sum, w) in sums.iter_mut().zip(&w) {
+            *sum = sum.wrapping_add(i32::from(*w) * 5);
+        }
+        std::hint::black_box(&mut sums);
+    }
+    u64::from(n_rounds) * 64
+}
+
+/// All words of `bytes`, once.
+pub(super) fn read(bytes: &[u8]) -> u64 {
+    let mut lanes = [0_u64; 16];
+    for words in bytes.as_chunks::<8>().0.as_chunks::<16>().0 {
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane ^= u64::from_le_bytes(*word);
+        }
+    }
+    lanes.iter().fold(0, |all, lane| all ^ lane)
+}
+
 /// What activations are multiplied with to become codes; 0 for a block too small for a finite one.
 pub(super) fn q8_inverse(max: f32) -> f32 {
     let inverse = 127.0 / max;

@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(CacheShape { window: None, ..shape }.n_slots(4_095, 128), 4_096);
         let layout = Layout { caches: vec![shape], states: vec![] };
         assert_eq!(layout.bytes(KvType::F32, 4_096, 128), 256 * 2 * 4 * (20 + 32));
-        assert_eq!(layout.bytes(KvType::Q8_0, 4_096, 128), 256 * 2 * (34 + 32 + 2));
+        assert_eq!(layout.bytes(KvType::Q8_0, 4_096, 128), 256 * 2 * (36 + 32 + 2));
     }
 
     /// A cache goes back only as far as what is still there allows.

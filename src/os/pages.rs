@@ -21,6 +21,16 @@ impl Pages {
         let _given = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map })
     }
+
+    /// The same in small pages alone, to compare.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn small(len: usize) -> io::Result<Self> {
+        let map = memmap2::MmapMut::map_anon(len.max(1))?;
+        let _given = map.advise(memmap2::Advice::NoHugePage);
+        Ok(Self { map })
+    }
 }
 
 impl Deref for Pages {

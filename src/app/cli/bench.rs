@@ -1,17 +1,20 @@
 //! How fast a model runs here.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::show::{self, Show, Step, Table, count, size, speed};
-use super::{Failure, backend};
+use super::{Failure, backend, ceilings};
 use crate::base::limits::{N_FEED_MAX, PACK_CACHE_GIB};
 use crate::engine::{Solo, SpeedOptions, median};
 use crate::model::{Cost, KvType, Op, Pack, Precision, Profile};
 use crate::os::process;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// A model file or the name of an installed model; without it the model in the box
     model: Option<String>,
     /// Threads that compute [default: one for each physical core]
@@ -38,12 +41,25 @@ pub(super) struct BenchArgs {
     /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
     #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
     pack: Pack,
+    /// Measure the machine instead: how fast memory is read and 8-bit numbers are multiplied at best
+    #[arg(long)]
+    machine: bool,
     /// Tell what each operation costs, in a run of its own
     #[arg(long)]
     profile: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Measure the products of every tensor type on one thread instead
+    Kernels {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The value of `--pack`.
@@ -71,6 +87,12 @@ pub(super) fn open(
 
 /// Measures and prints.
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if let Some(What::Kernels { json }) = args.what {
+        return ceilings::kernels(json);
+    }
+    if args.machine {
+        return ceilings::machine(args.model.as_deref(), args.threads, args.json);
+    }
     let mut show = Show::silent();
     let solo = open(args.model.as_deref(), args.threads, args.pack, &mut show)?;
     let options = SpeedOptions {

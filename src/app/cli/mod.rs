@@ -3,6 +3,7 @@
 mod ask;
 mod backend;
 mod bench;
+mod ceilings;
 mod chat;
 mod inspect;
 mod lines;

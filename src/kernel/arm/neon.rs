@@ -49,7 +49,8 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
 .with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
 .with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
-.with_packed(super::packed::NEON);
+.with_packed(super::packed::NEON)
+.with_peak(super::packed::neon_peak);
 
 #[target_feature(enable = "neon")]
 pub(super) fn load(x: &[f32; 4]) -> float32x4_t {

@@ -453,6 +453,6 @@ mod dotprod;
 mod i8mm;
 mod neon;
 
-pub(super) use dotprod::PRODUCTS as DOTPROD;
-pub(super) use i8mm::PRODUCTS as I8MM;
-pub(super) use neon::PRODUCTS as NEON;
+pub(super) use dotprod::{PRODUCTS as DOTPROD, peak as dotprod_peak};
+pub(super) use i8mm::{PRODUCTS as I8MM, peak as i8mm_peak};
+pub(super) use neon::{PRODUCTS as NEON, peak as neon_peak};
