@@ -149,12 +149,12 @@ fn codes<const Q: usize>([low, high]: [uint8x16_t; 2], step: usize) -> int8x16_t
         let code = shifted(low, 0, from);
         if from + bits == 8 { code } else { and(code, (1 << bits) - 1) }
     } else {
-        // The further bits above the low ones, with others that are cut off at the end.
-        let high = shifted(high, bits, if packing.high == 1 { step } else { step / 2 * 2 });
-        let code = if from == 4 && bits == 4 {
-            vsriq_n_u8::<4>(high, low)
-        } else {
-            vbslq_u8(vdupq_n_u8((1 << bits) - 1), shifted(low, 0, from), high)
+        // The further bits go above the low ones, with others that are cut off at the end.
+        let at = if packing.high == 1 { step } else { step / 2 * 2 };
+        let code = match (bits, from) {
+            (4, 0) => vsliq_n_u8::<4>(low, shifted(high, 0, at)),
+            (4, _) => vsriq_n_u8::<4>(shifted(high, 4, at), low),
+            _ => vsliq_n_u8::<2>(shifted(low, 0, from), shifted(high, 0, at)),
         };
         and(code, (1 << (bits + packing.high)) - 1)
     };
