@@ -23,6 +23,7 @@ fn dot<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int
     acc
 }
 
+/// The sums of group `g`, of the quads at `place`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 #[expect(unused_assignments, reason = "nothing is loaded behind the last steps")]

@@ -46,6 +46,7 @@ fn eights(a: &[i8; Q8_BLOCK], b: &[i8; Q8_BLOCK]) -> [int8x16_t; 4] {
     out
 }
 
+/// The sums of group `g`, of the quads at `place`.
 #[inline]
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[expect(unused_assignments, reason = "nothing is loaded behind the last steps")]

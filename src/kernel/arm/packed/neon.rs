@@ -52,6 +52,7 @@ fn add(acc: [int16x8_t; 2], w: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
     [vmlal_s8(acc[0], vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(acc[1], w, x)]
 }
 
+/// The sums of group `g`, of the quads at `place`.
 #[inline]
 #[target_feature(enable = "neon")]
 fn exact<const Q: usize, const T: usize, const N: usize>(
