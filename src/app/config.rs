@@ -216,7 +216,7 @@ impl Default for EngineKeys {
             nice: Int(5),
             context: Int(4_096),
             kv_type: KvTypeName(KvType::F16),
-            pack: PackName::Off,
+            pack: PackName::Cache,
             pack_cache_gib: Int(PACK_CACHE_GIB),
             prefill_chunk: Int(128),
         }

@@ -49,8 +49,8 @@ fn folder(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&list).next().filter(|path| path.is_absolute())
 }
 
-/// The cache of packed models, of at most so many GiB: in the service's own directory, or in the user's (XDG Base Directory
-/// Specification, 0.8).
+/// The cache of packed models, of at most so many GiB: in the service's own directory, or in the user's (XDG Base
+/// Directory Specification, 0.8).
 fn cache(gib: u64) -> Option<Cache> {
     let user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     let dir = folder("CACHE_DIRECTORY").or_else(|| Some(user()?.join("sotto")))?;

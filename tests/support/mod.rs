@@ -83,6 +83,8 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
 pub(crate) fn sotto(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sotto"));
     command.args(args).env_remove("SOTTO_MODEL").stdin(Stdio::null());
+    // What it keeps belongs to the build, not to whoever runs the tests.
+    command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -185,6 +187,7 @@ impl Daemon {
         let (socket, log) = (folder.join("api.sock"), folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
         command.arg("--config").arg(file).arg("--socket").arg(&socket);
+        command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
         if let Some(model) = model {
             command.arg("--model").arg(model);
         }

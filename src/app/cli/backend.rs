@@ -17,6 +17,7 @@ use super::sampling;
 use super::show::{Show, Step};
 use super::{Failure, HowArgs};
 use crate::app::catalog;
+use crate::base::limits::PACK_CACHE_GIB;
 #[cfg(feature = "http")]
 use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
@@ -24,6 +25,7 @@ use crate::engine::{
     Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
     Request, Sampling, Sink,
 };
+use crate::model::Pack;
 use crate::os::clock;
 use crate::os::map::MapError;
 
@@ -200,6 +202,8 @@ impl Who {
             models: vec![model],
             threads: how.threads.unwrap_or(0) as usize,
             n_ctx: how.context.map_or(defaults.n_ctx, |n| n as usize),
+            pack: how.pack.unwrap_or(Pack::Cache),
+            cache: crate::app::cache(PACK_CACHE_GIB),
             deadline_s: NO_DEADLINE_S,
             renderer: Some(crate::app::RENDERER.into()),
             ..defaults
@@ -210,11 +214,13 @@ impl Who {
 
     #[cfg(feature = "http")]
     fn daemon(how: &HowArgs, model: Option<String>, runtime: &Runtime) -> Result<Self, Failure> {
-        if let Some(flag) =
-            [("--context", how.context), ("--threads", how.threads)].into_iter().find(|f| f.1.is_some())
-        {
-            let message =
-                format!("{} is the daemon's to decide; use it with --local or --model FILE", flag.0);
+        let given = [
+            ("--context", how.context.is_some()),
+            ("--threads", how.threads.is_some()),
+            ("--pack", how.pack.is_some()),
+        ];
+        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+            let message = format!("{flag} is the daemon's to decide; use it with --local or --model FILE");
             return Err(Failure::usage(message));
         }
         let client = Client::new(how.socket.as_deref().unwrap_or(Path::new(SOCKET)));

@@ -39,7 +39,7 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
     /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
-    #[arg(long, value_name = "HOW", default_value = "off", value_parser = pack)]
+    #[arg(long, value_name = "HOW", default_value = "cache", value_parser = pack)]
     pack: Pack,
     /// Measure the machine instead: how fast memory is read and 8-bit numbers are multiplied at best
     #[arg(long)]

@@ -23,6 +23,7 @@ use self::sampling::SamplingArgs;
 use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::door::done;
 use crate::engine::{Code, Fault, Input};
+use crate::model::Pack;
 
 /// Where the daemon listens when no flag says otherwise.
 #[cfg(any(feature = "dbus", feature = "http"))]
@@ -82,6 +83,10 @@ struct HowArgs {
     /// Threads, in this process [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
+    /// How weights are read, in this process: as the file has them (off), packed into memory, or into a file of the
+    /// cache [default: cache]
+    #[arg(long, value_name = "HOW", value_parser = bench::pack)]
+    pack: Option<Pack>,
 }
 
 impl HowArgs {
