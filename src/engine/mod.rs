@@ -23,7 +23,7 @@ pub use event::{
 };
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
-pub use perplexity::{Perplexity, Reader};
+pub use perplexity::{Divergence, Perplexity, Reader};
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};

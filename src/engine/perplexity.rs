@@ -65,6 +65,41 @@ fn surprise(logits: &[f32], token: Token) -> Option<f64> {
     nll.is_finite().then_some(nll)
 }
 
+/// `Σ p (ln p - ln q)` of the distributions that two rows of logits are, in nats, and whether the same token is the
+/// likeliest in both; `None` if that is not finite.
+fn divergence(p: &[f32], q: &[f32]) -> Option<(f64, bool)> {
+    let top =
+        |x: &[f32]| x.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+    let ((at_p, top_p), (at_q, top_q)) = (top(p), top(q));
+    let log_sum =
+        |x: &[f32], top: f32| x.iter().map(|x| f64::from(x - top).exp()).sum::<f64>().ln() + f64::from(top);
+    let (sum_p, sum_q) = (log_sum(p, top_p), log_sum(q, top_q));
+    let each = p.iter().zip(q).map(|(p, q)| {
+        let (p, q) = (f64::from(*p) - sum_p, f64::from(*q) - sum_q);
+        p.exp() * (p - q)
+    });
+    let sum = each.sum::<f64>();
+    sum.is_finite().then_some((sum.max(0.0), at_p == at_q))
+}
+
+/// How far the tokens that one model foretells are from those of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Divergence {
+    /// Tokens that were foretold.
+    pub n_tokens: usize,
+    /// Of them, those where the likeliest is the same.
+    pub n_same: usize,
+    sum: f64,
+}
+
+impl Divergence {
+    /// The mean Kullback-Leibler divergence, in nats a token.
+    #[must_use]
+    pub fn value(&self) -> f64 {
+        self.sum / self.n_tokens.max(1) as f64
+    }
+}
+
 /// A perplexity, after some windows or all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Perplexity {
@@ -112,6 +147,42 @@ impl Solo {
         let n_logit_rows = (N_LOGIT_MAX / self.model().hyper().n_vocab.max(1)).clamp(1, PREFILL_CHUNK_MAX);
         let (decoder, kv) = self.decoder(precision, n_ctx, PREFILL_CHUNK_MAX, n_logit_rows)?;
         Ok(Reader { id: self.id(), model: self.model(), pool: &self.pool, decoder, kv, n_logit_rows })
+    }
+
+    /// How far `other`, of the same vocabulary, is from this model, over at most `n_max` tokens of `text`, each
+    /// foretold from all before it. `progress` is told tokens read and in all.
+    ///
+    /// # Errors
+    /// When there are fewer than 2 tokens, the memory cannot be had, or a logit is not finite.
+    pub fn divergence(
+        &self,
+        other: &Self,
+        text: &str,
+        n_max: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Divergence, Fault> {
+        let tokenizer = self.tokenizer();
+        let mut tokens: Vec<Token> = tokenizer.bos().filter(|_| tokenizer.add_bos()).into_iter().collect();
+        tokenizer.encode(text, Special::AsText, &mut tokens);
+        tokens.truncate(n_max.min(self.model().hyper().n_ctx_train));
+        if tokens.len() < 2 {
+            return Err(Fault::new(Code::InvalidValue, "a text of fewer than 2 tokens; give a longer one"));
+        }
+        let mut p = self.reader(Precision::default(), tokens.len())?;
+        let mut q = other.reader(Precision::default(), tokens.len())?;
+        let (mut so_far, n_vocab) = (Divergence::default(), self.model().hyper().n_vocab);
+        for chunk in tokens.chunks(p.n_logit_rows) {
+            let rows = p.step(chunk, Want::All)?.chunks_exact(n_vocab);
+            for (p, q) in rows.zip(q.step(chunk, Want::All)?.chunks_exact(n_vocab)) {
+                let (sum, same) =
+                    divergence(p, q).ok_or_else(|| damaged_fault(other.id(), so_far.n_tokens))?;
+                so_far.sum += sum;
+                so_far.n_tokens += 1;
+                so_far.n_same += usize::from(same);
+            }
+            progress(so_far.n_tokens as u64, tokens.len() as u64);
+        }
+        Ok(so_far)
     }
 
     /// The perplexity of `text` as llama.cpp defines it (tools/perplexity): the whole text is tokenized at once, with
@@ -170,6 +241,15 @@ mod tests {
         assert!((far - 2000.0).abs() < 1e-9, "no overflow, no underflow: {far}");
         assert!(surprise(&[f32::NAN, 1.0], Token(1)).is_none());
         assert!(surprise(&[f32::INFINITY, 1.0], Token(1)).is_none());
+    }
+
+    #[test]
+    fn a_divergence_is_that_of_two_distributions() {
+        let (p, q) = ([0.5_f32, 0.25, 0.25].map(f32::ln), [0.25_f32, 0.5, 0.25].map(|x| x.ln() + 7.0));
+        let (sum, same) = divergence(&p, &q).unwrap();
+        assert!((sum - 0.25 * 2.0_f64.ln()).abs() < 1e-6 && !same, "{sum}");
+        assert_eq!(divergence(&p, &p), Some((0.0, true)));
+        assert_eq!(divergence(&p, &[f32::NAN; 3]), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Packed models: GGUF files whose matrices stand in panels ([`crate::quant::packed`]), with checksums, and with a word about
-//! what they were made of (`docs/formats.md`). Reading them is the reader of GGUF; this file has what is different.
+//! Packed models: GGUF files whose matrices stand in panels ([`crate::quant::packed`]), with checksums, and with a
+//! word about what they were made of (`docs/formats.md`). Reading them is the reader of GGUF; this file has what is
+//! different.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,8 +25,8 @@ pub const SOURCE: &str = "sotto.pack.source";
 const HEADER_SUM: &str = "sotto.pack.header_checksum";
 /// Key of the checksums of the tensors' bytes, in the order in which they stand in the file.
 const TENSOR_SUMS: &str = "sotto.pack.tensor_checksums";
-/// Arrays of strings stand as three arrays, with these endings behind this and their key: their bytes one after the other,
-/// where each begins and the last ends, and a table to find them by (`text/index.rs`), which need not be there.
+/// Arrays of strings stand as three arrays, with these endings behind this and their key: their bytes one after the
+/// other, where each begins and the last ends, and a table to find them by (`text/index.rs`), which need not be there.
 const STRINGS: &str = "sotto.pack.strings.";
 const BYTES: &str = ".bytes";
 const STARTS: &str = ".starts";
@@ -53,8 +54,8 @@ pub(super) fn is_header_sum(key: &str) -> bool {
     key == HEADER_SUM
 }
 
-/// Checks the version and, with `sum_at`, where it stands in it, the checksum of the `header` of a packed file, and puts its
-/// strings together.
+/// Checks the version and, with `sum_at`, where it stands in it, the checksum of the `header` of a packed file, and
+/// puts its strings together.
 pub(super) fn check(file: &mut Checkpoint, header: &[u8], sum_at: Option<usize>) -> Result<(), FormatError> {
     if !file.is_packed() && !file.metadata.contains_key(VERSION) {
         return Ok(());
@@ -157,7 +158,8 @@ impl Checkpoint {
 }
 
 /// The tensors in the order in which they stand in the files.
-fn in_order(file: &Checkpoint) -> Vec<(&str, &TensorInfo)> {
+#[must_use]
+pub fn in_order(file: &Checkpoint) -> Vec<(&str, &TensorInfo)> {
     let mut tensors: Vec<_> = file.tensors().collect();
     tensors.sort_by_key(|(_, t)| (t.part, t.range.start));
     tensors
@@ -196,6 +198,15 @@ pub fn hash(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
+/// What becomes of a tensor in a packed file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// It is copied.
+    AsItIs,
+    /// It is packed, in this format.
+    Packed(Quant),
+}
+
 /// A tensor of a file to be written.
 #[derive(Clone, Debug)]
 pub struct Placed {
@@ -208,14 +219,17 @@ pub struct Placed {
 }
 
 impl Placed {
-    /// `from`, which is not packed, at byte `at` of its new place, packed or as it is. `None` if it cannot be there.
+    /// `from`, which is not packed, in its new form at byte `at` of its new place. `None` if it cannot be there.
     #[must_use]
-    pub fn new(name: &str, from: &TensorInfo, packed: bool, at: usize) -> Option<Self> {
-        let len = match packed {
-            true => Packing::of(from.quant)?.bytes(from.n_rows, from.n_cols)?,
-            false => from.range.len(),
+    pub fn new(name: &str, from: &TensorInfo, form: Form, at: usize) -> Option<Self> {
+        let (quant, packed, len) = match form {
+            Form::AsItIs => (from.quant, false, from.range.len()),
+            Form::Packed(quant) => {
+                quant.row_bytes(from.n_cols)?;
+                (quant, true, Packing::of(quant)?.bytes(from.n_rows, from.n_cols)?)
+            }
         };
-        let to = TensorInfo { packed, part: 0, range: at..at.checked_add(len)?, ..from.clone() };
+        let to = TensorInfo { quant, packed, part: 0, range: at..at.checked_add(len)?, ..from.clone() };
         Some(Self { name: name.into(), from: from.clone(), to })
     }
 }
@@ -231,20 +245,20 @@ pub struct Image {
 }
 
 impl Image {
-    /// `file`, with the tensors packed that `packs` names, made of what `source` says, with these tables for its arrays of
-    /// strings. `None` if it is too large for this machine's addresses.
+    /// The metadata of `file` with these of its tensors in these forms, in their order, made of what `source` says,
+    /// with these tables for its arrays of strings. `None` if it is too large for this machine's addresses.
     #[must_use]
     pub fn new(
         file: &Checkpoint,
         source: &str,
         tables: &[(&str, Vec<u32>)],
-        packs: &dyn Fn(&str, &TensorInfo) -> bool,
+        forms: &[(&str, &TensorInfo, Form)],
     ) -> Option<Self> {
         // Places count from the end of the header, whose length they do not change.
         let (mut tensors, mut end) = (Vec::new(), 0_usize);
         let aligned = |at: usize| at.checked_next_multiple_of(usize::try_from(ALIGNMENT).ok()?);
-        for (name, from) in in_order(file) {
-            let placed = Placed::new(name, from, packs(name, from), aligned(end)?)?;
+        for (name, from, form) in forms {
+            let placed = Placed::new(name, from, *form, aligned(end)?)?;
             end = placed.to.range.end;
             tensors.push(placed);
         }

@@ -229,7 +229,7 @@ impl Pool {
     ///
     /// # Panics
     /// If rows do not divide `y`.
-    pub fn for_each_row(&self, y: &mut [f32], row_len: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    pub fn for_each_row<T: Send>(&self, y: &mut [T], row_len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
         let n = y.len() / row_len;
         assert_eq!(n * row_len, y.len(), "rows of {row_len}");
         let (len, y) = (y.len(), Out::new(y));

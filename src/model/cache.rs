@@ -1,6 +1,7 @@
 //! A directory of packed models, each made of a file that is loaded again and again.
 
 use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,18 +46,19 @@ impl Cache {
         Ok(Some(found))
     }
 
-    /// What packs `model`, which `source` holds, into its file here, in place of what was made of an earlier `source`. Others
-    /// are removed, the oldest first, where there would be too many bytes.
+    /// What packs `model`, which `source` holds, into its file here, in place of what was made of an earlier `source`.
+    /// Others are removed, the oldest first, where there would be too many bytes.
     ///
     /// # Errors
-    /// When there is nothing to pack, no room (a tenth of the file is to stay free), or the directory cannot be written.
+    /// When there is nothing to pack, no room (a tenth of the file is to stay free), or the directory cannot be
+    /// written.
     pub fn packer(&self, model: &Model, source: &Path) -> Result<Packer, PackError> {
         let write = |path: &Path| {
             let path = path.display().to_string();
             move |source| PackError::Write { path, source }
         };
         let (place, identity) = self.place(source).map_err(write(source))?;
-        let image = Packer::image(model, &identity)?;
+        let image = Packer::image(model, &identity, None)?;
         let need = image.len() as u64;
         if need > self.bytes_max {
             let path = place.display().to_string();
@@ -76,8 +78,8 @@ impl Cache {
         Ok((self.dir.join(name), pack::identity(source)?))
     }
 
-    /// Removes what was left unfinished, and the oldest files until `need` bytes more fit the bound; `place` is going to be
-    /// replaced, and does not count.
+    /// Removes what was left unfinished, and the oldest files until `need` bytes more fit the bound; `place` is going
+    /// to be replaced, and does not count.
     fn trim(&self, need: u64, place: &Path) -> std::io::Result<()> {
         let mut files: Vec<(Duration, u64, PathBuf)> = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
@@ -87,7 +89,7 @@ impl Cache {
             if name.ends_with(ENDING) && path != place {
                 files.push((file::age(&meta), meta.len(), path));
             } else if name.contains(ENDING) && name.ends_with(UNFINISHED) && file::age(&meta) > LEFT {
-                std::fs::remove_file(&path)?;
+                removed(&path)?;
             }
         }
         files.sort();
@@ -95,9 +97,17 @@ impl Cache {
         for (_, len, path) in files {
             sum = sum.saturating_add(len);
             if sum > self.bytes_max {
-                std::fs::remove_file(&path)?;
+                removed(&path)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a file, which another process may have done a moment ago.
+fn removed(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }

@@ -7,18 +7,18 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::load::Model;
 use super::{ModelError, vocab};
-use crate::format::pack::{Image, Placed};
-use crate::format::{self, Checkpoint, TensorInfo};
+use crate::format::pack::{Form, Image, Placed, in_order};
+use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::{Pool, Rows};
 use crate::os::file::{self, NewFile};
 use crate::os::pages::{self, Pages};
 use crate::quant::packed::{PANEL, Packing};
+use crate::quant::{Quant, narrow_row};
 
 /// Whether weights are packed when a model is loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pack {
     /// They are read as the file has them: mapped, shared, reclaimable.
-    #[default]
     Off,
     /// Into memory of the process, where there is enough.
     Memory,
@@ -111,6 +111,9 @@ pub enum PackError {
     Model(#[from] ModelError),
 }
 
+/// The output matrix, and the embedding, which is the output matrix too where there is no other.
+const OUTPUT: &str = "output.weight";
+const EMBEDDING: &str = "token_embd.weight";
 /// Bytes of a file that are written at a time, beside the maps all the memory that packing takes.
 const BUFFER: usize = 4 << 20;
 
@@ -157,7 +160,7 @@ impl Packer {
         from.sort_by_key(|(_, t)| (t.part, t.range.start));
         let (mut tensors, mut end) = (Vec::<Placed>::new(), 0);
         for (name, t) in from {
-            let Some(placed) = Placed::new(name, t, true, end) else { continue };
+            let Some(placed) = Placed::new(name, t, Form::Packed(t.quant), end) else { continue };
             end = placed.to.range.end;
             tensors.push(placed);
         }
@@ -174,18 +177,32 @@ impl Packer {
         Ok(Self::new(file.clone(), Target::Memory(pages), tensors))
     }
 
-    /// The packed file of a model that was made of what `source` says ([`format::pack::identity`]).
+    /// The packed file of a model that was made of what `source` says ([`format::pack::identity`]). With `head` the
+    /// output matrix is in that format; an embedding that is the output matrix too stands beside it, as the file has
+    /// it.
     ///
     /// # Errors
     /// When there is nothing to pack.
-    pub fn image(model: &Model, source: &str) -> Result<Image, PackError> {
+    pub fn image(model: &Model, source: &str, head: Option<Quant>) -> Result<Image, PackError> {
         let file = model.checkpoint();
-        let some = file.tensors().any(|(name, t)| packs(model, name, t));
+        let tied = file.tensor(OUTPUT).is_none();
+        let mut forms = Vec::new();
+        for (name, t) in in_order(file) {
+            let form = if packs(model, name, t) { Form::Packed(t.quant) } else { Form::AsItIs };
+            match head {
+                Some(head) if name == OUTPUT => forms.push((name, t, Form::Packed(head))),
+                Some(head) if tied && name == EMBEDDING => {
+                    forms.extend([(name, t, Form::AsItIs), (OUTPUT, t, Form::Packed(head))]);
+                }
+                _ => forms.push((name, t, form)),
+            }
+        }
+        let some = forms.iter().any(|(.., form)| *form != Form::AsItIs);
+        if !some || file.is_packed() || file.origin() == Origin::HuggingFace {
+            return Err(nothing(model));
+        }
         // The tokenizer finds its pieces by tables that need not be made again.
-        let tables = vocab::tables(file);
-        let image =
-            if some { Image::new(file, source, &tables, &|name, t| packs(model, name, t)) } else { None };
-        image.ok_or_else(|| nothing(model))
+        Image::new(file, source, &vocab::tables(file), &forms).ok_or_else(|| nothing(model))
     }
 
     /// Writes `image` of the model as file `path`; `spare` bytes of the file system are to stay free.
@@ -275,7 +292,11 @@ impl Packer {
         let bytes = self.file.bytes(from);
         if to.packed {
             let rows = Rows::new(from.quant, from.n_rows, from.n_cols, bytes);
-            pool.pack(&rows.expect("the reader checked shape and length"), first, out);
+            let rows = rows.expect("the reader checked shape and length");
+            match to.quant == from.quant {
+                true => pool.pack(&rows, first, out),
+                false => narrowed(pool, &rows, first, n, out),
+            }
         } else {
             out.copy_from_slice(&bytes[source.start - from.range.start..source.end - from.range.start]);
         }
@@ -332,6 +353,20 @@ impl Writing {
         self.file.publish().map_err(failed)?;
         Ok(path)
     }
+}
+
+/// Packs `n` panels of `rows` as Q4_0.
+fn narrowed(pool: &Pool, rows: &Rows<'_>, first: usize, n: usize, out: &mut [u8]) {
+    let (start, n_cols) = (first * PANEL, rows.n_cols());
+    let n_rows = (n * PANEL).min(rows.n_rows() - start);
+    let row_bytes = Quant::Q4_0.row_bytes(n_cols).expect("the image was made for it");
+    let mut narrow = vec![0; n_rows * row_bytes];
+    pool.for_each_row(&mut narrow, row_bytes, &|i, out| {
+        let mut x = vec![0.0; n_cols];
+        rows.unpack_part(start + i, 0, &mut x);
+        narrow_row(&x, out);
+    });
+    pool.pack(&Rows::new(Quant::Q4_0, n_rows, n_cols, &narrow).expect("whole rows"), 0, out);
 }
 
 /// Whether the tensor is to be packed.

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 /// Ending of a file that is not whole.
 pub const UNFINISHED: &str = "tmp";
 
-/// A file of a known length on its way to its name. Until [`Self::publish`] it is beside it under a name of its own, which
-/// goes when this is dropped.
+/// A file of a known length on its way to its name. Until [`Self::publish`] it is beside it under a name of its own,
+/// which goes when this is dropped.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,

@@ -98,8 +98,8 @@ extern "C" fn notice(_number: i32) {
 
 /// What the signal did before `handler`, which it does from now on.
 fn set(number: Signal, handler: usize) -> usize {
-    // SAFETY: `handler` is one of the two constants, what `signal` gave before, or `clear_and_end` or `notice`, which live
-    // as long as the program, have the type that C wants, and do only what a handler may.
+    // SAFETY: `handler` is one of the two constants, what `signal` gave before, or `clear_and_end` or `notice`, which
+    // live as long as the program, have the type that C wants, and do only what a handler may.
     unsafe { signal(number.as_raw(), handler) }
 }
 

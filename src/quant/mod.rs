@@ -36,6 +36,8 @@ pub use q8_0::BlockQ8_0;
 pub use tq1_0::{BlockTQ1_0, POW3};
 pub use tq2_0::BlockTQ2_0;
 
+use zerocopy::IntoBytes;
+
 use crate::base::limits::N_COLS_MAX;
 
 /// Block format of a tensor, by its ggml name.
@@ -205,9 +207,19 @@ pub fn unpack_row(quant: Quant, bytes: &[u8], out: &mut [f32]) {
     unpack(quant)(bytes, out);
 }
 
+/// Writes weights as Q4_0, with fitted scales.
+///
+/// # Panics
+/// If `out` is not exactly `x.len()` weights of whole blocks.
+pub fn narrow_row(x: &[f32], out: &mut [u8]) {
+    assert_eq!(Quant::Q4_0.row_bytes(x.len()), Some(out.len()), "{} weights of Q4_0", x.len());
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ4_0>())) {
+        out.copy_from_slice(BlockQ4_0::fit(x).as_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use zerocopy::IntoBytes;
 
     use super::*;
     use crate::base::rng::Rng;

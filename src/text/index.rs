@@ -7,8 +7,8 @@ use crate::base::{Numbers, Strings};
 const EMPTY: u32 = u32::MAX;
 /// The seed of tables that come with their strings.
 const KEPT_SEED: u64 = 0x5350_6f74_746f_0001;
-/// Most slots that are looked at in such a table, whose word nobody need believe: in true ones the longest run has a few
-/// hundred.
+/// Most slots that are looked at in such a table, whose word nobody need believe: in true ones the longest run has a
+/// few hundred.
 const KEPT_PROBES: usize = 1_024;
 
 /// Positions in a [`Strings`] by content: open addressing, linear probing, at most two thirds full.
@@ -44,8 +44,8 @@ impl Index {
         Self { n_probe: slots.len(), slots: slots.into(), seed }
     }
 
-    /// The slots of a table that may be kept with `strings`, the table this was made of. `None` if one of them would not
-    /// be found there.
+    /// The slots of a table that may be kept with `strings`, the table this was made of. `None` if one of them would
+    /// not be found there.
     pub(super) fn kept(&self, strings: &Strings) -> Option<Vec<u32>> {
         let mut entries: Vec<u32> = self.slots.iter().filter(|entry| *entry != EMPTY).collect();
         entries.sort_unstable();
@@ -73,8 +73,8 @@ impl Index {
     }
 }
 
-/// Puts `entry` where `string` belongs, unless an equal one is there, which is told; also how many slots were looked at.
-/// There is always an empty one.
+/// Puts `entry` where `string` belongs, unless an equal one is there, which is told; also how many slots were looked
+/// at. There is always an empty one.
 fn insert(
     slots: &mut [u32],
     seed: u64,

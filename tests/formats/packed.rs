@@ -32,7 +32,7 @@ fn pool(tier: Tier) -> Pool {
 
 /// The packed file `path` of the model.
 fn write(model: &Model, path: &Path, n_bytes: usize) -> Checkpoint {
-    let image = Packer::image(model, "of a test").unwrap();
+    let image = Packer::image(model, "of a test", None).unwrap();
     let mut packer = Packer::file(model, image, path, 0).unwrap();
     let pool = pool(Tier::Scalar);
     while packer.work(&pool, n_bytes).unwrap() {}
@@ -89,7 +89,7 @@ fn packed_files_give_the_bits_of_their_models() {
 #[test]
 fn there_may_be_nothing_to_pack() {
     let model = Model::open(&fixture("models/llama-tied/model.gguf")).unwrap();
-    let said = Packer::image(&model, "").unwrap_err().to_string();
+    let said = Packer::image(&model, "", None).unwrap_err().to_string();
     assert!(said.contains("nothing to pack"), "{said}");
     let folder = Folder::new();
     let to = folder.join("x.gguf");
@@ -207,14 +207,14 @@ fn a_packed_file_is_there_only_as_a_whole() {
     let folder = Folder::new();
     let (model, path) = (Model::open(&crate::support::stories()).unwrap(), folder.join("packed.gguf"));
     let names = || std::fs::read_dir(folder.join("")).unwrap().count();
-    let mut packer = Packer::file(&model, Packer::image(&model, "").unwrap(), &path, 0).unwrap();
+    let mut packer = Packer::file(&model, Packer::image(&model, "", None).unwrap(), &path, 0).unwrap();
     for _ in 0..3 {
         assert!(packer.work(&pool(Tier::Scalar), 10_000).unwrap());
         assert!(!path.exists() && names() == 1);
     }
     drop(packer);
     assert_eq!(names(), 0, "an unfinished file is left");
-    let image = Packer::image(&model, "").unwrap();
+    let image = Packer::image(&model, "", None).unwrap();
     let said = Packer::file(&model, image, &path, u64::MAX).unwrap_err().to_string();
     assert!(said.contains("bytes of room are needed") && names() == 0, "{said}");
 }
@@ -240,6 +240,32 @@ fn the_command_packs_and_the_file_runs() {
         stdout(&output)
     };
     assert_eq!(said(from), said(to));
+}
+
+#[test]
+fn a_narrow_head_says_what_it_costs() {
+    let folder = Folder::new();
+    // An output matrix of its own, and one that is the embedding.
+    let own = folder.write("own.gguf", made::llama(made::SLOW).bytes());
+    let tied = fixture("models/llama-tied/model.gguf");
+    for (from, n_more) in [(own, 0), (tied, 1)] {
+        let to = folder.join("narrow.gguf");
+        let args = ["pack", from.to_str().unwrap(), "-o", to.to_str().unwrap(), "--force", "--json"];
+        let output = run(&[&args[..], &["--head", "q4_0"]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let told: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let divergence = told["divergence"].as_f64().unwrap();
+        assert!(divergence > 0.0 && divergence < 0.2, "{told}");
+        let [wide, narrow] = [&from, &to].map(|path| format::open(path).unwrap());
+        assert_eq!(narrow.tensors().count(), wide.tensors().count() + n_more);
+        let head = narrow.tensor("output.weight").unwrap();
+        assert!(head.packed && head.quant == sotto::quant::Quant::Q4_0);
+        let embedding = |file: &Checkpoint| file.bytes(file.tensor("token_embd.weight").unwrap()).to_vec();
+        assert!(embedding(&wide) == embedding(&narrow), "the embedding is as it was");
+        narrow.verify(&mut |_, _| {}).unwrap();
+    }
+    let output = run(&["pack", "x.gguf", "--head", "q8_0"]);
+    assert!(stderr(&output).contains("q4_0 is taken"), "{}", stderr(&output));
 }
 
 fn packed_by(cache: &Cache, source: &Path) -> Result<Checkpoint, PackError> {

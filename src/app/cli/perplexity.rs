@@ -1,7 +1,7 @@
 //! How well a model foretells a text.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -29,7 +29,7 @@ pub(super) struct PerplexityArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
     /// How weights are read: as the file has them (off), packed into memory, or into a file of the cache
-    #[arg(long, value_name = "HOW", default_value = "off", value_parser = bench::pack)]
+    #[arg(long, value_name = "HOW", default_value = "cache", value_parser = bench::pack)]
     pack: Pack,
     /// How exactly to compute
     #[arg(long, value_enum, default_value_t = Precision::Default)]
@@ -51,22 +51,27 @@ enum Precision {
 /// Tokens of a window where nobody says otherwise, as in llama.cpp.
 const N_CTX: usize = 512;
 
-/// Measures and prints.
-pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
-    let path = args.file.display();
+/// The text of a file.
+pub(super) fn text_of(path: &Path) -> Result<String, Failure> {
+    let file = std::fs::File::open(path);
+    let path = path.display();
     let unread = |e| Failure::usage(format!("{path}: {e}; name a text file"));
     // Pipes and devices tell no length.
-    let mut text = Vec::new();
-    let file = std::fs::File::open(&args.file).map_err(unread)?;
+    let (file, mut text) = (file.map_err(unread)?, Vec::new());
     file.take(TEXT_FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unread)?;
     if text.len() as u64 > TEXT_FILE_BYTES_MAX {
         let message = format!("{path}: more than the {TEXT_FILE_BYTES_MAX} bytes that are taken");
         return Err(Failure::usage(message));
     }
-    let text = String::from_utf8(text).map_err(|e| {
+    String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::usage(format!("{path}: not UTF-8 at byte {at}; name a text file, in UTF-8"))
-    })?;
+    })
+}
+
+/// Measures and prints.
+pub(super) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
+    let text = text_of(&args.file)?;
     let mut show = Show::silent();
     let solo = bench::open(Some(&args.model), args.threads, args.pack, &mut show)?;
     let n_ctx = args.context.map_or(N_CTX.min(solo.model().hyper().n_ctx_train), |n| n as usize);
