@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::gguf::{SLOW, TINY, V, llama};
 use support::pty::Terminal;
-use support::{Daemon, Folder, Running, have, run, shared, sotto, stderr, stdout, stories, until};
+use support::{Daemon, Folder, NO_CACHE, Running, have, run, shared, sotto, stderr, stdout, stories, until};
 
 fn model() -> String {
     stories().display().to_string()
@@ -163,6 +163,7 @@ fn writing(folder: &Folder) -> Running {
     let mut command = Command::new("env");
     command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_sotto"), "complete", "--temperature", "0"]);
     command.args(["--threads", "1", "w300", "--model"]).arg(slow);
+    command.envs([NO_CACHE]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut writing = Running(command.spawn().unwrap());
     writing.0.stdout.as_mut().unwrap().read_exact(&mut [0; 16]).unwrap();

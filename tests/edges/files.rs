@@ -1,6 +1,7 @@
 //! Model files that are cut short, lie, or ask for more than there is; templates that never end.
 
 use super::*;
+use crate::support::NO_CACHE;
 use crate::support::gguf::{F32, TINY, V};
 
 /// A kind of damage with what must be said about it.
@@ -175,6 +176,7 @@ fn damaged_files_are_refused_by_name_and_number() {
             .args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sotto")])
             .args(["complete", "--model", &model, "--threads", "1", "--max-tokens", "1", "x"])
             .env_remove("SOTTO_MODEL")
+            .envs([NO_CACHE])
             .output()
             .unwrap();
         let message = stderr(&output);
@@ -296,6 +298,7 @@ fn recurrent_heads_of_one_value_run() {
         let output = Command::new(env!("CARGO_BIN_EXE_sotto"))
             .args(["complete", "--model", &model, "--threads", "2", "--max-tokens", "3", &"ab ".repeat(100)])
             .env_remove("SOTTO_MODEL")
+            .envs([NO_CACHE])
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(0), "{dim_v}: {}", stderr(&output));
@@ -386,6 +389,7 @@ fn a_cache_that_cannot_be_had_is_refused_with_its_size() {
         .args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sotto")])
         .args(["complete", "--model", &model, "--threads", "1", "--context", "16777216", "x"])
         .env_remove("SOTTO_MODEL")
+        .envs([NO_CACHE])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));

@@ -23,6 +23,9 @@ use sotto::os::clock;
 /// How long anything may take before a test gives up on it: a busy machine is slow, a stuck one never ends.
 const PATIENCE_US: u64 = 60_000_000;
 
+/// No packed models are kept: tests leave nothing in the folders of whoever runs them.
+pub(crate) const NO_CACHE: (&str, &str) = ("CACHE_DIRECTORY", "/dev/null");
+
 /// What `look` gives as soon as it gives something.
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let give_up = clock::now_us() + PATIENCE_US;
@@ -83,8 +86,7 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
 pub(crate) fn sotto(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sotto"));
     command.args(args).env_remove("SOTTO_MODEL").stdin(Stdio::null());
-    // What it keeps belongs to the build, not to whoever runs the tests.
-    command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
+    command.envs([NO_CACHE]);
     command
 }
 
@@ -187,7 +189,7 @@ impl Daemon {
         let (socket, log) = (folder.join("api.sock"), folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
         command.arg("--config").arg(file).arg("--socket").arg(&socket);
-        command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
+        command.env("CACHE_DIRECTORY", folder.join("cache"));
         if let Some(model) = model {
             command.arg("--model").arg(model);
         }

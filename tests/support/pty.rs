@@ -24,6 +24,7 @@ impl Terminal {
         let mut script = Command::new("script");
         script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
         script.env("SHELL", "/bin/sh").env("TERM", "xterm").env_remove("SOTTO_MODEL");
+        script.envs([super::NO_CACHE]);
         script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         command(&mut script);
         let mut child = script.spawn().expect("script starts");
