@@ -563,10 +563,40 @@ fn threads_change_no_bit() {
             let mut y = vec![1.0; n_tokens * n_rows];
             pool.quantize(&x, n_cols, &mut acts);
             let rows = Rows::new(Quant::Q4_0, n_rows, n_cols, &bytes[1..]).expect("whole rows");
-            let epilogue = Epilogue { bias: Some(&bias), add: true };
+            let epilogue = Epilogue { bias: Some(&bias), add: true, ..Epilogue::default() };
             let product = Product { weights: Weights::Rows(rows), y: &mut y, epilogue };
             pool.matmul(Input { x: &x, n_cols, q8: Some(&acts) }, &mut [product]);
             assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "{n_threads} threads");
+        }
+    }
+}
+
+/// A gated product is the two products and the activation, with biases and rows that fill no panel.
+#[test]
+fn gates_are_two_products() {
+    let mut rng = Rng::new(18);
+    let (n_rows, n_cols, n_tokens) = (37, 64, 5);
+    let x = floats(&mut rng, n_tokens * n_cols);
+    for k in tiers() {
+        let pool = Pool::new(k, 2).expect("threads");
+        let mut acts = Q8Acts::new(n_tokens, n_cols);
+        pool.quantize(&x, n_cols, &mut acts);
+        let input = Input { x: &x, n_cols, q8: Some(&acts) };
+        let bytes = [Quant::Q4_0, Quant::F16].map(|quant| weights(&mut rng, quant, n_rows, n_cols));
+        let rows = |i: usize, quant| Rows::new(quant, n_rows, n_cols, &bytes[i][1..]).expect("whole rows");
+        let (gate, up) = (Weights::Rows(rows(0, Quant::Q4_0)), Weights::Rows(rows(1, Quant::F16)));
+        let biases = [floats(&mut rng, n_rows), floats(&mut rng, n_rows)];
+        for act in [Act::Silu, Act::Gelu, Act::ClampedSilu] {
+            let product = |weights, bias, gated| {
+                let mut y = vec![0.0; n_tokens * n_rows];
+                let epilogue = Epilogue { bias: Some(bias), gated, add: false };
+                pool.matmul(input, &mut [Product { weights, y: &mut y, epilogue }]);
+                y
+            };
+            let (mut wanted, ups) = (product(gate, &biases[0][..], None), product(up, &biases[1][..], None));
+            k.gate(act, &mut wanted, &ups);
+            let found = product(gate, &biases[0][..], Some(Gated { up, bias: Some(&biases[1]), act }));
+            close(&found, &wanted, 1e-6, k);
         }
     }
 }

@@ -22,7 +22,7 @@ pub use attention::Attention;
 pub use cache::{Cache, KvType};
 use half::f16;
 pub use pool::Pool;
-pub use tensor::{Epilogue, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights};
+pub use tensor::{Act, Epilogue, Gated, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
@@ -286,6 +286,18 @@ impl Kernels {
         assert_eq!(gate.len(), up.len(), "lengths of gate and up");
         // SAFETY: the machine has the features of this table (`select`); lengths are equal.
         unsafe { (self.swiglu)(gate, up) }
+    }
+
+    /// `gate[i] = act(gate[i]) * up[i]`.
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn gate(&self, act: Act, gate: &mut [f32], up: &[f32]) {
+        match act {
+            Act::Silu => self.swiglu(gate, up),
+            Act::Gelu => ops::geglu(gate, up),
+            Act::ClampedSilu => ops::clamped_swiglu(gate, up),
+        }
     }
 
     /// Turns neighbouring pairs of the first `2 * cos.len()` dimensions of a head.

@@ -188,7 +188,11 @@ impl Pool {
         for (p, out) in products.iter_mut().zip(&mut out) {
             let (n_rows, n_cols) = (p.weights.n_rows(), p.weights.n_cols());
             assert_eq!((n_cols, p.y.len()), (input.n_cols, n * n_rows), "shape of a product");
-            assert!(p.epilogue.bias.is_none_or(|b| b.len() == n_rows), "length of a bias");
+            let gated = p.epilogue.gated;
+            let up = gated.map_or((n_rows, n_cols), |g| (g.up.n_rows(), g.up.n_cols()));
+            assert_eq!(up, (n_rows, n_cols), "shape of a gated product");
+            let biases = [p.epilogue.bias, gated.and_then(|g| g.bias)];
+            assert!(biases.iter().flatten().all(|b| b.len() == n_rows), "length of a bias");
             n_panels += n_rows.div_ceil(PANEL);
             *out = (Out::new(p.y), n_panels);
         }
@@ -199,8 +203,8 @@ impl Pool {
         let take = (n_panels / (8 * self.n_threads())).max(1);
         let next = AtomicUsize::new(0);
         self.run(&|| {
-            let mut sums = [[0.0; PANEL]; PREFILL_CHUNK_MAX];
-            let sums = &mut sums[..n];
+            let (mut sums, mut ups) = ([[0.0; PANEL]; PREFILL_CHUNK_MAX], [[0.0; PANEL]; PREFILL_CHUNK_MAX]);
+            let (sums, ups) = (&mut sums[..n], &mut ups[..n]);
             loop {
                 // Relaxed: the counter hands out numbers, it orders nothing.
                 let start = next.fetch_add(take, Ordering::Relaxed);
@@ -214,6 +218,10 @@ impl Pool {
                     let panel = panel - if i == 0 { 0 } else { out[i - 1].1 };
                     let rows = panel * PANEL..((panel + 1) * PANEL).min(n_rows);
                     panel_sums(kernels, p.weights, panel, rows.clone(), &input, codes.as_ref(), sums);
+                    if let Some(gated) = p.epilogue.gated {
+                        panel_sums(kernels, gated.up, panel, rows.clone(), &input, codes.as_ref(), ups);
+                        p.epilogue.gate(kernels, sums, ups, rows.clone());
+                    }
                     for (t, sums) in sums.iter().enumerate() {
                         // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one
                         // panel, each panel is taken by one thread.

@@ -1,6 +1,8 @@
 //! The arguments of products and attention: weights in place, activations, outputs.
 
-use super::Q8_BLOCK;
+use std::ops::Range;
+
+use super::{Kernels, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::quant::packed::{self, PANEL, Packing};
 use crate::quant::{self, Quant};
@@ -191,14 +193,58 @@ impl Weights<'_> {
 pub struct Epilogue<'a> {
     /// Added to each token's sums, `[n_rows]`.
     pub bias: Option<&'a [f32]>,
+    /// Another product of the same input, of as many rows: the sums become `act(sums) * up`.
+    pub gated: Option<Gated<'a>>,
     /// Add to what the output holds, instead of replacing it.
     pub add: bool,
 }
 
+/// What a gate lets through.
+#[derive(Clone, Copy, Debug)]
+pub struct Gated<'a> {
+    /// The matrix.
+    pub up: Weights<'a>,
+    /// Added to its sums, `[n_rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// The activation.
+    pub act: Act,
+}
+
+/// What stands between the products of a feed-forward (Shazeer, "GLU Variants Improve Transformer", 2020).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU, tanh form.
+    Gelu,
+    /// SiLU with a factor of 1.702, gate and up clamped, 1 added to up (gpt-oss).
+    ClampedSilu,
+}
+
 impl Epilogue<'_> {
+    /// Adds biases to the sums of some rows, `[n_tokens][PANEL]`, and lets through what the gate says. `ups` are the sums of as many
+    /// rows of the other matrix.
+    pub(super) fn gate(
+        &self,
+        kernels: &Kernels,
+        sums: &mut [[f32; PANEL]],
+        ups: &mut [[f32; PANEL]],
+        rows: Range<usize>,
+    ) {
+        let Some(gated) = self.gated else { return };
+        for (sums, bias) in [(&mut *sums, self.bias), (&mut *ups, gated.bias)] {
+            let Some(bias) = bias else { continue };
+            for sums in sums {
+                sums.iter_mut().zip(&bias[rows.clone()]).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+        kernels.gate(gated.act, sums.as_flattened_mut(), ups.as_flattened());
+    }
+
     /// Writes the sums of one token's rows from `first` on.
     pub(super) fn write(&self, sums: &[f32; PANEL], first: usize, y: &mut [f32]) {
-        let bias = self.bias.map(|bias| &bias[first..first + y.len()]);
+        // That of a gate was added before.
+        let bias = self.bias.filter(|_| self.gated.is_none()).map(|bias| &bias[first..first + y.len()]);
         // A whole panel has a known length, which is faster.
         match (y.first_chunk_mut::<PANEL>(), bias, self.add) {
             (Some(y), None, false) => *y = *sums,

@@ -9,7 +9,7 @@ use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
 use crate::base::limits::N_FEED_MAX;
-use crate::kernel::{Epilogue, Input, Pool, Product, Q8Acts, ops};
+use crate::kernel::{Epilogue, Gated, Input, Pool, Product, Q8Acts, Weights, ops};
 
 /// Which logits a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +188,7 @@ impl Decoder {
         let product = Product {
             weights: model.output(),
             y: &mut *logits,
-            epilogue: Epilogue { bias: model.output_bias(), add: false },
+            epilogue: Epilogue { bias: model.output_bias(), ..Epilogue::default() },
         };
         step.multiply(&s.norm[..rows * h.n_embd], h.n_embd, &mut s.q8, &mut [product]);
         let scales = model.scales();
@@ -364,8 +364,16 @@ impl Step<'_> {
         Product {
             weights: self.model.weights(&linear.weight),
             y,
-            epilogue: Epilogue { bias: linear.bias.as_deref(), add: false },
+            epilogue: Epilogue { bias: linear.bias.as_deref(), ..Epilogue::default() },
         }
+    }
+
+    /// The product of `gate` into `y`, which lets through that of `up`.
+    pub(super) fn gated<'a>(&'a self, gate: &'a Linear, up: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
+        let mut product = self.product(gate, y);
+        let (up, bias) = (self.model.weights(&up.weight), up.bias.as_deref());
+        product.epilogue.gated = Some(Gated { up, bias, act: self.model.arch().act });
+        product
     }
 
     /// What came since the last mark was `op`.
@@ -377,7 +385,7 @@ impl Step<'_> {
 
     /// All `products` of one input `x` `[n_tokens, n_cols]`, whose codes are made once.
     pub(super) fn multiply(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts, products: &mut [Product<'_>]) {
-        let takes_codes = |p: &Product<'_>| self.pool.kernels().takes_codes(p.weights.quant());
+        let takes_codes = |p: &Product<'_>| weights(p).any(|w| self.pool.kernels().takes_codes(w.quant()));
         let q8 = match self.precision.acts {
             Acts::Q8 if products.iter().any(takes_codes) => {
                 self.pool.quantize(x, n_cols, q8);
@@ -388,7 +396,7 @@ impl Step<'_> {
         };
         if let Some(profile) = self.profile {
             let n_tokens = (x.len() / n_cols) as u64;
-            for w in products.iter().map(|p| &p.weights) {
+            for w in products.iter().flat_map(weights) {
                 let n = w.n_rows() as u64 * n_cols as u64;
                 let bytes = n / w.quant().block_len() as u64 * w.quant().block_bytes() as u64;
                 profile.add(bytes, n * n_tokens);
@@ -413,4 +421,9 @@ impl Step<'_> {
             }
         });
     }
+}
+
+/// The matrices of a product.
+fn weights<'a>(p: &Product<'a>) -> impl Iterator<Item = Weights<'a>> + use<'a> {
+    [Some(p.weights), p.epilogue.gated.map(|gated| gated.up)].into_iter().flatten()
 }

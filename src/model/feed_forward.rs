@@ -41,41 +41,37 @@ fn dense(
 ) -> Result<(), Stopped> {
     let (n_embd, n_ff) = (step.model.hyper().n_embd, d.up.n_rows());
     let n = x.len() / n_embd;
-    let (gate, up) = (&mut gate[..n * n_ff], &mut up[..n * n_ff]);
-    let act = step.model.arch().act;
-    let inner = match &d.gate {
-        Some(w) => {
+    let (gate, act) = (&mut gate[..n * n_ff], step.model.arch().act);
+    match (&d.gate, d.sparse) {
+        (Some(w), None) => {
+            step.multiply(x, n_embd, q8, &mut [step.gated(w, &d.up, gate)]);
+            step.mark(Op::GateUp);
+        }
+        // What a gate lets through depends on all of them.
+        (Some(w), Some(by)) => {
+            let up = &mut up[..n * n_ff];
             step.multiply(x, n_embd, q8, &mut [step.product(w, gate), step.product(&d.up, up)]);
             step.mark(Op::GateUp);
             let (kernels, up) = (step.pool.kernels(), &*up);
             step.pool.for_each_row(gate, n_ff, &|t, row| {
-                let up = &up[t * n_ff..(t + 1) * n_ff];
-                if let Some(by) = d.sparse {
-                    ops::above(row, by);
-                }
-                match act {
-                    Act::Silu => kernels.swiglu(row, up),
-                    Act::Gelu => ops::geglu(row, up),
-                    Act::ClampedSilu => ops::clamped_swiglu(row, up),
-                }
+                ops::above(row, by);
+                kernels.gate(act, row, &up[t * n_ff..(t + 1) * n_ff]);
             });
-            gate
         }
-        None => {
-            step.multiply(x, n_embd, q8, &mut [step.product(&d.up, up)]);
+        (None, _) => {
+            step.multiply(x, n_embd, q8, &mut [step.product(&d.up, gate)]);
             step.mark(Op::GateUp);
-            step.pool.for_each_row(up, n_ff, &|_, row| match act {
+            step.pool.for_each_row(gate, n_ff, &|_, row| match act {
                 Act::Gelu => ops::gelu(row),
                 Act::Silu | Act::ClampedSilu => ops::silu(row),
             });
-            up
         }
-    };
+    }
     step.mark(Op::Act);
     if !go_on(Part::Down) {
         return Err(Stopped);
     }
-    step.multiply(inner, n_ff, q8, &mut [down]);
+    step.multiply(gate, n_ff, q8, &mut [down]);
     step.mark(Op::Down);
     Ok(())
 }

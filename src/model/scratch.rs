@@ -20,6 +20,8 @@ struct Widths {
     /// Room that attention wants, whatever the number of tokens.
     attn_room: usize,
     ff: usize,
+    /// Where all gates of a token are wanted before one lets anything through.
+    sparse: usize,
     experts: usize,
     /// Embeddings per layer: of one, and of all.
     per_layer: (usize, usize),
@@ -57,7 +59,12 @@ impl Widths {
             w.proj = w.proj.max(proj);
             w.heads = w.heads.max(heads);
             let ff = match &layer.ffn {
-                FeedForward::Dense(d) => d.up.n_rows(),
+                FeedForward::Dense(d) => {
+                    if d.sparse.is_some() {
+                        w.sparse = w.sparse.max(d.up.n_rows());
+                    }
+                    d.up.n_rows()
+                }
                 FeedForward::Experts(x) => {
                     w.experts = w.experts.max(x.experts.len());
                     let widest = x.experts.iter().chain(&x.shared).map(|d| d.up.n_rows());
@@ -107,9 +114,9 @@ pub(super) struct Scratch {
     pub z: Vec<f32>,
     /// Betas and alphas of a recurrence, `[n_tokens, 2 * n_head]`.
     pub steps: Vec<f32>,
-    /// `[n_tokens, n_ff]`, then the product with `up`.
+    /// What a gate lets through, `[n_tokens, n_ff]`.
     pub gate: Vec<f32>,
-    /// `[n_tokens, n_ff]`.
+    /// `[n_tokens, n_ff]`, where it is not made together with the gate.
     pub up: Vec<f32>,
     /// Router's logits, `[n_tokens, n_expert]`, then the weights of the chosen.
     pub shares: Vec<f32>,
@@ -156,7 +163,7 @@ impl Scratch {
             z: of(w.inner),
             steps: of(2 * w.heads),
             gate: of(w.ff),
-            up: of(w.ff),
+            up: of(w.sparse),
             shares: of(w.experts),
             expert_in: of(w.expert_embd()),
             expert_out: of(w.expert_embd()),
@@ -182,7 +189,8 @@ impl Scratch {
             + 2 * w.kv
             + w.proj
             + 2 * w.heads
-            + 2 * w.ff
+            + w.ff
+            + w.sparse
             + w.experts
             + 2 * w.expert_embd()
             + w.per_layer.0

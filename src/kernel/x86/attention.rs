@@ -32,12 +32,13 @@ macro_rules! mix {
                 (c, c_stride): &mut StridedMut<'_>,
             ) {
                 let a: [&[f32]; R] = from_fn(|i| &a[(r + i) * a_stride..][..b.n_k]);
-                let panels: [&[[$type; 8]]; P] =
-                    from_fn(|i| b.b[(p + i) * b.stride..][..PANEL * b.n_k].as_chunks().0);
+                let panels: [&[[$type; PANEL]]; P] =
+                    from_fn(|i| &b.b[(p + i) * b.stride..].as_chunks().0[..b.n_k]);
                 let mut sums = [[[_mm256_setzero_ps(); 2]; P]; R];
                 for k in 0..b.n_k {
                     for (i, panel) in panels.iter().enumerate() {
-                        let w = [$load(&panel[2 * k]), $load(&panel[2 * k + 1])];
+                        let [low, high] = panel[k].as_chunks::<8>().0 else { continue };
+                        let w = [$load(low), $load(high)];
                         for (a, sums) in a.iter().zip(&mut sums) {
                             let x = _mm256_set1_ps(a[k]);
                             sums[i] = [_mm256_fmadd_ps(x, w[0], sums[i][0]), _mm256_fmadd_ps(x, w[1], sums[i][1])];

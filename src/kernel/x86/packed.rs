@@ -363,14 +363,17 @@ unsafe fn tile<const Q: usize, const T: usize>(
     }
 }
 
-/// `vpmaddubsw` and `vpaddw` on four sums, what a product with codes of up to 6 bits mostly is.
+/// `vpmaddubsw` and `vpaddw` on eight sums, what a product with codes of up to 6 bits mostly is.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn peak(n_rounds: u32) -> u64 {
     let (w, x) = (_mm256_set1_epi8(3), _mm256_set1_epi8(5));
     let mut sums = [[_mm256_setzero_si256(); 2]; 4];
     for _ in 0..n_rounds {
         for sum in sums.as_flattened_mut() {
-            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, x));
+            let mut w = [[w; 2]];
+            // So that the product is not made once for all rounds.
+            pin(&mut w);
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w[0][0], x));
         }
         pin(&mut sums);
     }

@@ -13,6 +13,8 @@ mod olmo;
 mod phi;
 mod qwen;
 
+pub use crate::kernel::Act;
+
 /// What an architecture does differently from the others.
 #[derive(Debug, PartialEq)]
 pub struct Arch {
@@ -147,17 +149,6 @@ pub enum AttnScale {
     /// As `Head`, but one over the root of `n_embd / n_head` in the model of so many layers (the 27B of Gemma 2 and 3,
     /// whose GGUF does not say it).
     HeadBut(usize),
-}
-
-/// What stands between the products of a feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// SwiGLU.
-    Silu,
-    /// The tanh form of GELU, gated where there is a gate.
-    Gelu,
-    /// gpt-oss's clamped SwiGLU.
-    ClampedSilu,
 }
 
 /// How router logits become weights of the chosen experts.
