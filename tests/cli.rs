@@ -223,7 +223,7 @@ fn inspect_tells_what_is_in_a_file() {
     assert!(line("layers").ends_with(" 5 of width 64, feed-forward 172"));
     assert!(line("heads").ends_with(" 8 of width 8, 4 for keys and values"));
     assert!(line("context").ends_with(" 512 tokens"));
-    assert!(line("memory").contains(" at 256 positions: weights 344.6 kB, f16 cache 163.8 kB, "));
+    assert!(line("memory").contains(" at 256 positions: weights 344.6 kB, f16 cache 245.8 kB, "));
     for kind in ["Q8_0", "F16", "F32"] {
         assert!(text.contains(&format!("              {kind} ")), "{kind}:\n{text}");
     }
@@ -238,8 +238,8 @@ fn inspect_tells_what_is_in_a_file() {
     assert_eq!(Value::from(sum("parameters")), all["parameters"]);
     assert!(sum("bytes") < bytes && sum("bytes") > bytes * 9 / 10);
     let f16 = &all["memory"][0];
-    // Keys and values of 5 layers, 256 positions, 4 heads of 8, 2 bytes each.
-    assert_eq!((&f16["kv_type"], &f16["kv_bytes"]), (&"f16".into(), &(2 * 5 * 256 * 4 * 8 * 2).into()));
+    // Keys and values of 5 layers, 256 positions, 4 heads of 8, 2 bytes each; values fill panels of 16.
+    assert_eq!((&f16["kv_type"], &f16["kv_bytes"]), (&"f16".into(), &(5 * 256 * 4 * (8 + 16) * 2).into()));
     let f32 = all["memory"].as_array().unwrap().iter().find(|m| m["kv_type"] == "f32").unwrap();
     assert_eq!(f32["kv_bytes"], 2 * f16["kv_bytes"].as_u64().unwrap());
     let number = |key: &str| f16[key].as_u64().unwrap();
@@ -426,7 +426,7 @@ fn bench_measures_what_it_says() {
     for key in ["model", "kernels", "load", "prefill", "decode", "weights", "peak memory"] {
         assert!(text.lines().any(|line| line.starts_with(key)), "{key}:\n{text}");
     }
-    fails(&run(&["bench", &model, "--prompt", "500", "--generate", "20"]), 2, &["520 positions", "512"]);
+    fails(&run(&["bench", &model, "--prompt", "500", "--depth", "20"]), 2, &["520 positions", "512"]);
 }
 
 /// The numbers of prompt tokens that a daemon was asked to read, in order.
