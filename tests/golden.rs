@@ -112,7 +112,11 @@ fn the_same_bits_always() {
     let (one, two) = (pool(1), pool(2));
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| while busy.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while busy.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
         }
         let checked = catch_unwind(AssertUnwindSafe(|| {
             every(|name, folder, model| {

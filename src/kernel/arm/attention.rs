@@ -74,7 +74,7 @@ macro_rules! mix {
                 macro_rules! tiles {
                     ($rows:literal $panels:literal) => {{
                         let mut p = 0;
-                        while p + $panels <= n {
+                        while n - p >= $panels {
                             tile::<$rows, $panels>(a, r, b, p, &mut c);
                             p += $panels;
                         }
