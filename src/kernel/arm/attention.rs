@@ -50,14 +50,17 @@ macro_rules! mix {
             ) {
                 let a: [&[f32]; R] = from_fn(|i| &a[(r + i) * a_stride..][..b.n_k]);
                 let panels: [&[[$type; PANEL]]; P] =
-                    from_fn(|i| b.b[(p + i) * b.stride..][..PANEL * b.n_k].as_chunks().0);
+                    from_fn(|i| &b.b[(p + i) * b.stride..].as_chunks().0[..b.n_k]);
                 let mut sums = [[[vdupq_n_f32(0.0); 4]; P]; R];
                 for k in 0..b.n_k {
                     for (i, panel) in panels.iter().enumerate() {
-                        let w = $load(&panel[k]);
+                        // SAFETY: all slices have `n_k` elements; the compiler does not see it and would ask each time.
+                        let w = $load(unsafe { panel.get_unchecked(k) });
                         for (a, sums) in a.iter().zip(&mut sums) {
+                            // SAFETY: as above.
+                            let x = unsafe { *a.get_unchecked(k) };
                             for (sum, w) in sums[i].iter_mut().zip(w) {
-                                *sum = vfmaq_n_f32(*sum, w, a[k]);
+                                *sum = vfmaq_n_f32(*sum, w, x);
                             }
                         }
                     }

@@ -37,10 +37,12 @@ macro_rules! mix {
                 let mut sums = [[[_mm256_setzero_ps(); 2]; P]; R];
                 for k in 0..b.n_k {
                     for (i, panel) in panels.iter().enumerate() {
-                        let [low, high] = panel[k].as_chunks::<8>().0 else { continue };
+                        // SAFETY: all slices have `n_k` elements; the compiler does not see it and would ask each time.
+                        let [low, high] = unsafe { panel.get_unchecked(k) }.as_chunks::<8>().0 else { continue };
                         let w = [$load(low), $load(high)];
                         for (a, sums) in a.iter().zip(&mut sums) {
-                            let x = _mm256_set1_ps(a[k]);
+                            // SAFETY: as above.
+                            let x = _mm256_set1_ps(unsafe { *a.get_unchecked(k) });
                             sums[i] = [_mm256_fmadd_ps(x, w[0], sums[i][0]), _mm256_fmadd_ps(x, w[1], sums[i][1])];
                         }
                     }
@@ -71,7 +73,7 @@ macro_rules! mix {
                 match n_rows - r {
                     1 => tiles!(1 4),
                     2 => tiles!(2 2),
-                    3 => tiles!(3 2),
+                    3 => tiles!(3 1),
                     // Seven are four and three, eight are two times four.
                     4 | 7 | 8 => tiles!(4 1),
                     5 => tiles!(5 1),
