@@ -77,7 +77,7 @@ pub struct Cost {
     pub macs: u64,
 }
 
-/// Costs of operations, from [`Profile::new`] on.
+/// Costs of operations since it began.
 #[derive(Debug)]
 pub struct Profile {
     last_ns: Cell<u64>,
