@@ -22,7 +22,8 @@ use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use serde_json::{Value, json};
-use stats::{Ratio, median};
+use sotto::engine::median;
+use stats::Ratio;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures sotto beside other programs, round by round")]

@@ -1,15 +1,6 @@
 //! Medians and their intervals.
 
-/// The middle of `values`; of an even number the mean of two, of none 0.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
-}
+use sotto::engine::median;
 
 /// The median of paired ratios with its 90 % interval.
 #[derive(Clone, Copy, Debug, PartialEq)]

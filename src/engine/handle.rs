@@ -256,7 +256,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// The cache of packed models, where one is used.
     pub(super) fn cache(&self) -> Option<&Cache> {
-        let used = self.options.pack == Pack::Cache && self.kernels.packs();
+        let used = self.options.pack == Pack::Cache;
         self.options.cache.as_ref().filter(|_| used)
     }
 

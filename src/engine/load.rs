@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::admit::Loaded;
-use crate::kernel::{Kernels, Pool};
+use crate::kernel::Pool;
 use crate::model::{Cache, Model, Pack, PackError, Packer};
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
@@ -20,10 +20,10 @@ pub(super) enum Load {
 }
 
 impl Load {
-    pub(super) fn new(model: &Loaded, pack: Pack, cache: Option<&Cache>, kernels: &Kernels) -> Self {
+    pub(super) fn new(model: &Loaded, pack: Pack, cache: Option<&Cache>) -> Self {
         // What is packed already is read as it is, and so is what would only be slower packed.
         match pack {
-            _ if model.model.checkpoint().is_packed() || !kernels.packs() => Self::read(model),
+            _ if model.model.checkpoint().is_packed() => Self::read(model),
             Pack::Off => Self::read(model),
             Pack::Memory => Self::memory(model),
             Pack::Cache => {

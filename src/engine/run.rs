@@ -386,8 +386,8 @@ impl Runner {
             );
         }
         self.shared.set_state(&model.id, ModelState::Loading);
-        let (o, kernels) = (&self.shared.options, self.shared.kernels);
-        let load = Load::new(&model, o.pack, o.cache.as_ref(), kernels);
+        let o = &self.shared.options;
+        let load = Load::new(&model, o.pack, o.cache.as_ref());
         self.loading = Some(Loading { model, load, since: now });
     }
 

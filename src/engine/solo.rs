@@ -36,7 +36,7 @@ impl Solo {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
-        let here = cache.filter(|_| pack == Pack::Cache && kernels.packs());
+        let here = cache.filter(|_| pack == Pack::Cache);
         let loaded = Loaded::open(&file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => thread::n_cores().min(N_THREADS_MAX),
@@ -44,7 +44,7 @@ impl Solo {
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let mut load = Load::new(&loaded, pack, cache, kernels);
+        let mut load = Load::new(&loaded, pack, cache);
         while load.work(&loaded, &pool) {
             let (done, total) = load.progress();
             progress(done, total);

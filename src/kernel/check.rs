@@ -617,32 +617,3 @@ fn close(a: &[f32], b: &[f32], bound: f32, k: &Kernels) {
         assert!((x - y).abs() <= bound * (1.0 + y.abs()), "{k:?}: {x} for {y}");
     }
 }
-
-/// One order of float operations, whatever form the weights have.
-#[test]
-fn rows_and_panels_have_the_same_bits() {
-    let mut rng = Rng::new(16);
-    for k in tiers() {
-        for quant in Quant::ALL.into_iter().filter(|q| Packing::of(*q).is_some()) {
-            for (n_rows, blocks, n_tokens) in [(16, 3, 1), (5, 2, 6), (3, 9, 3)] {
-                let n_cols = blocks * quant.block_len();
-                let bytes = weights(&mut rng, quant, n_rows, n_cols);
-                let x = floats(&mut rng, n_tokens * n_cols);
-                let mut acts = Q8Acts::new(n_tokens, n_cols);
-                let pool = Pool::new(k, 1).expect("a pool");
-                pool.quantize(&x, n_cols, &mut acts);
-                let mut tile = vec![0.0; n_rows * n_tokens];
-                k.rows_q8(quant, &bytes[1..], &acts.view(), &mut tile);
-                for (t, sums) in packed(k, quant, &bytes[1..], &x, n_cols).iter().enumerate() {
-                    let rows: Vec<f32> = tile.iter().skip(t).step_by(n_tokens).copied().collect();
-                    assert_eq!(
-                        sums[..n_rows],
-                        rows,
-                        "{k:?} {}: {n_rows} x {n_cols}, token {t}",
-                        quant.name()
-                    );
-                }
-            }
-        }
-    }
-}

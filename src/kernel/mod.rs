@@ -174,8 +174,6 @@ pub struct Kernels {
     /// None: weights of this format are multiplied with float activations.
     q8: [Option<Q8Fn>; Quant::COUNT],
     packed: [Option<PackedFn>; Quant::COUNT],
-    /// Whether packed weights are worth it: a tier with products of rows alone is slower with them.
-    packs: bool,
     quantize: QuantizeFn,
     rms_norm: RmsNormFn,
     swiglu: SwigluFn,
@@ -197,7 +195,6 @@ const SCALAR: Kernels = Kernels {
     dot: scalar::dot,
     q8: scalar::PRODUCTS,
     packed: scalar::PACKED,
-    packs: true,
     quantize: scalar::quantize,
     rms_norm: scalar::rms_norm,
     swiglu: scalar::swiglu,
@@ -259,12 +256,6 @@ impl Kernels {
     #[must_use]
     pub fn takes_codes(&self, quant: Quant) -> bool {
         self.q8[quant as usize].is_some()
-    }
-
-    /// Whether this tier has products of its own for packed weights.
-    #[must_use]
-    pub fn packs(&self) -> bool {
-        self.packs
     }
 
     /// `y[i] = x[i] * weight[i] / sqrt(mean(x²) + eps)` (Zhang and Sennrich, "Root Mean Square Layer

@@ -59,9 +59,9 @@ pub(crate) fn pool(n_threads: usize) -> Pool {
     Pool::new(kernels, n_threads).unwrap()
 }
 
-/// The model with its weights packed in memory, if they are of formats that are, and the tier packs.
+/// The model with its weights packed in memory, if they are of formats that are.
 pub(crate) fn packed(model: &Model, pool: &Pool) -> Option<Model> {
-    let mut packer = Packer::memory(model).ok().filter(|_| pool.kernels().packs())?;
+    let mut packer = Packer::memory(model).ok()?;
     // A few panels at a time.
     while packer.work(pool, 10_000).unwrap() {}
     Some(Model::new(Arc::new(packer.finish().unwrap())).unwrap())

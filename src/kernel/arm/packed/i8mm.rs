@@ -117,35 +117,4 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
     exact
 }
 
-/// `smmla` on eight sums.
-#[target_feature(enable = "neon,dotprod,i8mm")]
-pub(in crate::kernel::arm) fn peak(n_rounds: u32) -> u64 {
-    let (w, mut s) = (vdupq_n_s8(3), [vdupq_n_s32(0); 8]);
-    for _ in 0..n_rounds {
-        // SAFETY: the function has the instruction, which touches nothing but the registers named.
-        unsafe {
-            asm!(
-                "smmla {0:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {1:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {2:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {3:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {4:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {5:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {6:v}.4s, {8:v}.16b, {8:v}.16b",
-                "smmla {7:v}.4s, {8:v}.16b, {8:v}.16b",
-                inout(vreg) s[0],
-                inout(vreg) s[1],
-                inout(vreg) s[2],
-                inout(vreg) s[3],
-                inout(vreg) s[4],
-                inout(vreg) s[5],
-                inout(vreg) s[6],
-                inout(vreg) s[7],
-                in(vreg) w,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-    }
-    std::hint::black_box(s);
-    u64::from(n_rounds) * 8 * 32
-}
+peak!("neon,dotprod,i8mm", "smmla", "4s", "16b", 32);

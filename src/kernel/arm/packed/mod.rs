@@ -449,6 +449,43 @@ macro_rules! products {
     };
 }
 
+/// What a tier could do at best: its instruction on eight sums in registers, of so many products each.
+macro_rules! peak {
+    ($features:literal, $name:literal, $sums:literal, $codes:literal, $products:literal) => {
+        #[target_feature(enable = $features)]
+        pub(in crate::kernel::arm) fn peak(n_rounds: u32) -> u64 {
+            let (w, mut s) = (vdupq_n_s8(3), [vdupq_n_s32(0); 8]);
+            for _ in 0..n_rounds {
+                // SAFETY: the function has the instruction, which touches nothing but the registers named.
+                unsafe {
+                    asm!(
+                        concat!($name, " {0:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {1:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {2:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {3:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {4:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {5:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {6:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        concat!($name, " {7:v}.", $sums, ", {8:v}.", $codes, ", {8:v}.", $codes),
+                        inout(vreg) s[0],
+                        inout(vreg) s[1],
+                        inout(vreg) s[2],
+                        inout(vreg) s[3],
+                        inout(vreg) s[4],
+                        inout(vreg) s[5],
+                        inout(vreg) s[6],
+                        inout(vreg) s[7],
+                        in(vreg) w,
+                        options(pure, nomem, nostack, preserves_flags)
+                    );
+                }
+            }
+            std::hint::black_box(s);
+            u64::from(n_rounds) * 8 * $products
+        }
+    };
+}
+
 mod dotprod;
 mod i8mm;
 mod neon;

@@ -212,35 +212,4 @@ fn sums_of_steps<const Q: usize>(x: &Q8Block, half: usize) -> int16x8_t {
     }
 }
 
-/// `smlal` on eight sums.
-#[target_feature(enable = "neon")]
-pub(in crate::kernel::arm) fn peak(n_rounds: u32) -> u64 {
-    let (w, mut s) = (vdupq_n_s8(3), [vdupq_n_s32(0); 8]);
-    for _ in 0..n_rounds {
-        // SAFETY: the function has the instruction, which touches nothing but the registers named.
-        unsafe {
-            asm!(
-                "smlal {0:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {1:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {2:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {3:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {4:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {5:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {6:v}.8h, {8:v}.8b, {8:v}.8b",
-                "smlal {7:v}.8h, {8:v}.8b, {8:v}.8b",
-                inout(vreg) s[0],
-                inout(vreg) s[1],
-                inout(vreg) s[2],
-                inout(vreg) s[3],
-                inout(vreg) s[4],
-                inout(vreg) s[5],
-                inout(vreg) s[6],
-                inout(vreg) s[7],
-                in(vreg) w,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-    }
-    std::hint::black_box(s);
-    u64::from(n_rounds) * 8 * 8
-}
+peak!("neon", "smlal", "8h", "8b", 8);
