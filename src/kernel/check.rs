@@ -191,7 +191,7 @@ fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> V
     let mut acts = Q8Acts::new(n_tokens, n_cols);
     k.quantize(x, acts.reshape(n_tokens, n_cols));
     let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
-    k.packed(quant, &panel, &acts.view(), &mut sums);
+    k.packed(quant, &panel, &panel, &acts.view(), &mut sums);
     sums
 }
 

@@ -148,8 +148,8 @@ const Q8_BLOCK: usize = 32;
 type UnpackFn = unsafe fn(&[u8], &mut [f32]);
 type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
 type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
-/// Takes a panel, activations and the sums `[n_tokens][PANEL]`.
-type PackedFn = unsafe fn(&[u8], &Q8View<'_>, &mut [[f32; PANEL]]);
+/// Takes a panel, the one that will be read next, activations and the sums `[n_tokens][PANEL]`.
+type PackedFn = unsafe fn(&[u8], &[u8], &Q8View<'_>, &mut [[f32; PANEL]]);
 type QuantizeFn = unsafe fn(&[f32], &mut [Q8Block]);
 type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
@@ -338,13 +338,14 @@ impl Kernels {
         unsafe { (self.quantize)(x, out) }
     }
 
-    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. Panics where there is no such kernel.
-    fn packed(&self, quant: Quant, panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. The panel `next`, or nothing, may be
+    /// brought nearer meanwhile. Panics where there is no such kernel.
+    fn packed(&self, quant: Quant, panel: &[u8], next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
         let bytes = Packing::of(quant).map(|packing| packing.sections(x.n_cols)[4]);
         assert_eq!((bytes, sums.len()), (Some(panel.len()), x.n_tokens), "panel of {}", quant.name());
         let kernel = self.packed[quant as usize].expect("formats that are packed have one");
         // SAFETY: the machine has the features of this table (`select`); panel, columns and sums agree.
-        unsafe { kernel(panel, x, sums) }
+        unsafe { kernel(panel, next, x, sums) }
     }
 
     /// `tile[r][t] = Σ_c w[r][c] · x[t][c]` for the rows in `w` by 8-bit codes. Panics where there is no such kernel.

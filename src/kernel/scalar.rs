@@ -150,7 +150,7 @@ fn product<B: Block<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, tile: &mut [f3
 }
 
 /// The same operations as [`product`] in the same order, from a panel.
-fn packed<const Q: usize>(panel: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+fn packed<const Q: usize>(panel: &[u8], _next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
     let packing = const { Packing::of(Quant::ALL[Q]).expect("a format with blocks") };
     sums.fill([0.0; PANEL]);
     for g in 0..x.n_cols / Q8_BLOCK {
