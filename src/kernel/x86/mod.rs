@@ -4,6 +4,7 @@ mod attention;
 mod avx2;
 mod codes;
 mod packed;
+mod panel;
 
 use super::Kernels;
 

@@ -1,4 +1,5 @@
-//! Products with packed weights, AVX2: a lane of a register is a row, two registers are the 16 rows of a panel.
+//! Products with packed weights, AVX2. A few tokens are multiplied with codes as they are read; more, with codes
+//! that were unpacked before, some groups at a time, which stay in the first-level cache.
 //!
 //! Codes of up to 6 bits are unsigned, as `vpmaddubsw` takes its first operand, and `Σ (code - bias) · x` is summed in
 //! 16 bits: each of a lane's two sums begins with `-bias · Σ x` and goes up by products of unsigned codes. They may wrap
@@ -9,10 +10,13 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::panel::{
+    Part, Plan, Sections, Two, as_floats, codes, doubled, floats, integers, load, load16, moved, plan,
+};
 use crate::kernel::tensor::{Pair, Q8Block, Q8View};
 use crate::kernel::{PANEL, PackedFn, Q8_BLOCK};
-use crate::quant::packed::{Float, Integers, Packing};
-use crate::quant::{E2M1, Quant};
+use crate::quant::Quant;
+use crate::quant::packed::Integers;
 
 /// Indexed by format.
 pub(super) const PRODUCTS: [Option<PackedFn>; Quant::COUNT] = {
@@ -26,79 +30,12 @@ pub(super) const PRODUCTS: [Option<PackedFn>; Quant::COUNT] = {
 
 /// Bytes of a line of a cache.
 const LINE: usize = 64;
-
-/// 16 rows: the first eight, the others.
-type Two = [__m256i; 2];
-
-/// What is known of a format when its kernel is compiled.
-#[derive(Clone, Copy)]
-struct Plan {
-    packing: Packing,
-    /// Codes are signed, of 8 bits.
-    wide: bool,
-    /// Both halves of a group have a scale.
-    halves: bool,
-    /// Taken off the unsigned codes in 16-bit sums.
-    bias: i16,
-    /// It is put back behind: the codes were unsigned, and only their sums would not have fitted.
-    back: bool,
-    /// E2M1 with `bias` added.
-    table: Option<[u8; 16]>,
-}
-
-const fn plan(quant: usize) -> Plan {
-    let Some(packing) = Packing::of(Quant::ALL[quant]) else { panic!("a format without blocks") };
-    let halves = matches!(packing.integers, Integers::Halves | Integers::Halves6 | Integers::HalvesAndMins);
-    let mut plan =
-        Plan { packing, wide: packing.low == 8, halves, bias: packing.bias as i16, back: false, table: None };
-    if let Some(values) = packing.table {
-        let mut table = [0; 16];
-        let mut i = 0;
-        while i < 16 {
-            table[i] = values[i] as u8;
-            i += 1;
-        }
-        plan.table = Some(table);
-    }
-    if let Quant::MXFP4 = Quant::ALL[quant] {
-        let mut table = [0; 16];
-        let mut i = 0;
-        while i < 16 {
-            table[i] = (E2M1[i] + 12) as u8;
-            i += 1;
-        }
-        plan.table = Some(table);
-        plan.bias = 12;
-    } else if packing.table.is_some() {
-        plan.wide = true;
-    } else if packing.high == 1 && packing.bias == 0 {
-        plan.bias = 16;
-        plan.back = true;
-    }
-    plan
-}
-
-/// What a panel has for one group, or for the floats one block.
-struct Part<'a> {
-    low: &'a [u8],
-    high: &'a [u8],
-    integers: &'a [u8],
-    floats: &'a [u8],
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load(bytes: &[u8], at: usize) -> __m256i {
-    let bytes: &[u8; 32] = bytes[at..].first_chunk().expect("in the panel");
-    // SAFETY: 32 bytes are there; the load takes any alignment.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load16(bytes: &[u8], at: usize) -> __m128i {
-    let bytes: &[u8; 16] = bytes[at..].first_chunk().expect("in the panel");
-    // SAFETY: 16 bytes are there; the load takes any alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
+/// Tokens of a tile: their sums are half of the registers.
+const TILE: usize = 4;
+/// Tokens up to which codes are not unpacked before: it would cost more than it saves.
+const FEW: usize = 8;
+/// Groups that are unpacked at a time: a block of the formats with the longest ones.
+const UNIT: usize = 8;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load_floats(x: &[f32; 8]) -> __m256 {
@@ -110,110 +47,6 @@ fn load_floats(x: &[f32; 8]) -> __m256 {
 fn store_floats(x: __m256, y: &mut [f32; 8]) {
     // SAFETY: there is room for eight floats; the store takes any alignment.
     unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
-}
-
-/// Bits `FROM ..` of each byte as bits `TO ..`, of which `mask` are kept.
-macro_rules! moved {
-    ($x:expr, $from:expr, $to:expr, $mask:expr) => {{
-        const LEFT: i32 = if $to > $from { $to - $from } else { 0 };
-        const RIGHT: i32 = if $from > $to { $from - $to } else { 0 };
-        let x = _mm256_srli_epi16::<RIGHT>(_mm256_slli_epi16::<LEFT>($x));
-        _mm256_and_si256(x, _mm256_set1_epi8($mask as i8))
-    }};
-}
-
-/// Codes of the step `$step` of a group: 8 rows in each of two registers. A macro, because what is not unrolled and
-/// inlined here costs ten times the time.
-macro_rules! codes {
-    ($plan:expr, $part:expr, $step:literal) => {{
-        let (packing, part) = (&$plan.packing, $part);
-        let mut out = [_mm256_setzero_si256(); 2];
-        for (i, out) in out.iter_mut().enumerate() {
-            let low = match packing.low {
-                2 => moved!(load(part.low, $step % 2 * 64 + 32 * i), $step / 2 * 2, 0, 3),
-                4 => moved!(load(part.low, $step % 4 * 64 + 32 * i), $step / 4 * 4, 0, 15),
-                _ => load(part.low, $step * 64 + 32 * i),
-            };
-            *out = match (packing.high, packing.low) {
-                (0, _) => low,
-                (1, 2) => _mm256_or_si256(low, moved!(load(part.high, 32 * i), $step, 2, 4)),
-                (1, _) => _mm256_or_si256(low, moved!(load(part.high, 32 * i), $step, 4, 16)),
-                _ => {
-                    let high = load(part.high, $step % 2 * 64 + 32 * i);
-                    _mm256_or_si256(low, moved!(high, $step / 2 * 2, 4, 48))
-                }
-            };
-            if let Some(table) = &$plan.table {
-                *out = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(table, 0)), *out);
-            }
-        }
-        out
-    }};
-}
-
-/// A byte of each row as pairs of 16-bit numbers.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn doubled(bytes: __m128i) -> Two {
-    let (low, high) = (_mm_unpacklo_epi8(bytes, bytes), _mm_unpackhi_epi8(bytes, bytes));
-    [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
-}
-
-/// The bytes of each row as 32-bit floats.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn as_floats(bytes: __m128i) -> [__m256; 2] {
-    [
-        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
-        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))),
-    ]
-}
-
-/// Integers of a group, the `j`-th of its block: what sums of its halves are multiplied with, and the minima: bytes of
-/// each row, of both halves or of the group.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn integers(packing: &Packing, part: &Part<'_>, j: usize) -> ([Two; 2], [__m128i; 2]) {
-    let byte = |i: usize| load16(part.integers, i * PANEL);
-    let nibble = _mm_set1_epi8(15);
-    let high = |x: __m128i| _mm_and_si128(_mm_srli_epi16::<4>(x), nibble);
-    let none = [_mm_setzero_si128(); 2];
-    match packing.integers {
-        Integers::None => ([[_mm256_set1_epi16(1); 2]; 2], none),
-        Integers::Scale => ([doubled(byte(j)); 2], none),
-        Integers::Halves => ([doubled(byte(2 * j)), doubled(byte(2 * j + 1))], none),
-        Integers::HalvesAndMins => {
-            let (scales, mins) = (byte(2 * j), byte(2 * j + 1));
-            let scales = [doubled(_mm_and_si128(scales, nibble)), doubled(high(scales))];
-            (scales, [_mm_and_si128(mins, nibble), high(mins)])
-        }
-        Integers::ScaleAndMin6 | Integers::Halves6 => {
-            let (low, top) = (byte(j), byte(8 + j / 2));
-            let top = if j.is_multiple_of(2) { top } else { _mm_srli_epi16::<4>(top) };
-            let two = _mm_set1_epi8(0x30);
-            let first =
-                _mm_or_si128(_mm_and_si128(low, nibble), _mm_and_si128(_mm_slli_epi16::<4>(top), two));
-            let second = _mm_or_si128(high(low), _mm_and_si128(_mm_slli_epi16::<2>(top), two));
-            if packing.integers == Integers::ScaleAndMin6 {
-                return ([doubled(first); 2], [second; 2]);
-            }
-            let signed = |x| doubled(_mm_sub_epi8(x, _mm_set1_epi8(32)));
-            ([signed(first), signed(second)], none)
-        }
-    }
-}
-
-/// Float `i` of a block.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn floats(packing: &Packing, part: &Part<'_>, i: usize) -> [__m256; 2] {
-    let at = i * 2 * PANEL;
-    let (low, high) = (load16(part.floats, at), load16(part.floats, at + 16));
-    match packing.float {
-        Float::F16 => [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)],
-        Float::BF16 => {
-            let wide = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
-            [wide(low), wide(high)]
-        }
-    }
 }
 
 /// The activations of a step for every row.
@@ -237,6 +70,15 @@ fn pin<const T: usize>(sums: &mut [Two; T]) {
     }
 }
 
+/// Keeps float sums in memory from group to group: for all the compiler knows they are read here. Registers are needed for
+/// the exact sums.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn leave<const T: usize>(sums: &mut [[f32; PANEL]; T]) {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", in(reg) sums.as_mut_ptr(), options(nostack, preserves_flags)) };
+}
+
 /// `n` times sums of codes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
@@ -252,124 +94,244 @@ fn both_halves(x: &Q8Block) -> Two {
     [first, _mm256_sub_epi16(both, first)]
 }
 
-/// Adds the products of a panel of `n_cols` columns with tokens `x` to their sums. Each has one float sum, groups in
-/// ascending order. The panel `next` comes into the second-level cache meanwhile: by itself a processor of Zen 3 reads as if
-/// it computed and read in turns.
+/// What the exact sums of a group are multiplied with, and its minima.
+#[derive(Clone, Copy)]
+struct Factors {
+    /// Of each half.
+    scales: [Two; 2],
+    d: [__m256; 2],
+    /// That of the group; of halves, what theirs are multiplied with.
+    min: [__m256; 2],
+    half_mins: [Two; 2],
+}
+
+impl Factors {
+    /// Those of a group, the `j`-th of its block, with the floats of that.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn read(plan: &Plan, part: &Part<'_>, j: usize, d: [__m256; 2], dmin: [__m256; 2]) -> Self {
+        let (scales, mins) = integers(&plan.packing, part, j);
+        let min = match plan.packing.integers {
+            Integers::ScaleAndMin6 => {
+                let [low, high] = as_floats(mins[0]);
+                [_mm256_mul_ps(dmin[0], low), _mm256_mul_ps(dmin[1], high)]
+            }
+            _ => dmin,
+        };
+        Self { scales, d, min, half_mins: [doubled(mins[0]), doubled(mins[1])] }
+    }
+}
+
+/// Step `$step` of [`products`].
+macro_rules! step {
+    ($plan:expr, $x:expr, $scales:expr, $w:ident, $acc:ident, $exact:ident, $step:literal) => {
+        let w = $w!($step);
+        if !$plan.wide && ($step == 0 || $plan.halves && $step == 4) {
+            for (acc, x) in $acc.iter_mut().zip($x) {
+                *acc = match $plan.halves {
+                    _ if $plan.bias == 0 => [_mm256_setzero_si256(); 2],
+                    false => [times(-$plan.bias, x.both); 2],
+                    true => {
+                        [_mm256_mullo_epi16(both_halves(x)[$step / 4], _mm256_set1_epi16(-$plan.bias)); 2]
+                    }
+                };
+            }
+        }
+        for ((acc, exact), x) in $acc.iter_mut().zip(&mut $exact).zip($x) {
+            let x = four::<$step>(&x.codes);
+            for i in 0..2 {
+                if $plan.wide {
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                    exact[i] = _mm256_add_epi32(exact[i], _mm256_madd_epi16(pairs, $scales[0][i]));
+                } else {
+                    acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(w[i], x));
+                }
+            }
+        }
+        pin(if $plan.wide { &mut $exact } else { &mut $acc });
+        if !$plan.wide && ($step == 7 || $plan.halves && $step == 3) {
+            for (acc, exact) in $acc.iter().zip(&mut $exact) {
+                for i in 0..2 {
+                    let sum = _mm256_madd_epi16(acc[i], $scales[$step / 4][i]);
+                    let whole = $step == 3 || !$plan.halves;
+                    exact[i] = if whole { sum } else { _mm256_add_epi32(exact[i], sum) };
+                }
+            }
+        }
+    };
+}
+
+/// The exact sum of each token of `$x` and each row over a group, whose codes of a step are `$w!(step)`. A macro, because
+/// what is not unrolled and inlined here costs ten times the time.
+macro_rules! products {
+    ($plan:expr, $x:expr, $scales:expr, $w:ident) => {{
+        let mut exact = [[_mm256_setzero_si256(); 2]; T];
+        let mut acc = exact;
+        step!($plan, $x, $scales, $w, acc, exact, 0);
+        step!($plan, $x, $scales, $w, acc, exact, 1);
+        step!($plan, $x, $scales, $w, acc, exact, 2);
+        step!($plan, $x, $scales, $w, acc, exact, 3);
+        step!($plan, $x, $scales, $w, acc, exact, 4);
+        step!($plan, $x, $scales, $w, acc, exact, 5);
+        step!($plan, $x, $scales, $w, acc, exact, 6);
+        step!($plan, $x, $scales, $w, acc, exact, 7);
+        exact
+    }};
+}
+
+/// Adds what the exact sums of a group stand for to the float sums. A macro for the same reason.
+macro_rules! add {
+    ($plan:expr, $f:expr, $x:expr, $exact:expr, $sums:ident) => {
+        leave($sums);
+        for ((x, exact), sums) in $x.into_iter().zip($exact).zip(&mut *$sums) {
+            let scale = _mm256_set1_ps(x.scale);
+            for (i, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let mut exact = exact[i];
+                if $plan.back {
+                    let bias = _mm256_madd_epi16(times($plan.bias, x.both), $f.scales[0][i]);
+                    exact = _mm256_add_epi32(exact, bias);
+                }
+                let by = _mm256_mul_ps($f.d[i], scale);
+                let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), by, load_floats(sums));
+                if $plan.packing.mins {
+                    sum = match $plan.packing.integers {
+                        Integers::HalvesAndMins => {
+                            let [first, second] = both_halves(x);
+                            let exact = _mm256_add_epi32(
+                                _mm256_madd_epi16(first, $f.half_mins[0][i]),
+                                _mm256_madd_epi16(second, $f.half_mins[1][i]),
+                            );
+                            let by = _mm256_mul_ps($f.min[i], scale);
+                            _mm256_fnmadd_ps(_mm256_cvtepi32_ps(exact), by, sum)
+                        }
+                        _ => _mm256_fnmadd_ps($f.min[i], _mm256_set1_ps(x.sum), sum),
+                    };
+                }
+                store_floats(sum, sums);
+            }
+        }
+    };
+}
+
+/// Brings a panel into the second-level cache, so many lines for each group of the one before it: by itself a
+/// processor of Zen 3 reads as if it computed and read in turns.
+struct Ahead {
+    at: *const u8,
+    lines: usize,
+}
+
+impl Ahead {
+    fn new(next: &[u8], n_groups: usize) -> Self {
+        Self { at: next.as_ptr(), lines: next.len().div_ceil(LINE * n_groups) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn group(&mut self) {
+        for _ in 0..self.lines {
+            _mm_prefetch::<_MM_HINT_T1>(self.at.cast());
+            self.at = self.at.wrapping_add(LINE);
+        }
+    }
+}
+
+/// Adds the products of a panel with tokens `x` to their sums. Each has one float sum, groups in ascending order.
 ///
 /// # Safety
-/// `panel` has the sections of so many columns, and each of `x` a block for every 32 of them.
+/// The panel has the sections of its columns, and each of `x` a block for every group.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<const Q: usize, const T: usize>(
-    panel: &[u8],
-    next: &[u8],
-    n_cols: usize,
-    x: [&[Q8Block]; T],
+    sections: Sections<'_>,
+    ahead: &mut Ahead,
+    n_groups: usize,
+    x: [*const Q8Block; T],
     sums: &mut [[f32; PANEL]; T],
 ) {
     let plan = &const { plan(Q) };
     let packing = &plan.packing;
-    let [low, high, integers_at, floats_at, _] = packing.sections(n_cols);
-    let [low_len, high_len, integers_len, floats_len] = packing.parts();
-    let n_groups = n_cols / Q8_BLOCK;
-    let (mut ahead, lines) = (next.as_ptr(), next.len().div_ceil(LINE * n_groups));
     for b in 0..n_groups / packing.groups {
-        // SAFETY: the caller's promise: there are so many blocks, each with its integers and floats.
-        let part = |start: usize, i: usize, len: usize| unsafe {
-            panel.get_unchecked(start + i * len..start + (i + 1) * len)
-        };
-        let floats_of = part(floats_at, b, floats_len);
-        let integers_of = part(integers_at, b, integers_len);
-        let block = Part { low: &[], high: &[], integers: integers_of, floats: floats_of };
+        // SAFETY: the caller's promise.
+        let block = unsafe { sections.part(b * packing.groups) };
         let d = floats(packing, &block, 0);
         let dmin = if packing.mins { floats(packing, &block, 1) } else { d };
         for j in 0..packing.groups {
             let g = b * packing.groups + j;
-            for _ in 0..lines {
-                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-                ahead = ahead.wrapping_add(LINE);
-            }
-            let part = Part { low: part(low, g, low_len), high: part(high, g, high_len), ..block };
+            ahead.group();
             // SAFETY: the caller's promise.
-            let x: [&Q8Block; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(g) });
-            let (scales, mins) = integers(packing, &part, j);
-            // The exact sum of each token and row.
-            let mut exact = [[_mm256_setzero_si256(); 2]; T];
-            let mut acc = exact;
-            macro_rules! steps {
-                ($($step:literal)*) => { $({
-                    let w = codes!(plan, &part, $step);
-                    if !plan.wide && ($step == 0 || plan.halves && $step == 4) {
-                        for (acc, x) in acc.iter_mut().zip(x) {
-                            *acc = match plan.halves {
-                                _ if plan.bias == 0 => [_mm256_setzero_si256(); 2],
-                                false => [times(-plan.bias, x.both); 2],
-                                true => [_mm256_mullo_epi16(both_halves(x)[$step / 4], _mm256_set1_epi16(-plan.bias)); 2],
-                            };
-                        }
-                    }
-                    for t in 0..T {
-                        let x = four::<$step>(&x[t].codes);
-                        for i in 0..2 {
-                            if plan.wide {
-                                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
-                                exact[t][i] = _mm256_add_epi32(exact[t][i], _mm256_madd_epi16(pairs, scales[0][i]));
-                            } else {
-                                acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(w[i], x));
-                            }
-                        }
-                    }
-                    pin(if plan.wide { &mut exact } else { &mut acc });
-                    if !plan.wide && ($step == 7 || plan.halves && $step == 3) {
-                        for t in 0..T {
-                            for i in 0..2 {
-                                let sum = _mm256_madd_epi16(acc[t][i], scales[$step / 4][i]);
-                                exact[t][i] =
-                                    if $step == 3 || !plan.halves { sum } else { _mm256_add_epi32(exact[t][i], sum) };
-                            }
-                        }
-                    }
-                })* };
+            let part = unsafe { sections.part(g) };
+            // SAFETY: the caller's promise.
+            let x: [&Q8Block; T] = std::array::from_fn(|t| unsafe { &*x[t].add(g) });
+            let factors = Factors::read(plan, &part, j, d, dmin);
+            macro_rules! w {
+                ($step:literal) => {
+                    codes!(plan, &part, $step)
+                };
             }
-            steps!(0 1 2 3 4 5 6 7);
-            let group_min = match packing.integers {
-                Integers::ScaleAndMin6 => {
-                    let [low, high] = as_floats(mins[0]);
-                    [_mm256_mul_ps(dmin[0], low), _mm256_mul_ps(dmin[1], high)]
-                }
-                _ => dmin,
-            };
-            let half_mins = [doubled(mins[0]), doubled(mins[1])];
-            for ((x, exact), sums) in x.into_iter().zip(exact).zip(&mut *sums) {
-                let scale = _mm256_set1_ps(x.scale);
-                for (i, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                    let mut exact = exact[i];
-                    if plan.back {
-                        let bias = _mm256_madd_epi16(times(plan.bias, x.both), scales[0][i]);
-                        exact = _mm256_add_epi32(exact, bias);
-                    }
-                    let by = _mm256_mul_ps(d[i], scale);
-                    let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), by, load_floats(sums));
-                    if packing.mins {
-                        sum = match packing.integers {
-                            Integers::HalvesAndMins => {
-                                let [first, second] = both_halves(x);
-                                let exact = _mm256_add_epi32(
-                                    _mm256_madd_epi16(first, half_mins[0][i]),
-                                    _mm256_madd_epi16(second, half_mins[1][i]),
-                                );
-                                _mm256_fnmadd_ps(
-                                    _mm256_cvtepi32_ps(exact),
-                                    _mm256_mul_ps(dmin[i], scale),
-                                    sum,
-                                )
-                            }
-                            _ => _mm256_fnmadd_ps(group_min[i], _mm256_set1_ps(x.sum), sum),
-                        };
-                    }
-                    store_floats(sum, sums);
-                }
-            }
+            let exact = products!(plan, x, factors.scales, w);
+            add!(plan, factors, x, exact, sums);
         }
+    }
+}
+
+/// Some groups of a panel, their codes a byte each.
+#[derive(Clone, Copy)]
+struct Unpacked {
+    codes: [Two; 8],
+    factors: Factors,
+}
+
+/// As [`tile`], of unpacked groups, with the same bits.
+///
+/// # Safety
+/// Each of `x` has a block for every group.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpacked_tile<const Q: usize, const T: usize>(
+    groups: &[Unpacked],
+    x: [*const Q8Block; T],
+    sums: &mut [[f32; PANEL]; T],
+) {
+    let plan = &const { plan(Q) };
+    for (g, group) in groups.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let x: [&Q8Block; T] = std::array::from_fn(|t| unsafe { &*x[t].add(g) });
+        macro_rules! w {
+            ($step:literal) => {
+                group.codes[$step]
+            };
+        }
+        let exact = products!(plan, x, group.factors.scales, w);
+        add!(plan, group.factors, x, exact, sums);
+    }
+}
+
+/// Unpacks groups `first ..` of a panel.
+///
+/// # Safety
+/// The panel has the sections of its columns, and those groups.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<const Q: usize>(
+    sections: Sections<'_>,
+    ahead: &mut Ahead,
+    first: usize,
+    out: &mut [Unpacked],
+) {
+    let plan = &const { plan(Q) };
+    let packing = &plan.packing;
+    for (g, out) in (first..).zip(out) {
+        ahead.group();
+        // SAFETY: the caller's promise.
+        let part = unsafe { sections.part(g) };
+        let d = floats(packing, &part, 0);
+        let dmin = if packing.mins { floats(packing, &part, 1) } else { d };
+        out.factors = Factors::read(plan, &part, g % packing.groups, d, dmin);
+        out.codes[0] = codes!(plan, &part, 0);
+        out.codes[1] = codes!(plan, &part, 1);
+        out.codes[2] = codes!(plan, &part, 2);
+        out.codes[3] = codes!(plan, &part, 3);
+        out.codes[4] = codes!(plan, &part, 4);
+        out.codes[5] = codes!(plan, &part, 5);
+        out.codes[6] = codes!(plan, &part, 6);
+        out.codes[7] = codes!(plan, &part, 7);
     }
 }
 
@@ -390,39 +352,86 @@ pub(super) fn peak(n_rounds: u32) -> u64 {
     u64::from(n_rounds) * 8 * 32
 }
 
-/// The products of a panel with all tokens, four at a time as long as there are so many.
+/// The products of a panel with all tokens. `next` is the panel that will be read after it.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product<const Q: usize>(panel: &[u8], next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
-    let packing = const { plan(Q) }.packing;
+    let plan = const { plan(Q) };
+    let packing = plan.packing;
     assert!(
-        x.n_cols.is_multiple_of(Q8_BLOCK * packing.groups) && panel.len() == packing.sections(x.n_cols)[4],
+        x.n_cols.is_multiple_of(Q8_BLOCK * packing.groups)
+            && panel.len() == packing.sections(x.n_cols)[4]
+            && x.blocks.len() == sums.len() * x.n_cols / Q8_BLOCK,
         "a panel of {} columns",
         x.n_cols
     );
     sums.fill([0.0; PANEL]);
-    let mut first = 0;
-    while first < sums.len() {
-        let next = if first == 0 { next } else { &[] };
-        first += match sums.len() - first {
-            1 => some::<Q, 1>(panel, next, x, first, sums),
-            2 => some::<Q, 2>(panel, next, x, first, sums),
-            3 => some::<Q, 3>(panel, next, x, first, sums),
-            _ => some::<Q, 4>(panel, next, x, first, sums),
-        };
+    let n_groups = x.n_cols / Q8_BLOCK;
+    let sections = Sections::new(&packing, panel, x.n_cols);
+    let mut ahead = Ahead::new(next, n_groups);
+    if plan.wide || sums.len() <= FEW {
+        for t in (0..sums.len()).step_by(TILE) {
+            match sums.len() - t {
+                1 => some::<Q, 1>(sections, &mut ahead, x, t, sums),
+                2 => some::<Q, 2>(sections, &mut ahead, x, t, sums),
+                3 => some::<Q, 3>(sections, &mut ahead, x, t, sums),
+                _ => some::<Q, TILE>(sections, &mut ahead, x, t, sums),
+            }
+            ahead.lines = 0;
+        }
+        return;
+    }
+    let zero = Factors {
+        scales: [[_mm256_setzero_si256(); 2]; 2],
+        d: [_mm256_setzero_ps(); 2],
+        min: [_mm256_setzero_ps(); 2],
+        half_mins: [[_mm256_setzero_si256(); 2]; 2],
+    };
+    let mut unit = [Unpacked { codes: [[_mm256_setzero_si256(); 2]; 8], factors: zero }; UNIT];
+    for first in (0..n_groups).step_by(UNIT) {
+        let unit = &mut unit[..UNIT.min(n_groups - first)];
+        // SAFETY: the panel was checked above, and these groups are below n_groups.
+        unsafe { unpack::<Q>(sections, &mut ahead, first, unit) };
+        for t in (0..sums.len()).step_by(TILE) {
+            match sums.len() - t {
+                1 => some_unpacked::<Q, 1>(unit, first, x, t, sums),
+                2 => some_unpacked::<Q, 2>(unit, first, x, t, sums),
+                3 => some_unpacked::<Q, 3>(unit, first, x, t, sums),
+                _ => some_unpacked::<Q, TILE>(unit, first, x, t, sums),
+            }
+        }
     }
 }
 
-/// The products of a panel with `T` tokens from `first` on; tells how many those are.
+/// The blocks of `T` tokens from `t` on, from group `first` on.
+fn blocks<const T: usize>(x: &Q8View<'_>, t: usize, first: usize) -> [*const Q8Block; T] {
+    let n_groups = x.n_cols / Q8_BLOCK;
+    std::array::from_fn(|i| x.blocks.as_ptr().wrapping_add((t + i) * n_groups + first))
+}
+
+/// The products of a panel, which [`product`] checked, with `T` tokens from `t` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn some<const Q: usize, const T: usize>(
-    panel: &[u8],
-    next: &[u8],
+    sections: Sections<'_>,
+    ahead: &mut Ahead,
     x: &Q8View<'_>,
-    first: usize,
+    t: usize,
     sums: &mut [[f32; PANEL]],
-) -> usize {
-    let Some(sums) = sums[first..].first_chunk_mut() else { return T };
-    // SAFETY: `product` checked the panel, and a row of a view has a block for every 32 columns.
-    unsafe { tile::<Q, T>(panel, next, x.n_cols, std::array::from_fn(|t| x.row(first + t)), sums) };
-    T
+) {
+    let Some(sums) = sums[t..].first_chunk_mut() else { return };
+    // SAFETY: `product` checked the panel, and that each of these tokens has all its blocks.
+    unsafe { tile::<Q, T>(sections, ahead, x.n_cols / Q8_BLOCK, blocks(x, t, 0), sums) };
+}
+
+/// The same, of groups `first ..`, unpacked.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn some_unpacked<const Q: usize, const T: usize>(
+    groups: &[Unpacked],
+    first: usize,
+    x: &Q8View<'_>,
+    t: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    let Some(sums) = sums[t..].first_chunk_mut() else { return };
+    // SAFETY: `product` checked that each of these tokens has all its blocks; these groups are some of them.
+    unsafe { unpacked_tile::<Q, T>(groups, blocks(x, t, first), sums) };
 }
