@@ -8,8 +8,12 @@ use super::*;
 use crate::base::rng::Rng;
 use crate::quant;
 
+/// Those of this machine, and models of those that it may not have.
 fn tiers() -> Vec<&'static Kernels> {
-    available().into_iter().map(|t| select(Some(t)).expect("available")).collect()
+    let all = available().into_iter().map(|t| select(Some(t)).expect("available"));
+    #[cfg(target_arch = "x86_64")]
+    let all = all.chain(x86::models());
+    all.collect()
 }
 
 fn floats(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -204,12 +208,12 @@ fn packed_products_agree_and_batches_change_no_bit() {
             for (n_rows, blocks) in [(1, 1), (16, 2), (5, 9)] {
                 let n_cols = blocks * quant.block_len();
                 let bytes = weights(&mut rng, quant, n_rows, n_cols);
-                let x = floats(&mut rng, 9 * n_cols);
+                let x = floats(&mut rng, 12 * n_cols);
                 let wanted = packed(&SCALAR, quant, &bytes[1..], &x, n_cols);
                 for sums in &wanted {
                     assert!(sums[n_rows..].iter().all(|y| *y == 0.0), "absent rows");
                 }
-                for n_tokens in 1..=9 {
+                for n_tokens in 1..=12 {
                     let found = packed(k, quant, &bytes[1..], &x[..n_tokens * n_cols], n_cols);
                     let alone = packed(k, quant, &bytes[1..], &x[..n_cols], n_cols);
                     assert_eq!(found[0], alone[0], "{k:?} {}: {n_tokens} tokens", quant.name());

@@ -36,6 +36,10 @@ pub enum Tier {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (2013 and later).
     Avx2,
+    /// x86-64 with AVX-VNNI as well (small ones since 2021).
+    AvxVnni,
+    /// x86-64 with AVX-512 F, BW and VNNI (servers since 2019).
+    Avx512,
     /// 64-bit ARM with Advanced SIMD: all of them.
     Neon,
     /// 64-bit ARM with dot products of bytes (Cortex-A55, A76 and later).
@@ -46,7 +50,8 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Neon, Self::Dotprod, Self::I8mm];
+    pub const ALL: [Self; 7] =
+        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon, Self::Dotprod, Self::I8mm];
 
     /// The name in `SOTTO_CPU` and in messages.
     #[must_use]
@@ -54,6 +59,8 @@ impl Tier {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
+            Self::Avx512 => "avx512",
             Self::Neon => "neon",
             Self::Dotprod => "dotprod",
             Self::I8mm => "i8mm",
@@ -77,8 +84,12 @@ impl Tier {
             Self::Scalar => Ok(&SCALAR),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => x86::avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => x86::avx_vnni(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::avx512(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => Err("an x86-64 processor"),
+            Self::Avx2 | Self::AvxVnni | Self::Avx512 => Err("an x86-64 processor"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => Ok(&arm::NEON),
             #[cfg(target_arch = "aarch64")]

@@ -46,8 +46,8 @@ pub(super) const AVX2: Kernels = Kernels {
 .with_blocks(Quant::TQ1_0, unpack::<BlockTQ1_0, 8>, product::<BlockTQ1_0, 8>)
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
 .with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
-.with_packed(super::packed::PRODUCTS)
-.with_peak(super::packed::peak);
+.with_packed(super::packed::AVX2)
+.with_peak(super::packed::avx2_peak);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn load(x: &[f32; 8]) -> __m256 {
