@@ -91,8 +91,11 @@ const SOTTO: &str = "sotto";
 impl Args {
     /// The figures of `llama-bench`, or of `llama-batched-bench`.
     fn peer(&self, name: &str, program: &str, file: &str, threads: usize) -> Result<Figures, String> {
-        let mut command = Command::new(program);
+        let program = std::path::absolute(program).map_err(|e| format!("{program}: {e}"))?;
+        let mut command = Command::new(&program);
         let n = threads.to_string();
+        // Some of them write a log where they stand.
+        command.current_dir(std::env::temp_dir());
         command.args(["-m", file, "-t", &n, "-ctk", &self.kv, "-ctv", &self.kv]);
         if self.batch > 1 {
             let (each, all) = (self.depth.max(1), self.batch * (self.depth.max(1) + self.generate));
@@ -106,30 +109,26 @@ impl Args {
                 "jsonl",
             ]);
         } else {
-            command.args([
-                "-p",
-                &self.prompt.to_string(),
-                "-n",
-                &self.generate.to_string(),
-                "-r",
-                "1",
-                "-o",
-                "json",
-            ]);
-            if self.depth > 0 {
-                command.args(["-d", &self.depth.to_string()]);
+            let [prompt, generate, depth] = [self.prompt, self.generate, self.depth].map(|n| n.to_string());
+            command.args(["-r", "1", "-o", "json"]);
+            if self.depth == 0 {
+                command.args(["-p", &prompt, "-n", &generate]);
+            } else if output(Command::new(&program).arg("--help"))?.0.contains("--n-depth") {
+                command.args(["-p", &prompt, "-n", &generate, "-d", &depth]);
+            } else {
+                // ik_llama.cpp's decodes behind a prompt; it reads none behind another.
+                command.args(["-p", "0", "-n", "0", "-gp", &format!("{depth},{generate}")]);
             }
         }
         for (_, flags) in self.flags.iter().filter(|(of, _)| of == name) {
             command.args(flags.split_whitespace());
         }
-        let text = output(&mut command)?;
+        let (text, log) = output(&mut command)?;
         let mut found = Figures::new();
         if self.batch > 1 {
-            let line =
-                text.lines().rfind(|l| l.starts_with('{')).ok_or_else(|| format!("{name}: no figures"))?;
-            let line: Value = serde_json::from_str(line).map_err(|e| format!("{name}: {e}"))?;
-            found.insert("decode", line["speed_tg"].as_f64().ok_or_else(|| format!("{name}: no speed_tg"))?);
+            // One of them writes its table where it logs.
+            let text = text + "\n" + &log;
+            found.insert("decode", batched(&text).ok_or_else(|| format!("{name}: no figures"))?);
             return Ok(found);
         }
         let start = text.find('[').ok_or_else(|| format!("{name}: no figures"))?;
@@ -149,9 +148,24 @@ impl Args {
         command.args(["--generate", &self.generate.to_string(), "--batch", &self.batch.to_string()]);
         command.args(["--depth", &self.depth.to_string()]);
         let found: Value =
-            serde_json::from_str(&output(&mut command)?).map_err(|e| format!("{SOTTO}: {e}"))?;
+            serde_json::from_str(&output(&mut command)?.0).map_err(|e| format!("{SOTTO}: {e}"))?;
         let rate = |key: &str| found[key].as_f64().ok_or_else(|| format!("{SOTTO}: no {key}"));
         Ok([("prefill", rate("prefill_tok_s")?), ("decode", rate("decode_tok_s")?)].into())
+    }
+
+    /// The figures of all programs, each in another place of the order from round to round.
+    fn round(&self, file: &str, threads: usize, round: usize) -> Result<Vec<(String, Figures)>, String> {
+        let mut all = Vec::new();
+        for i in 0..=self.peers.len() {
+            all.push(match (i + round) % (self.peers.len() + 1) {
+                0 => (SOTTO.to_owned(), self.own(file, threads)?),
+                n => {
+                    let (name, program) = &self.peers[n - 1];
+                    (name.clone(), self.peer(name, program, file, threads)?)
+                }
+            });
+        }
+        Ok(all)
     }
 
     /// 8-bit multiplications and bytes a second, in 10^9.
@@ -159,20 +173,32 @@ impl Args {
         let mut command = Command::new(&self.sotto);
         command.args(["bench", "--machine", "--json", "--threads", &threads.to_string()]);
         let found: Value =
-            serde_json::from_str(&output(&mut command)?).map_err(|e| format!("{SOTTO}: {e}"))?;
+            serde_json::from_str(&output(&mut command)?.0).map_err(|e| format!("{SOTTO}: {e}"))?;
         let rate = |key: &str| found["ceilings"][0][key].as_f64().ok_or_else(|| format!("{SOTTO}: no {key}"));
         Ok([rate("int8_gmac_s")?, rate("read_huge_gb_s")?])
     }
 }
 
-fn output(command: &mut Command) -> Result<String, String> {
+/// Tokens a second of all sequences: llama.cpp's program gives a line of JSON, ik_llama.cpp's a table.
+fn batched(text: &str) -> Option<f64> {
+    if let Some(line) = text.lines().rfind(|line| line.starts_with('{')) {
+        return serde_json::from_str::<Value>(line).ok()?["speed_tg"].as_f64();
+    }
+    let mut rows =
+        text.lines().filter(|line| line.starts_with('|')).map(|line| line.split('|').map(str::trim));
+    let at = rows.next()?.position(|head| head == "S_TG t/s")?;
+    rows.next_back()?.nth(at)?.parse().ok()
+}
+
+/// What a program that ended well wrote on its standard output and error.
+fn output(command: &mut Command) -> Result<(String, String), String> {
     let done = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
+    let [text, log] = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     if !done.status.success() {
-        let text = String::from_utf8_lossy(&done.stderr);
-        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+        let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
         return Err(format!("{}: {}: {last}", command.get_program().display(), done.status));
     }
-    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    Ok((text, log))
 }
 
 /// Family and model of the processor as the system tells them.
@@ -197,48 +223,48 @@ struct Line {
 fn run(args: &Args) -> Result<(), String> {
     let mut rounds: BTreeMap<(Cell, String), Vec<f64>> = BTreeMap::new();
     let mut ceilings: BTreeMap<usize, Vec<[f64; 2]>> = BTreeMap::new();
-    for file in &args.files {
-        let path = file.to_str().ok_or("a path that is not text")?;
-        let model = file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        for &threads in &args.threads {
-            for round in 0..args.rounds {
-                eprintln!("{model}, {threads} threads, round {} of {}", round + 1, args.rounds);
-                ceilings.entry(threads).or_default().push(args.ceilings(threads)?);
-                let mut all = vec![(SOTTO.to_owned(), args.own(path, threads)?)];
-                for (name, program) in &args.peers {
-                    all.push((name.clone(), args.peer(name, program, path, threads)?));
-                }
-                for (name, figures) in all {
-                    for (what, rate) in figures {
-                        let cell = (model.clone(), threads, what);
-                        rounds.entry((cell, name.clone())).or_default().push(rate);
-                    }
-                }
-            }
-        }
-    }
-    let lines = lines(args, &rounds);
-    println!("{}; depth {}, cache {}, {} sequences", cpu(), args.depth, args.kv, args.batch);
-    for (threads, all) in &ceilings {
-        let of = |i: usize| median(&all.iter().map(|c| c[i]).collect::<Vec<_>>());
-        println!("{threads} threads: at most {:.0} GMAC/s, {:.1} GB/s read", of(0), of(1));
-    }
+    let mut lines = Vec::new();
     let names: Vec<&str> = args.peers.iter().map(|(name, _)| name.as_str()).collect();
+    println!("{}; depth {}, cache {}, {} sequences", cpu(), args.depth, args.kv, args.batch);
     println!(
         "| model | threads | what | sotto | {} | best peer | ratio | 90 % interval |",
         names.join(" | ")
     );
     println!("|-|-|-|-|{}-|-|-|", "-|".repeat(names.len()));
-    for line in &lines {
-        let (model, threads, what) = &line.cell;
-        let peers: Vec<String> = line.peers.iter().map(|(_, rate)| format!("{rate:.1}")).collect();
-        let Ratio { median, low, high } = line.ratio;
-        println!(
-            "| {model} | {threads} | {what} | {:.1} | {} | {} | {median:.2} | {low:.2} to {high:.2} |",
-            line.own,
-            peers.join(" | "),
-            line.best
-        );
+    for file in &args.files {
+        let file = file.canonicalize().map_err(|e| format!("{}: {e}", file.display()))?;
+        let path = file.to_str().ok_or("a path that is not text")?;
+        let model = file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        for &threads in &args.threads {
+            let mut own = BTreeMap::new();
+            for round in 0..args.rounds {
+                eprintln!("{model}, {threads} threads, round {} of {}", round + 1, args.rounds);
+                ceilings.entry(threads).or_default().push(args.ceilings(threads)?);
+                match args.round(path, threads, round) {
+                    Ok(all) => {
+                        for (name, figures) in all {
+                            for (what, rate) in figures {
+                                let cell = (model.clone(), threads, what);
+                                own.entry((cell, name.clone())).or_insert_with(Vec::new).push(rate);
+                            }
+                        }
+                    }
+                    // The other cells are worth their time.
+                    Err(message) => {
+                        eprintln!("peers: {model}, {threads} threads: {message}");
+                        break;
+                    }
+                }
+            }
+            let done = self::lines(args, &own);
+            done.iter().for_each(print);
+            lines.extend(done);
+            rounds.extend(own);
+        }
+    }
+    for (threads, all) in &ceilings {
+        let of = |i: usize| median(&all.iter().map(|c| c[i]).collect::<Vec<_>>());
+        println!("{threads} threads: at most {:.0} GMAC/s, {:.1} GB/s read", of(0), of(1));
     }
     for what in ["prefill", "decode"] {
         let logs: Vec<f64> = lines.iter().filter(|l| l.cell.2 == what).map(|l| l.ratio.median.ln()).collect();
@@ -266,6 +292,19 @@ fn run(args: &Args) -> Result<(), String> {
         std::fs::write(path, text.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
+}
+
+/// A line of the table.
+fn print(line: &Line) {
+    let (model, threads, what) = &line.cell;
+    let peers: Vec<String> = line.peers.iter().map(|(_, rate)| format!("{rate:.1}")).collect();
+    let Ratio { median, low, high } = line.ratio;
+    println!(
+        "| {model} | {threads} | {what} | {:.1} | {} | {} | {median:.2} | {low:.2} to {high:.2} |",
+        line.own,
+        peers.join(" | "),
+        line.best
+    );
 }
 
 /// The table, of all cells that sotto and a peer have.

@@ -111,6 +111,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let model = solo.model();
     let weights_gb_s = decode / f64::from(args.batch) * model.step_bytes() as f64 / 1e9;
     let peak = process::peak_rss_bytes();
+    let ceilings = args.profile.then(|| at_best(args, solo.threads())).transpose()?;
     if args.json {
         return show::json(&json!({
             "model": solo.id(),
@@ -139,6 +140,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
                 "prefill": costs(prefill),
                 "decode": costs(decode),
             })),
+            "ceilings": ceilings.map(|c| json!({ "int8_gmac_s": c.gmac_s, "read_gb_s": c.gb_s })),
         }));
     }
     let runs = |values: &[f64]| {
@@ -172,15 +174,42 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         {
             let share = cost.ns as f64 / profile.total_ns() as f64;
             let per_ns = |n: u64| n as f64 / cost.ns as f64;
-            let rate = match cost.macs {
-                0 => String::new(),
-                n => format!("{:>7.1} GMAC/s {:>6.1} GB/s", per_ns(n), per_ns(cost.bytes)),
+            let rate = match (cost.macs, ceilings) {
+                (1.., Some(most)) => {
+                    let [macs, bytes] = [per_ns(cost.macs), per_ns(cost.bytes)];
+                    let (share, of) = match (macs / most.gmac_s, bytes / most.gb_s) {
+                        (a, b) if a > b => (a, "multiplying"),
+                        (_, b) => (b, "reading"),
+                    };
+                    format!("{macs:>7.1} GMAC/s {bytes:>6.1} GB/s, {:.0} % of {of} at best", 100.0 * share)
+                }
+                _ => String::new(),
             };
             let ms = cost.ns as f64 / 1e6;
             table.line(name, &format!("{:<9} {:>5.1} % {ms:>9.2} ms {rate}", op.name(), 100.0 * share));
         }
     }
+    if let Some(Ceilings { gmac_s, gb_s }) = ceilings {
+        table
+            .line("at best", &format!("{gmac_s:.0} GMAC/s, {gb_s:.1} GB/s read in pages as the weights are"));
+    }
     table.print()
+}
+
+/// What operations are measured by.
+#[derive(Clone, Copy)]
+struct Ceilings {
+    gmac_s: f64,
+    /// Of pages such as the weights are in.
+    gb_s: f64,
+}
+
+fn at_best(args: &BenchArgs, threads: usize) -> Result<Ceilings, Failure> {
+    let file = (args.pack != Pack::Memory).then_some(args.model.as_deref()).flatten();
+    let found = ceilings::measure(file, threads)?;
+    let of_file =
+        if args.pack == Pack::Memory { None } else { Some(found.mapped_gb_s.unwrap_or(found.small_gb_s)) };
+    Ok(Ceilings { gmac_s: found.int8_gmac_s, gb_s: of_file.unwrap_or(found.huge_gb_s) })
 }
 
 /// What operations cost, by their names.

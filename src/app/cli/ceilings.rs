@@ -10,24 +10,26 @@ use crate::os::map::Map;
 /// Smallest file that is read to measure: smaller ones stay in a processor's cache.
 const LEAST_FILE: usize = 64 << 20;
 
-/// Measures with one thread and with all, or with the number that was asked for.
-pub(super) fn machine(model: Option<&str>, threads: Option<u32>, json: bool) -> Result<(), Failure> {
+/// Measures with a number of threads, 0 being all; reading from the model's file too, where it is large enough.
+pub(super) fn measure(model: Option<&str>, threads: usize) -> Result<Machine, Failure> {
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
     // Any file does, so a model is not even opened as one.
     let file = match model {
         None => None,
-        Some(_) => {
-            let path = backend::model_file(model)?.path;
-            Some(Map::open(&path).map_err(Failure::usage)?)
-        }
+        Some(_) => Some(Map::open(&backend::model_file(model)?.path).map_err(Failure::usage)?),
     };
     let bytes = file.as_ref().map(AsRef::<[u8]>::as_ref).filter(|bytes| bytes.len() >= LEAST_FILE);
-    let measure = |threads| engine::machine(kernels, threads, bytes).map_err(Failure::usage);
+    engine::machine(kernels, threads, bytes).map_err(Failure::usage)
+}
+
+/// Measures with one thread and with all, or with the number that was asked for, and prints.
+pub(super) fn machine(model: Option<&str>, threads: Option<u32>, json: bool) -> Result<(), Failure> {
+    let kernels = crate::app::kernels().map_err(Failure::usage)?;
     let found: Vec<Machine> = match threads {
-        Some(n) => vec![measure(n as usize)?],
+        Some(n) => vec![measure(model, n as usize)?],
         None => {
-            let all = measure(0)?;
-            if all.threads == 1 { vec![all] } else { vec![measure(1)?, all] }
+            let all = measure(model, 0)?;
+            if all.threads == 1 { vec![all] } else { vec![measure(model, 1)?, all] }
         }
     };
     let tier = kernels.tier().name();
