@@ -11,6 +11,7 @@ mod cache;
 #[cfg(test)]
 mod check;
 mod math;
+mod matmul;
 pub mod ops;
 mod pool;
 mod scalar;
