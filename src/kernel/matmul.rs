@@ -35,7 +35,7 @@ impl Pool {
         }
         let codes = input.q8.map(Q8Acts::view);
         assert!(codes.is_none_or(|c| (c.n_tokens, c.n_cols) == (n, input.n_cols)), "codes of another input");
-        let job = Matmul { kernels: self.kernels(), input, codes, products, out, n_panels };
+        let job = Matmul { kernels: self.kernels(), input, codes, products, out };
         let shares = Shares::new(n_panels, self.n_threads());
         if n <= N_SMALL {
             self.run(&|| job.work::<N_SMALL>(&shares));
@@ -53,7 +53,6 @@ struct Matmul<'a> {
     products: &'a [Product<'a>],
     /// Of each product its output and the panels that those up to it have.
     out: [(Out<f32>, usize); N_PRODUCT_MAX],
-    n_panels: usize,
 }
 
 impl Matmul<'_> {
@@ -98,7 +97,6 @@ impl Matmul<'_> {
 
     /// The product that panel `i` of all belongs to, its output, and which of its panels that is.
     fn find(&self, i: usize) -> (&Product<'_>, Out<f32>, usize) {
-        debug_assert!(i < self.n_panels, "panel {i} of {}", self.n_panels);
         let at = self.out.iter().position(|(_, end)| i < *end).unwrap_or(0);
         let first = if at == 0 { 0 } else { self.out[at - 1].1 };
         (&self.products[at], self.out[at].0, i - first)
