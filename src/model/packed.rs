@@ -11,7 +11,7 @@ use crate::format::pack::{Form, Image, Placed, in_order};
 use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::{Pool, Rows};
 use crate::os::file::{self, NewFile};
-use crate::os::pages::{self, Pages};
+use crate::os::pages::{self, LARGE_PAGE, Pages};
 use crate::quant::packed::{PANEL, Packing};
 use crate::quant::{Quant, narrow_row};
 
@@ -142,7 +142,9 @@ struct Writing {
     path: PathBuf,
     file: NewFile,
     image: Image,
+    /// What is not written yet, and where it begins: on a border of large pages.
     buffer: Vec<u8>,
+    start: usize,
     /// Of the tensor that is under way, and of those before it.
     sum: Xxh3,
     sums: Vec<u64>,
@@ -223,7 +225,8 @@ impl Packer {
             path: path.to_owned(),
             file: NewFile::create(path, len).map_err(write)?,
             image,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Vec::with_capacity(BUFFER + LARGE_PAGE),
+            start: 0,
             sum: Xxh3::new(),
             sums: Vec::with_capacity(tensors.len()),
         };
@@ -284,8 +287,10 @@ impl Packer {
         let out = match &mut self.to {
             Target::Memory(pages) => &mut pages[at..at + n * given],
             Target::File(w) => {
-                w.buffer.resize(n * given, 0);
-                &mut w.buffer[..]
+                // Zeros up to it: the header's place, and gaps between tensors.
+                let at = at - w.start;
+                w.buffer.resize(at + n * given, 0);
+                &mut w.buffer[at..]
             }
             Target::Written(_) => return Ok(n_bytes),
         };
@@ -303,7 +308,7 @@ impl Packer {
         self.file.forget(from.part, source.start, source.len());
         let ended = first + n == n_all;
         if let Target::File(w) = &mut self.to {
-            w.put(at as u64, ended)?;
+            w.put(n * given, ended)?;
         }
         self.next = if ended { (i + 1, 0) } else { (i, first + n) };
         self.done += source.len() as u64;
@@ -335,10 +340,14 @@ impl Writing {
         PackError::Write { path: self.path.display().to_string(), source }
     }
 
-    /// Writes the buffer at byte `at`; `ended`: the tensor is whole.
-    fn put(&mut self, at: u64, ended: bool) -> Result<(), PackError> {
-        self.sum.update(&self.buffer);
-        self.file.write(at, &self.buffer).map_err(|source| self.failed(source))?;
+    /// Takes the last `n` bytes of the buffer as the tensor's next, and `ended` as its end. Writes what fills large pages:
+    /// what is written like that lies so in memory, and is mapped so.
+    fn put(&mut self, n: usize, ended: bool) -> Result<(), PackError> {
+        self.sum.update(&self.buffer[self.buffer.len() - n..]);
+        let whole = self.buffer.len() / LARGE_PAGE * LARGE_PAGE;
+        self.file.write(self.start as u64, &self.buffer[..whole]).map_err(|source| self.failed(source))?;
+        self.buffer.drain(..whole);
+        self.start += whole;
         if ended {
             self.sums.push(self.sum.digest());
             self.sum.reset();
@@ -349,6 +358,7 @@ impl Writing {
     fn publish(mut self) -> Result<PathBuf, PackError> {
         let path = self.path;
         let failed = |source| PackError::Write { path: path.display().to_string(), source };
+        self.file.write(self.start as u64, &self.buffer).map_err(failed)?;
         self.file.write(0, self.image.header(&self.sums)).map_err(failed)?;
         self.file.publish().map_err(failed)?;
         Ok(path)

@@ -90,6 +90,8 @@ impl Map {
             len: meta.len(),
             source,
         })?;
+        // Best effort: file systems that have large pages (ext4 since Linux 6.16, XFS, Btrfs) then read whole ones.
+        let _given = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map })
     }
 

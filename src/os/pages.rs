@@ -3,6 +3,9 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 
+/// Bytes of a large page, with small ones of 4 KiB. Where the system has others this is as good as any number.
+pub const LARGE_PAGE: usize = 2 << 20;
+
 /// Anonymous memory of the process.
 #[derive(Debug)]
 pub struct Pages {
