@@ -1,7 +1,7 @@
 //! What this machine can do at best: the ceilings of prefill and of decoding.
 
 use crate::base::limits::N_THREADS_MAX;
-use crate::kernel::{Epilogue, Input, Kernels, Packed, Pool, Product, Q8Acts, Rows, Weights};
+use crate::kernel::{Epilogue, Input, Kernels, Output, Packed, Pool, Product, Q8Acts, Rows, Weights};
 use crate::os::pages::Pages;
 use crate::os::{clock, thread};
 use crate::quant::Quant;
@@ -115,7 +115,8 @@ pub fn kernel_speeds(
                 best(KERNEL_MICROS, &mut || {
                     let times = 64 / n_tokens;
                     for _ in 0..times {
-                        let product = Product { weights, y: &mut y, epilogue: Epilogue::default() };
+                        let product =
+                            Product { weights, y: Output::Floats(&mut y), epilogue: Epilogue::default() };
                         pool.matmul(input, &mut [product]);
                     }
                     (times * n_tokens * ROWS * COLS) as u64

@@ -357,7 +357,7 @@ impl Pool {
         if let [a] = sequences
             && a.n_tokens() == 1
             && a.segments(&(0..a.group())).len() > 1
-            && self.n_threads() > 1
+            && self.n_active() > 1
         {
             return self.attention_split(a, room, out);
         }

@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use super::pool::SMALL;
 use super::tensor::{Packed, Q8Acts, Rows, Scores};
 use super::*;
 use crate::base::rng::Rng;
@@ -568,7 +569,7 @@ fn threads_change_no_bit() {
             pool.quantize(&x, n_cols, &mut acts);
             let rows = Rows::new(Quant::Q4_0, n_rows, n_cols, &bytes[1..]).expect("whole rows");
             let epilogue = Epilogue { bias: Some(&bias), add: true, ..Epilogue::default() };
-            let product = Product { weights: Weights::Rows(rows), y: &mut y, epilogue };
+            let product = Product { weights: Weights::Rows(rows), y: Output::Floats(&mut y), epilogue };
             pool.matmul(Input { x: &x, n_cols, q8: Some(&acts) }, &mut [product]);
             assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "{n_threads} threads");
         }
@@ -594,13 +595,81 @@ fn gates_are_two_products() {
             let product = |weights, bias, gated| {
                 let mut y = vec![0.0; n_tokens * n_rows];
                 let epilogue = Epilogue { bias: Some(bias), gated, add: false };
-                pool.matmul(input, &mut [Product { weights, y: &mut y, epilogue }]);
+                pool.matmul(input, &mut [Product { weights, y: Output::Floats(&mut y), epilogue }]);
                 y
             };
             let (mut wanted, ups) = (product(gate, &biases[0][..], None), product(up, &biases[1][..], None));
             k.gate(act, &mut wanted, &ups);
             let found = product(gate, &biases[0][..], Some(Gated { up, bias: Some(&biases[1]), act }));
             close(&found, &wanted, 1e-6, k);
+        }
+    }
+}
+
+/// Codes that a product gives are those of its floats, on all threads or some of them.
+#[test]
+fn codes_of_a_product_are_those_of_its_floats() {
+    let mut rng = Rng::new(19);
+    let (n_rows, n_cols) = (96, 64);
+    let bytes = [(); 2].map(|()| weights(&mut rng, Quant::Q5_0, n_rows, n_cols));
+    let rows = |i: usize| Rows::new(Quant::Q5_0, n_rows, n_cols, &bytes[i][1..]).expect("whole rows");
+    let bias = floats(&mut rng, n_rows);
+    for k in tiers() {
+        let pool = Pool::new(k, 3).expect("threads");
+        for n_tokens in [1, 2, 17, 128] {
+            let x = floats(&mut rng, n_tokens * n_cols);
+            let [mut acts, mut wanted, mut found] =
+                [n_cols, n_rows, n_rows].map(|n| Q8Acts::new(n_tokens, n));
+            pool.quantize(&x, n_cols, &mut acts);
+            let mut packed = vec![0; n_rows / PANEL * Packed::panel_bytes(&rows(1)).expect("packed")];
+            pool.pack(&rows(1), 0, &mut packed);
+            let up = Packed::new(Quant::Q5_0, n_rows, n_cols, &packed).expect("whole panels");
+            for gated in [None, Some(Gated { up: Weights::Packed(up), bias: None, act: Act::Silu })] {
+                let epilogue = Epilogue { bias: Some(&bias), gated, add: false };
+                let mut multiply = |y: Output<'_>| {
+                    let input = Input { x: &[], n_cols, q8: Some(&acts) };
+                    pool.matmul(input, &mut [Product { weights: Weights::Rows(rows(0)), y, epilogue }]);
+                };
+                let mut y = vec![0.0; n_tokens * n_rows];
+                multiply(Output::Floats(&mut y));
+                pool.quantize(&y, n_rows, &mut wanted);
+                pool.set_active(n_tokens % 4);
+                multiply(Output::Codes(&mut found));
+                pool.set_active(usize::MAX);
+                assert_eq!(found.view().blocks, wanted.view().blocks, "{k:?}, {n_tokens} tokens");
+            }
+        }
+    }
+}
+
+/// What many threads store is what one does, token by token, around the end of the slots as well.
+#[test]
+fn heads_are_stored_by_all_threads() {
+    let mut rng = Rng::new(20);
+    let (n_head, n_head_kv, n_slots) = (4, 2, 64);
+    for head_dim in [20, 64] {
+        for kind in KvType::ALL {
+            for (n, slot) in [(1, 5), (37, 11), (64, 63)] {
+                let pool = Pool::new(select(None).expect("some tier"), 3).expect("threads");
+                let room = || Cache::new(kind, n_head_kv, head_dim, n_slots).expect("room");
+                let (mut found, mut wanted) = (room(), room());
+                let [n_q, n_kv] = [n_head, n_head_kv].map(|heads| heads * head_dim);
+                // Enough to be worth other threads.
+                let wide = n_q.max(SMALL / n + 1);
+                let (mut q, k, v) =
+                    (floats(&mut rng, n * wide), floats(&mut rng, n * n_kv), floats(&mut rng, n * n_kv));
+                for t in 0..n {
+                    let doubled: Vec<f32> = k[t * n_kv..][..n_kv].iter().map(|x| 2.0 * x).collect();
+                    wanted.store(pool.kernels(), (slot + t) % n_slots, &doubled, &v[t * n_kv..][..n_kv]);
+                }
+                let heads = Heads { q: &mut q, k: &mut k.clone(), v: &mut v.clone() };
+                pool.store_heads(heads, &mut found, slot, &|t, Heads { q, k, .. }| {
+                    q.fill(t as f32);
+                    k.iter_mut().for_each(|x| *x *= 2.0);
+                });
+                assert_eq!(found.stored, wanted.stored, "{kind:?}, {n} tokens from slot {slot}");
+                assert!(q.chunks_exact(wide).enumerate().all(|(t, row)| row.iter().all(|x| *x == t as f32)));
+            }
         }
     }
 }

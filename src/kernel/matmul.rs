@@ -4,43 +4,72 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pool::{Out, Pool};
-use super::tensor::{self, Input, Product, Q8Acts, Q8View, Weights};
-use super::{Kernels, PANEL};
+use super::tensor::{Input, Output, Product, Q8Acts, Q8Block, Q8View, Weights};
+use super::{Kernels, PANEL, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 
 /// Most products of one call (those of a delta net).
 const N_PRODUCT_MAX: usize = 4;
 /// Tokens up to which a product's sums are few: it is not worth clearing room for a whole chunk.
 const N_SMALL: usize = 16;
+/// Panels of a block of codes.
+const CODED: usize = Q8_BLOCK / PANEL;
+
 impl Pool {
     /// Computes all `products` of one input.
     ///
     /// # Panics
     /// If shapes do not agree or there are more than four products.
     pub fn matmul(&self, input: Input<'_>, products: &mut [Product<'_>]) {
-        let n = tensor::n_tokens(input.x, input.n_cols);
+        let n = input.n_tokens();
         assert!(products.len() <= N_PRODUCT_MAX, "{} products at once", products.len());
-        let mut out = [(Out::new(&mut []), 0); N_PRODUCT_MAX];
-        let mut n_panels = 0;
+        let mut out = [(Place::Floats(Out::new(&mut [])), 0); N_PRODUCT_MAX];
+        let mut n_units = 0;
         for (p, out) in products.iter_mut().zip(&mut out) {
             let (n_rows, n_cols) = (p.weights.n_rows(), p.weights.n_cols());
-            assert_eq!((n_cols, p.y.len()), (input.n_cols, n * n_rows), "shape of a product");
+            assert_eq!(n_cols, input.n_cols, "columns of a product");
             let gated = p.epilogue.gated;
             let up = gated.map_or((n_rows, n_cols), |g| (g.up.n_rows(), g.up.n_cols()));
             assert_eq!(up, (n_rows, n_cols), "shape of a gated product");
             let biases = [p.epilogue.bias, gated.and_then(|g| g.bias)];
             assert!(biases.iter().flatten().all(|b| b.len() == n_rows), "length of a bias");
-            n_panels += n_rows.div_ceil(PANEL);
-            *out = (Out::new(p.y), n_panels);
+            let place = match &mut p.y {
+                Output::Floats(y) => {
+                    assert_eq!(y.len(), n * n_rows, "shape of a product");
+                    Place::Floats(Out::new(y))
+                }
+                Output::Codes(q8) => {
+                    assert!(!p.epilogue.add, "nothing is added to codes");
+                    Place::Codes(Out::new(q8.reshape(n, n_rows)))
+                }
+            };
+            n_units += n_rows.div_ceil(PANEL * place.panels());
+            *out = (place, n_units);
         }
         let codes = input.q8.map(Q8Acts::view);
-        assert!(codes.is_none_or(|c| (c.n_tokens, c.n_cols) == (n, input.n_cols)), "codes of another input");
-        let job = Matmul { kernels: self.kernels(), input, codes, products, out };
-        let shares = Shares::new(n_panels, self.n_threads());
+        let job = Matmul { kernels: self.kernels(), input, codes, products, out, n };
+        let shares = Shares::new(n_units, self.n_active());
         if n <= N_SMALL {
             self.run(&|| job.work::<N_SMALL>(&shares));
         } else {
             self.run(&|| job.work::<PREFILL_CHUNK_MAX>(&shares));
+        }
+    }
+}
+
+/// Where the results of a product go, of whichever rows.
+#[derive(Clone, Copy)]
+enum Place {
+    Floats(Out<f32>),
+    Codes(Out<Q8Block>),
+}
+
+impl Place {
+    /// Panels that one thread computes one after the other: those of a block of codes.
+    fn panels(&self) -> usize {
+        match self {
+            Self::Floats(_) => 1,
+            Self::Codes(_) => CODED,
         }
     }
 }
@@ -51,52 +80,67 @@ struct Matmul<'a> {
     input: Input<'a>,
     codes: Option<Q8View<'a>>,
     products: &'a [Product<'a>],
-    /// Of each product its output and the panels that those up to it have.
-    out: [(Out<f32>, usize); N_PRODUCT_MAX],
+    /// Of each product its output, and the units (of [`Place::panels`]) that those up to it have.
+    out: [(Place, usize); N_PRODUCT_MAX],
+    /// Tokens.
+    n: usize,
 }
 
 impl Matmul<'_> {
     /// One thread's share, of at most `N` tokens.
     fn work<const N: usize>(&self, shares: &Shares) {
-        let n = self.input.x.len() / self.input.n_cols;
-        let (mut sums, mut ups) = ([[0.0; PANEL]; N], [[0.0; PANEL]; N]);
-        let (sums, ups) = (&mut sums[..n], &mut ups[..n]);
+        let n = self.n;
+        let (mut sums, mut ups, mut block) = ([[0.0; PANEL]; N], [[0.0; PANEL]; N], [[0.0; Q8_BLOCK]; N]);
+        let (sums, ups, block) = (&mut sums[..n], &mut ups[..n], &mut block[..n]);
         let mut own = 0..0;
         let mut claim = || {
             if own.is_empty() {
                 own = shares.claim();
             }
-            own.next()
+            own.next().map(|unit| self.find(unit))
         };
         let mut following = claim();
-        while let Some(panel) = following {
+        while let Some((p, place, unit)) = following {
             following = claim();
-            let (p, y, panel) = self.find(panel);
-            let after = following.map_or(&[][..], |next| {
-                let (p, _, panel) = self.find(next);
-                bytes(&p.weights, panel)
-            });
-            let n_rows = p.weights.n_rows();
-            let rows = panel * PANEL..((panel + 1) * PANEL).min(n_rows);
-            match p.epilogue.gated {
-                None => self.panel_sums::<N>(&p.weights, panel, after, sums),
-                Some(gated) => {
-                    self.panel_sums::<N>(&p.weights, panel, bytes(&gated.up, panel), sums);
-                    self.panel_sums::<N>(&gated.up, panel, after, ups);
-                    p.epilogue.gate(self.kernels, sums, ups, rows.clone());
+            let first = unit * place.panels();
+            for panel in first..first + place.panels() {
+                let after = match &following {
+                    _ if panel + 1 < first + place.panels() => bytes(&p.weights, panel + 1),
+                    Some((p, place, unit)) => bytes(&p.weights, unit * place.panels()),
+                    None => &[],
+                };
+                let n_rows = p.weights.n_rows();
+                let rows = panel * PANEL..((panel + 1) * PANEL).min(n_rows);
+                match p.epilogue.gated {
+                    None => self.panel_sums::<N>(&p.weights, panel, after, sums),
+                    Some(gated) => {
+                        self.panel_sums::<N>(&p.weights, panel, bytes(&gated.up, panel), sums);
+                        self.panel_sums::<N>(&gated.up, panel, after, ups);
+                        p.epilogue.gate(self.kernels, sums, ups, rows.clone());
+                    }
+                }
+                for (t, sums) in sums.iter().enumerate() {
+                    let y = match &place {
+                        // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one
+                        // panel, each panel is taken by one thread.
+                        Place::Floats(y) => unsafe { y.slice(t * n_rows + rows.start, rows.len()) },
+                        Place::Codes(_) => &mut block[t][(panel - first) * PANEL..][..PANEL],
+                    };
+                    p.epilogue.write(sums, rows.start, y);
                 }
             }
-            for (t, sums) in sums.iter().enumerate() {
-                // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one panel,
-                // each panel is taken by one thread.
-                let y = unsafe { y.slice(t * n_rows + rows.start, rows.len()) };
-                p.epilogue.write(sums, rows.start, y);
+            if let Place::Codes(q8) = place {
+                let n_blocks = p.weights.n_rows() / Q8_BLOCK;
+                for (t, block) in block.iter().enumerate() {
+                    // SAFETY: unit < n_blocks and t < n_tokens, so it lies inside `q8`; each unit is taken by one thread.
+                    self.kernels.quantize(block, unsafe { q8.slice(t * n_blocks + unit, 1) });
+                }
             }
         }
     }
 
-    /// The product that panel `i` of all belongs to, its output, and which of its panels that is.
-    fn find(&self, i: usize) -> (&Product<'_>, Out<f32>, usize) {
+    /// The product that unit `i` of all belongs to, its output, and which of its units that is.
+    fn find(&self, i: usize) -> (&Product<'_>, Place, usize) {
         let at = self.out.iter().position(|(_, end)| i < *end).unwrap_or(0);
         let first = if at == 0 { 0 } else { self.out[at - 1].1 };
         (&self.products[at], self.out[at].0, i - first)

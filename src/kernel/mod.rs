@@ -20,10 +20,12 @@ mod tensor;
 mod x86;
 
 pub use attention::Attention;
-pub use cache::{Cache, KvType};
+pub use cache::{Cache, Heads, KvType};
 use half::f16;
 pub use pool::Pool;
-pub use tensor::{Act, Epilogue, Gated, Input, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights};
+pub use tensor::{
+    Act, Epilogue, Gated, Input, Output, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights,
+};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
@@ -155,7 +157,7 @@ const LANES: usize = 16;
 /// Weights of a row that are unpacked at a time: whole blocks of every format.
 const UNPACK: usize = 256;
 /// Weights that share one scale of the activations' codes.
-const Q8_BLOCK: usize = 32;
+pub const Q8_BLOCK: usize = 32;
 
 type UnpackFn = unsafe fn(&[u8], &mut [f32]);
 type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);

@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::io;
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -19,7 +18,7 @@ use crate::os::thread;
 /// Turns of the waiting loop before a thread sleeps: about 20 microseconds.
 const SPINS: u32 = 1_000;
 /// Floats below which a loop over rows is not worth waking others.
-const SMALL: usize = 8_192;
+pub(super) const SMALL: usize = 8_192;
 
 /// A job that every thread runs once: a closure and the function that calls it, with the types taken off.
 #[derive(Clone, Copy)]
@@ -41,12 +40,10 @@ impl Job {
 }
 
 struct Shared {
-    /// Number of the job under way; workers sleep on it.
-    job_number: AtomicU32,
-    /// Workers that have not finished it; the caller sleeps on it.
+    /// What each worker is told, one after the other: the caller's share is no worker's.
+    bells: Vec<Bell>,
+    /// Workers that have not finished the job under way; the caller sleeps on it.
     left: AtomicU32,
-    /// Workers asleep.
-    asleep: AtomicU32,
     /// The caller sleeps.
     caller_asleep: AtomicU32,
     job: UnsafeCell<Option<Job>>,
@@ -54,8 +51,49 @@ struct Shared {
     stop: AtomicBool,
 }
 
+/// Tells one worker that there is a job. In a line of the cache of its own: others' bells do not disturb who waits.
+#[repr(align(64))]
+#[derive(Default)]
+struct Bell {
+    /// Jobs that it was told of; the worker sleeps on it.
+    rung: AtomicU32,
+    asleep: AtomicBool,
+}
+
+impl Bell {
+    fn ring(&self) {
+        // SeqCst here and in `wait`: either we see the sleeper, or it sees the new number and does not sleep.
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            thread::wake_all(&self.rung);
+        }
+    }
+
+    /// Returns how often it was rung once that is not `seen` any more.
+    fn wait(&self, seen: u32) -> u32 {
+        for _ in 0..SPINS {
+            let rung = self.rung.load(Ordering::Acquire);
+            if rung != seen {
+                return rung;
+            }
+            std::hint::spin_loop();
+        }
+        self.asleep.store(true, Ordering::SeqCst);
+        let rung = loop {
+            let rung = self.rung.load(Ordering::SeqCst);
+            if rung != seen {
+                break rung;
+            }
+            thread::wait(&self.rung, seen);
+        };
+        // Relaxed: who rings after this and still sees a sleeper wakes nobody.
+        self.asleep.store(false, Ordering::Relaxed);
+        rung
+    }
+}
+
 // SAFETY: the closure of a job is `Sync` (`Job::new`). `job` is written only by the caller of `run` while no worker is in a job (`left` is 0), and read only by
-// workers after they have seen the new `job_number`, which orders the write before the read.
+// workers after they have heard their bell, which orders the write before the read.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -68,8 +106,9 @@ pub struct Pool {
     kernels: &'static Kernels,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// One caller at a time: a pool can be sent to a thread, not shared between two.
-    one_caller: PhantomData<Cell<()>>,
+    /// Threads that take part in a job; the others sleep. A cell, so one caller at a time: a pool can be sent to a thread,
+    /// not shared between two.
+    active: Cell<usize>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -89,18 +128,17 @@ impl Pool {
     pub fn new(kernels: &'static Kernels, n_threads: usize) -> io::Result<Self> {
         assert!((1..=N_THREADS_MAX).contains(&n_threads), "a pool of {n_threads} threads");
         let shared = Arc::new(Shared {
-            job_number: AtomicU32::new(0),
+            bells: (1..n_threads).map(|_| Bell::default()).collect(),
             left: AtomicU32::new(0),
-            asleep: AtomicU32::new(0),
             caller_asleep: AtomicU32::new(0),
             job: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { kernels, shared, workers: Vec::new(), one_caller: PhantomData };
+        let mut pool = Self { kernels, shared, workers: Vec::new(), active: Cell::new(n_threads) };
         for i in 1..n_threads {
             let shared = pool.shared.clone();
-            pool.workers.push(thread::start(&format!("worker-{i}"), move || work(&shared))?);
+            pool.workers.push(thread::start(&format!("worker-{i}"), move || work(&shared, i - 1))?);
         }
         Ok(pool)
     }
@@ -117,6 +155,18 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Threads that take part in jobs from now on, at least 1 and at most all: where memory is what is waited for, fewer may
+    /// be as fast.
+    pub fn set_active(&self, n: usize) {
+        self.active.set(n.clamp(1, self.n_threads()));
+    }
+
+    /// Threads that take part in jobs.
+    #[must_use]
+    pub fn n_active(&self) -> usize {
+        self.active.get()
+    }
+
     /// Makes the codes of `x` `[n_tokens, n_cols]`.
     ///
     /// # Panics
@@ -129,6 +179,26 @@ impl Pool {
             // thread.
             let out = unsafe { out.slice(t * blocks, blocks) };
             self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], out);
+        });
+    }
+
+    /// As [`Self::for_each_row`], and makes the codes of each row once it is there.
+    ///
+    /// # Panics
+    /// As both do.
+    pub fn for_each_row_coded(
+        &self,
+        y: &mut [f32],
+        n_cols: usize,
+        q8: &mut Q8Acts,
+        f: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let (n, blocks) = (tensor::n_tokens(y, n_cols), n_cols / Q8_BLOCK);
+        let out = Out::new(q8.reshape(n, n_cols));
+        self.for_each_row(y, n_cols, &|t, row| {
+            f(t, row);
+            // SAFETY: as in `quantize`.
+            self.kernels.quantize(row, unsafe { out.slice(t * blocks, blocks) });
         });
     }
 
@@ -150,7 +220,7 @@ impl Pool {
     /// Reads all of `bytes` once, on all threads, and returns the exclusive or of its words.
     #[must_use]
     pub fn read(&self, bytes: &[u8]) -> u64 {
-        let part = bytes.len().div_ceil(self.n_threads()).next_multiple_of(128);
+        let part = bytes.len().div_ceil(self.n_active()).next_multiple_of(128);
         let all = AtomicU64::new(0);
         self.for_each(bytes.len().div_ceil(part), true, &|i| {
             // Relaxed: read after the job.
@@ -221,23 +291,20 @@ impl Pool {
         });
     }
 
-    /// Runs `job` once on every thread and returns when all are through.
+    /// Runs `job` once on every active thread and returns when all are through.
     pub(super) fn run<F: Fn() + Sync>(&self, job: &F) {
-        if self.workers.is_empty() {
+        let shared = &*self.shared;
+        let bells = &shared.bells[..self.n_active() - 1];
+        if bells.is_empty() {
             return job();
         }
-        let shared = &*self.shared;
         // SAFETY: no worker is in a job: `left` was 0 when the last `run` returned.
         unsafe { *shared.job.get() = Some(Job::new(job)) };
-        // Relaxed: published by the increment of `job_number`.
-        shared.left.store(self.workers.len() as u32, Ordering::Relaxed);
-        // SeqCst here and at `asleep`: either we see the sleeper, or it sees the new number and does not sleep.
-        shared.job_number.fetch_add(1, Ordering::SeqCst);
-        if shared.asleep.load(Ordering::SeqCst) > 0 {
-            thread::wake_all(&shared.job_number);
-        }
+        // Relaxed: published by the bells.
+        shared.left.store(bells.len() as u32, Ordering::Relaxed);
         // The closure lives until `Wait` has seen every worker leave it, also when it panics here.
         let wait = Wait(shared);
+        bells.iter().for_each(Bell::ring);
         job();
         drop(wait);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a worker of the pool panicked");
@@ -247,8 +314,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.job_number.fetch_add(1, Ordering::SeqCst);
-        thread::wake_all(&self.shared.job_number);
+        self.shared.bells.iter().for_each(Bell::ring);
         for worker in self.workers.drain(..) {
             drop(worker.join());
         }
@@ -278,15 +344,15 @@ impl Drop for Wait<'_> {
     }
 }
 
-/// A worker's life.
-fn work(shared: &Shared) {
+/// The life of worker `i`.
+fn work(shared: &Shared, i: usize) {
     let mut seen = 0;
     loop {
-        seen = await_job(shared, seen);
+        seen = shared.bells[i].wait(seen);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: the caller wrote the job before it raised `job_number` and does not touch it until `left` is 0.
+        // SAFETY: the caller wrote the job before it rang and does not touch it until `left` is 0.
         let job = unsafe { *shared.job.get() };
         // SAFETY: the closure lives while `left` is not 0.
         let call = |job: Job| unsafe { (job.call)(job.closure) };
@@ -295,33 +361,12 @@ fn work(shared: &Shared) {
         {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        // SeqCst: as in `run`, with the roles exchanged.
+        // SeqCst: as of the bells, with the roles exchanged.
         if shared.left.fetch_sub(1, Ordering::SeqCst) == 1 && shared.caller_asleep.load(Ordering::SeqCst) == 1
         {
             thread::wake_all(&shared.left);
         }
     }
-}
-
-/// Returns the number of the next job after `seen` once it is there.
-fn await_job(shared: &Shared, seen: u32) -> u32 {
-    for _ in 0..SPINS {
-        let number = shared.job_number.load(Ordering::Acquire);
-        if number != seen {
-            return number;
-        }
-        std::hint::spin_loop();
-    }
-    shared.asleep.fetch_add(1, Ordering::SeqCst);
-    let number = loop {
-        let number = shared.job_number.load(Ordering::SeqCst);
-        if number != seen {
-            break number;
-        }
-        thread::wait(&shared.job_number, seen);
-    };
-    shared.asleep.fetch_sub(1, Ordering::SeqCst);
-    number
 }
 
 /// Start of an array that threads write disjoint parts of.
@@ -334,6 +379,20 @@ unsafe impl<T: Send> Sync for Out<T> {}
 impl<T> Out<T> {
     pub(super) fn new(array: &mut [T]) -> Self {
         Self(array.as_mut_ptr())
+    }
+
+    /// Writes `x[i]` to element `start + i * stride`.
+    ///
+    /// # Safety
+    /// They lie inside the array, and nobody else uses them meanwhile.
+    pub(super) unsafe fn scatter(&self, start: usize, stride: usize, x: &[T])
+    where
+        T: Copy,
+    {
+        for (i, x) in x.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.add(start + i * stride).write(*x) };
+        }
     }
 
     /// `len` elements from `start` on.

@@ -268,21 +268,45 @@ impl Epilogue<'_> {
 pub struct Product<'a> {
     /// The matrix.
     pub weights: Weights<'a>,
-    /// The output, `[n_tokens, n_rows]`.
-    pub y: &'a mut [f32],
+    /// Where its results go.
+    pub y: Output<'a>,
     /// What is added.
     pub epilogue: Epilogue<'a>,
+}
+
+/// Where the results of a product go.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Floats, `[n_tokens, n_rows]`.
+    Floats(&'a mut [f32]),
+    /// Codes alone, for the product that comes next; whole blocks of 32 rows.
+    Codes(&'a mut Q8Acts),
 }
 
 /// Activations of one or more products.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// `[n_tokens, n_cols]`.
+    /// `[n_tokens, n_cols]`; nothing where all the matrices are multiplied with codes.
     pub x: &'a [f32],
     /// Width.
     pub n_cols: usize,
     /// Codes of `x` ([`super::Pool::quantize`]) for the matrices that are multiplied with them.
     pub q8: Option<&'a Q8Acts>,
+}
+
+impl Input<'_> {
+    /// Its tokens, checked against what kernels take.
+    pub(crate) fn n_tokens(&self) -> usize {
+        let n = match self.q8 {
+            Some(q8) if self.x.is_empty() => q8.n_tokens,
+            _ => n_tokens(self.x, self.n_cols),
+        };
+        assert!(
+            self.q8.is_none_or(|q8| (q8.n_tokens, q8.n_cols) == (n, self.n_cols)),
+            "codes of another input"
+        );
+        n
+    }
 }
 
 /// Activations as 8-bit codes, in blocks of 32.

@@ -24,7 +24,7 @@ pub(super) fn per_layer_embeddings(
     let (n, h) = (step.n, step.model.hyper());
     let (e, all, eps) = (h.n_embd, p.model_proj.n_rows(), h.norm_eps);
     let out = &mut s.per_layer[..n * all];
-    step.multiply(&s.x[..n * e], e, &mut s.q8, &mut [step.product(&p.model_proj, out)]);
+    step.multiply(step.coded(&s.x[..n * e], e, &mut s.q8), &mut [step.product(&p.model_proj, out)]);
     let (own, kernels) = (step.model.weights(&p.token_embd), step.pool.kernels());
     let (shrink, grow) = (1.0 / (e as f32).sqrt(), (p.width as f32).sqrt());
     for (row, token) in out.chunks_exact_mut(all).zip(tokens) {
@@ -45,7 +45,7 @@ pub(super) fn begin(step: &Step<'_>, s: &mut Scratch, ends: &AltUpEnds) {
     s.streams[..len].copy_from_slice(&s.x[..len]);
     for (i, proj) in ends.proj.iter().enumerate() {
         let stream = &mut s.streams[(i + 1) * len..(i + 2) * len];
-        step.multiply(&s.x[..len], e, &mut s.q8, &mut [step.product(proj, stream)]);
+        step.multiply(step.coded(&s.x[..len], e, &mut s.q8), &mut [step.product(proj, stream)]);
         as_large_as(stream, &s.x[..len], e);
     }
 }
@@ -56,7 +56,7 @@ pub(super) fn end(step: &Step<'_>, s: &mut Scratch, ends: &AltUpEnds) {
     s.x[..len].copy_from_slice(&s.streams[..len]);
     for (i, proj) in ends.unembd.iter().enumerate() {
         let stream = &s.streams[(i + 1) * len..(i + 2) * len];
-        step.multiply(stream, e, &mut s.q8, &mut [step.product(proj, &mut s.out[..len])]);
+        step.multiply(step.coded(stream, e, &mut s.q8), &mut [step.product(proj, &mut s.out[..len])]);
         as_large_as(&mut s.out[..len], &s.streams[..len], e);
         ops::add_scaled(&mut s.x[..len], 1.0, &s.out[..len]);
     }
@@ -109,8 +109,8 @@ pub(super) fn detour(step: &Step<'_>, s: &mut Scratch, a: &AltUp) {
     let (e, rank, kernels) = (h.n_embd, a.laurel_l.n_rows(), step.pool.kernels());
     let x = &s.norm[..n * e];
     let (low, out) = (&mut s.laurel.0[..n * rank], &mut s.laurel.1[..n * e]);
-    step.multiply(x, e, &mut s.q8, &mut [step.product(&a.laurel_l, low)]);
-    step.multiply(low, rank, &mut s.q8, &mut [step.product(&a.laurel_r, out)]);
+    step.multiply(step.normed(&s.norm, &s.norm_q8), &mut [step.product(&a.laurel_l, low)]);
+    step.multiply(step.coded(low, rank, &mut s.q8), &mut [step.product(&a.laurel_r, out)]);
     for (row, x) in out.chunks_exact_mut(e).zip(x.chunks_exact(e)) {
         norm_in_place(kernels, row, &a.laurel_post_norm.weight, h.norm_eps);
         ops::add_scaled(row, 1.0, x);
@@ -162,10 +162,10 @@ pub(super) fn gate_per_layer(step: &Step<'_>, s: &mut Scratch, index: usize, p: 
     let (n, e, width) = (step.n, step.model.hyper().n_embd, p.gate.n_rows());
     let all = step.model.hyper().n_layer * width;
     let gate = &mut s.per_layer_gate[..n * width];
-    step.multiply(&s.x[..n * e], e, &mut s.q8, &mut [step.product(&p.gate, gate)]);
+    step.multiply(step.coded(&s.x[..n * e], e, &mut s.q8), &mut [step.product(&p.gate, gate)]);
     for (row, own) in gate.chunks_exact_mut(width).zip(s.per_layer.chunks_exact(all)) {
         ops::geglu(row, &own[index * width..(index + 1) * width]);
     }
-    step.multiply(gate, width, &mut s.q8, &mut [step.product(&p.proj, &mut s.out[..n * e])]);
+    step.multiply(step.coded(gate, width, &mut s.q8), &mut [step.product(&p.proj, &mut s.out[..n * e])]);
     step.norm(&s.out[..n * e], &p.post_norm, &mut s.norm[..n * e]);
 }

@@ -5,27 +5,24 @@ use super::layer::Attention;
 use super::profile::Op;
 use super::scratch::Scratch;
 use crate::base::limits::{HEAD_DIM_MAX, N_FEED_MAX};
-use crate::kernel::{self, Kernels, Scores, ops};
+use crate::kernel::{self, Heads, Kernels, Scores, ops};
 
 use super::arch::QkNorm;
 
 /// `s.attn = attention(s.norm)`, the tokens' keys and values stored on the way.
 pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &Attention) {
-    let (n, h, model) = (step.n, step.model.hyper(), step.model);
+    let (n, model) = (step.n, step.model);
     let (n_q, n_kv) = (a.n_head * a.head_dim, a.n_head_kv * a.head_dim);
     let arch = model.arch();
-    let x = &s.norm[..n * h.n_embd];
+    let input = step.normed(&s.norm, &s.norm_q8);
     let (q, k, v) = (&mut s.q[..n * n_q], &mut s.k[..n * n_kv], &mut s.v[..n * n_kv]);
     // With gates the product brings twice as much, which is taken apart below.
     let q_rows = if arch.q_gate { &mut s.proj[..2 * n * n_q] } else { &mut *q };
     match &a.kv {
-        Some((wk, wv)) => step.multiply(
-            x,
-            h.n_embd,
-            &mut s.q8,
-            &mut [step.product(&a.q, q_rows), step.product(wk, k), step.product(wv, v)],
-        ),
-        None => step.multiply(x, h.n_embd, &mut s.q8, &mut [step.product(&a.q, q_rows)]),
+        Some((wk, wv)) => {
+            step.multiply(input, &mut [step.product(&a.q, q_rows), step.product(wk, k), step.product(wv, v)])
+        }
+        None => step.multiply(input, &mut [step.product(&a.q, q_rows)]),
     }
     step.mark(Op::Qkv);
     if arch.q_gate {
@@ -36,39 +33,39 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
             z.copy_from_slice(&head[d..]);
         }
     }
-    let norms = |step: &Step<'_>, q: &mut [f32], k: &mut [f32]| {
-        norm_heads(step, q, a.q_norm.as_deref());
-        if a.kv.is_some() {
-            norm_heads(step, k, a.k_norm.as_deref());
+    let (kernels, eps) = (step.pool.kernels(), model.hyper().norm_eps);
+    let turns = a.angles.map(|table| step.turns(&s.cos, &s.sin, table));
+    let turned = |t: usize, row: &mut [f32], norm: Option<&[f32]>| {
+        let last = arch.qk_norm == QkNorm::HeadAfterRope;
+        if !last {
+            norm_heads(kernels, row, norm, eps);
+        }
+        if let Some(turns) = turns {
+            turns.turn(t, row, a.head_dim);
+        }
+        if last {
+            norm_heads(kernels, row, norm, eps);
         }
     };
-    if arch.qk_norm != QkNorm::HeadAfterRope {
-        norms(step, q, k);
-    }
-    if let Some(table) = a.angles {
-        step.turn(&s.cos, &s.sin, table, q, a.head_dim);
-        if a.kv.is_some() {
-            step.turn(&s.cos, &s.sin, table, k, a.head_dim);
-        }
-    }
-    if arch.qk_norm == QkNorm::HeadAfterRope {
-        norms(step, q, k);
-    }
-    if let Some((beta, n_ctx_orig)) = model.scales().temperature {
-        for span in step.spans {
-            for (t, row) in q[span.of(n_q)].chunks_exact_mut(n_q).enumerate() {
+    for (feed, span) in feeds.iter_mut().zip(step.spans) {
+        let queries = |t: usize, row: &mut [f32]| {
+            turned(span.first + t, row, a.q_norm.as_deref());
+            if let Some((beta, n_ctx_orig)) = model.scales().temperature {
                 let by = 1.0 + beta * ((1 + (span.pos + t) / n_ctx_orig) as f32).ln();
                 row.iter_mut().for_each(|x| *x *= by);
             }
-        }
-    }
-    if a.kv.is_some() {
-        norm_heads(step, v, a.v_norm.as_deref());
-        for (feed, span) in feeds.iter_mut().zip(step.spans) {
-            let rows = k[span.of(n_kv)].chunks_exact(n_kv).zip(v[span.of(n_kv)].chunks_exact(n_kv));
-            for (t, (k, v)) in rows.enumerate() {
-                feed.kv.store(step.pool.kernels(), a.cache, span.pos + t, k, v);
+        };
+        let (q, k, v) = (&mut q[span.of(n_q)], &mut k[span.of(n_kv)], &mut v[span.of(n_kv)]);
+        match a.kv {
+            Some(_) => {
+                let (cache, slot) = feed.kv.slots(a.cache, span.pos, span.n);
+                step.pool.store_heads(Heads { q, k, v }, cache, slot, &|t, Heads { q, k, v }| {
+                    queries(t, q);
+                    turned(span.first + t, k, a.k_norm.as_deref());
+                    norm_heads(kernels, v, a.v_norm.as_deref(), eps);
+                });
             }
+            None => step.pool.for_each_row(q, n_q, &queries),
         }
     }
     step.mark(Op::Heads);
@@ -91,15 +88,12 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
     }
 }
 
-/// Norms stretches of `rows` as long as `weight`, in place: heads, or all heads of a token.
-fn norm_heads(step: &Step<'_>, rows: &mut [f32], weight: Option<&[f32]>) {
+/// Norms stretches of `row` as long as `weight`, in place: heads, or all heads of a token.
+fn norm_heads(kernels: &Kernels, row: &mut [f32], weight: Option<&[f32]>, eps: f32) {
     let Some(weight) = weight else { return };
-    let (kernels, eps) = (step.pool.kernels(), step.model.hyper().norm_eps);
-    step.pool.for_each_row(rows, rows.len() / step.n, &|_, row| {
-        for part in row.chunks_exact_mut(weight.len()) {
-            norm_in_place(kernels, part, weight, eps);
-        }
-    });
+    for part in row.chunks_exact_mut(weight.len()) {
+        norm_in_place(kernels, part, weight, eps);
+    }
 }
 
 /// `x = x * weight / sqrt(mean(x²) + eps)`.

@@ -9,7 +9,7 @@ use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
 use crate::base::Token;
 use crate::base::limits::N_FEED_MAX;
-use crate::kernel::{Epilogue, Gated, Input, Pool, Product, Q8Acts, Weights, ops};
+use crate::kernel::{Epilogue, Gated, Input, Kernels, Output, Pool, Product, Q8_BLOCK, Q8Acts, Weights, ops};
 
 /// Which logits a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,10 +187,10 @@ impl Decoder {
         let logits = &mut s.logits[..rows * h.n_vocab];
         let product = Product {
             weights: model.output(),
-            y: &mut *logits,
+            y: Output::Floats(&mut *logits),
             epilogue: Epilogue { bias: model.output_bias(), ..Epilogue::default() },
         };
-        step.multiply(&s.norm[..rows * h.n_embd], h.n_embd, &mut s.q8, &mut [product]);
+        step.multiply(step.coded(&s.norm[..rows * h.n_embd], h.n_embd, &mut s.q8), &mut [product]);
         let scales = model.scales();
         if scales.logits != 1.0 {
             logits.iter_mut().for_each(|x| *x *= scales.logits);
@@ -277,7 +277,7 @@ impl Step<'_> {
         let last = self.last_product(output, norm, &mut s.x[..len], &mut s.out[..len]);
         let added = last.epilogue.add;
         self.mark(Op::Attention);
-        self.multiply(&s.attn[..self.n * n_cols], n_cols, &mut s.q8, &mut [last]);
+        self.multiply(self.coded(&s.attn[..self.n * n_cols], n_cols, &mut s.q8), &mut [last]);
         self.mark(Op::Output);
         if !added {
             self.join(s, norm);
@@ -310,13 +310,29 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Input of a sublayer: the stream, normed where the layer does so.
+    /// Makes the input of a sublayer: the stream, normed where the layer does so, and its codes.
     fn input(&self, s: &mut Scratch, norm: Option<&Norm>) {
-        let len = self.n * self.model.hyper().n_embd;
-        match norm {
-            Some(norm) => self.norm(&s.x[..len], norm, &mut s.norm[..len]),
-            None => s.norm[..len].copy_from_slice(&s.x[..len]),
+        let (kernels, n_cols, eps) =
+            (self.pool.kernels(), self.model.hyper().n_embd, self.model.hyper().norm_eps);
+        let (x, y) = (&s.x[..self.n * n_cols], &mut s.norm[..self.n * n_cols]);
+        let row = |t: usize, y: &mut [f32]| {
+            let x = &x[t * n_cols..(t + 1) * n_cols];
+            match norm {
+                Some(norm) => norm_row(kernels, x, norm, eps, y),
+                None => y.copy_from_slice(x),
+            }
+        };
+        match self.takes_codes(n_cols) {
+            true => self.pool.for_each_row_coded(y, n_cols, &mut s.norm_q8, &row),
+            false => self.pool.for_each_row(y, n_cols, &row),
         }
+    }
+
+    /// What [`Self::input`] made, as the input of products.
+    pub(super) fn normed<'a>(&self, norm: &'a [f32], codes: &'a Q8Acts) -> Input<'a> {
+        let n_cols = self.model.hyper().n_embd;
+        let q8 = self.takes_codes(n_cols).then_some(codes);
+        Input { x: &norm[..self.n * n_cols], n_cols, q8 }
     }
 
     /// The product that ends a sublayer: onto the stream `x` where nothing comes between, else into `out`, which is then
@@ -350,30 +366,27 @@ impl Step<'_> {
     /// `y = norm(x)`, row by row.
     pub(super) fn norm(&self, x: &[f32], norm: &Norm, y: &mut [f32]) {
         let (kernels, n, eps) = (self.pool.kernels(), norm.weight.len(), self.model.hyper().norm_eps);
-        self.pool.for_each_row(y, n, &|t, row| {
-            let x = &x[t * n..(t + 1) * n];
-            match &norm.bias {
-                None => kernels.rms_norm(x, &norm.weight, eps, row),
-                Some(bias) => ops::layer_norm(x, &norm.weight, bias, eps, row),
-            }
-        });
+        self.pool.for_each_row(y, n, &|t, y| norm_row(kernels, &x[t * n..(t + 1) * n], norm, eps, y));
     }
 
     /// The product of `linear` into `y`, with its bias.
     pub(super) fn product<'a>(&'a self, linear: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
         Product {
             weights: self.model.weights(&linear.weight),
-            y,
+            y: Output::Floats(y),
             epilogue: Epilogue { bias: linear.bias.as_deref(), ..Epilogue::default() },
         }
     }
 
     /// The product of `gate` into `y`, which lets through that of `up`.
-    pub(super) fn gated<'a>(&'a self, gate: &'a Linear, up: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
-        let mut product = self.product(gate, y);
-        let (up, bias) = (self.model.weights(&up.weight), up.bias.as_deref());
-        product.epilogue.gated = Some(Gated { up, bias, act: self.model.arch().act });
-        product
+    pub(super) fn gated<'a>(&'a self, gate: &'a Linear, up: &'a Linear, y: Output<'a>) -> Product<'a> {
+        let (of, bias) = (self.model.weights(&up.weight), up.bias.as_deref());
+        let gated = Some(Gated { up: of, bias, act: self.model.arch().act });
+        Product {
+            y,
+            epilogue: Epilogue { bias: gate.bias.as_deref(), gated, add: false },
+            ..self.product(gate, &mut [])
+        }
     }
 
     /// What came since the last mark was `op`.
@@ -383,43 +396,77 @@ impl Step<'_> {
         }
     }
 
-    /// All `products` of one input `x` `[n_tokens, n_cols]`, whose codes are made once.
-    pub(super) fn multiply(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts, products: &mut [Product<'_>]) {
-        let takes_codes = |p: &Product<'_>| weights(p).any(|w| self.pool.kernels().takes_codes(w.quant()));
-        let q8 = match self.precision.acts {
-            Acts::Q8 if products.iter().any(takes_codes) => {
-                self.pool.quantize(x, n_cols, q8);
-                self.mark(Op::Codes);
-                Some(&*q8)
-            }
-            _ => None,
-        };
+    /// Whether codes are made of inputs of so many columns: products with blocks want them.
+    pub(super) fn takes_codes(&self, n_cols: usize) -> bool {
+        self.precision.acts == Acts::Q8 && n_cols.is_multiple_of(Q8_BLOCK)
+    }
+
+    /// Whether a product with `weights` reads codes alone.
+    pub(super) fn reads_codes(&self, weights: &Linear) -> bool {
+        self.takes_codes(weights.weight.n_cols) && self.pool.kernels().takes_codes(weights.weight.quant)
+    }
+
+    /// `x` `[n_tokens, n_cols]` as the input of products, with its codes.
+    pub(super) fn coded<'a>(&self, x: &'a [f32], n_cols: usize, q8: &'a mut Q8Acts) -> Input<'a> {
+        if !self.takes_codes(n_cols) {
+            return Input { x, n_cols, q8: None };
+        }
+        self.pool.quantize(x, n_cols, q8);
+        self.mark(Op::Codes);
+        Input { x, n_cols, q8: Some(q8) }
+    }
+
+    /// All `products` of one input.
+    pub(super) fn multiply(&self, input: Input<'_>, products: &mut [Product<'_>]) {
         if let Some(profile) = self.profile {
-            let n_tokens = (x.len() / n_cols) as u64;
+            let n_tokens = input.n_tokens() as u64;
             for w in products.iter().flat_map(weights) {
-                let n = w.n_rows() as u64 * n_cols as u64;
+                let n = w.n_rows() as u64 * input.n_cols as u64;
                 let bytes = n / w.quant().block_len() as u64 * w.quant().block_bytes() as u64;
                 profile.add(bytes, n * n_tokens);
             }
         }
-        self.pool.matmul(Input { x, n_cols, q8 }, products);
+        self.pool.matmul(input, products);
     }
 
-    /// Turns all heads of `rows` `[n_tokens, n_head * head_dim]` by the step's angles `table`.
-    pub(super) fn turn(&self, cos: &[f32], sin: &[f32], table: usize, rows: &mut [f32], head_dim: usize) {
-        let (model, kernels) = (self.model, self.pool.kernels());
-        let pairs = model.angles()[table].n_pairs();
-        let start = table * (cos.len() / model.angles().len());
-        self.pool.for_each_row(rows, rows.len() / self.n, &|t, row| {
-            let at = start + t * pairs..start + (t + 1) * pairs;
-            let (cos, sin) = (&cos[at.clone()], &sin[at]);
-            for head in row.chunks_exact_mut(head_dim) {
-                match model.rope() {
-                    Rope::Pairs => kernels.rope_pairs(head, cos, sin),
-                    Rope::Halves | Rope::Learned => kernels.rope_halves(head, cos, sin),
-                }
+    /// The step's angles `table`.
+    pub(super) fn turns<'a>(&self, cos: &'a [f32], sin: &'a [f32], table: usize) -> Turns<'a> {
+        let n_pairs = self.model.angles()[table].n_pairs();
+        let of = table * (cos.len() / self.model.angles().len());
+        let (kernels, rope) = (self.pool.kernels(), self.model.rope());
+        Turns { kernels, rope, n_pairs, cos: &cos[of..], sin: &sin[of..] }
+    }
+}
+
+/// Angles of a step's tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Turns<'a> {
+    kernels: &'static Kernels,
+    rope: Rope,
+    n_pairs: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Turns<'_> {
+    /// Turns the heads of a row of token `t`.
+    pub(super) fn turn(&self, t: usize, row: &mut [f32], head_dim: usize) {
+        let at = t * self.n_pairs..(t + 1) * self.n_pairs;
+        let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
+        for head in row.chunks_exact_mut(head_dim) {
+            match self.rope {
+                Rope::Pairs => self.kernels.rope_pairs(head, cos, sin),
+                Rope::Halves | Rope::Learned => self.kernels.rope_halves(head, cos, sin),
             }
-        });
+        }
+    }
+}
+
+/// `y = norm(x)`, of a row.
+fn norm_row(kernels: &Kernels, x: &[f32], norm: &Norm, eps: f32, y: &mut [f32]) {
+    match &norm.bias {
+        None => kernels.rms_norm(x, &norm.weight, eps, y),
+        Some(bias) => ops::layer_norm(x, &norm.weight, bias, eps, y),
     }
 }
 

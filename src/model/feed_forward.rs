@@ -7,7 +7,7 @@ use super::load::Scales;
 use super::profile::Op;
 use super::scratch::Scratch;
 use crate::base::limits::N_EXPERT_MAX;
-use crate::kernel::{Product, Q8Acts, ops};
+use crate::kernel::{Input, Output, Product, Q8Acts, ops};
 
 /// `ffn(s.norm)`: says whether it was added to the stream, where `norm` does not follow; else it is in `s.out`.
 pub(super) fn run(
@@ -20,37 +20,47 @@ pub(super) fn run(
     let len = step.n * step.model.hyper().n_embd;
     match ffn {
         FeedForward::Dense(d) => {
-            let bufs = (&mut s.gate[..], &mut s.up[..], &mut s.q8);
+            let bufs = Buffers { gate: &mut s.gate, up: &mut s.up, q8: &mut s.gate_q8 };
             let down = step.last_product(&d.down, norm, &mut s.x[..len], &mut s.out[..len]);
             let added = down.epilogue.add;
-            dense(step, d, &s.norm[..len], down, bufs, go_on).map(|()| added)
+            dense(step, d, step.normed(&s.norm, &s.norm_q8), down, bufs, go_on).map(|()| added)
         }
         FeedForward::Experts(x) => experts(step, s, x, go_on).map(|()| false),
     }
 }
 
-/// `down · (act(gate · x) * (up · x))` for the rows of `x` `[n, n_embd]`, where `down` says; the buffers hold `[n, n_ff]`
-/// and the codes.
+/// What gates let through.
+struct Buffers<'a> {
+    /// `[n, n_ff]`.
+    gate: &'a mut [f32],
+    /// `[n, n_ff]`, where it is not made together with the gate.
+    up: &'a mut [f32],
+    q8: &'a mut Q8Acts,
+}
+
+/// `down · (act(gate · x) * (up · x))` for the rows of an input, where `down` says.
 fn dense(
     step: &Step<'_>,
     d: &Dense,
-    x: &[f32],
+    input: Input<'_>,
     down: Product<'_>,
-    (gate, up, q8): (&mut [f32], &mut [f32], &mut Q8Acts),
+    Buffers { gate, up, q8 }: Buffers<'_>,
     go_on: &mut dyn FnMut(Part) -> bool,
 ) -> Result<(), Stopped> {
-    let (n_embd, n_ff) = (step.model.hyper().n_embd, d.up.n_rows());
-    let n = x.len() / n_embd;
+    let (n, n_ff) = (input.n_tokens(), d.up.n_rows());
     let (gate, act) = (&mut gate[..n * n_ff], step.model.arch().act);
+    let mut coded = false;
     match (&d.gate, d.sparse) {
         (Some(w), None) => {
-            step.multiply(x, n_embd, q8, &mut [step.gated(w, &d.up, gate)]);
+            coded = step.reads_codes(&d.down);
+            let y = if coded { Output::Codes(&mut *q8) } else { Output::Floats(&mut *gate) };
+            step.multiply(input, &mut [step.gated(w, &d.up, y)]);
             step.mark(Op::GateUp);
         }
         // What a gate lets through depends on all of them.
         (Some(w), Some(by)) => {
             let up = &mut up[..n * n_ff];
-            step.multiply(x, n_embd, q8, &mut [step.product(w, gate), step.product(&d.up, up)]);
+            step.multiply(input, &mut [step.product(w, gate), step.product(&d.up, up)]);
             step.mark(Op::GateUp);
             let (kernels, up) = (step.pool.kernels(), &*up);
             step.pool.for_each_row(gate, n_ff, &|t, row| {
@@ -59,7 +69,7 @@ fn dense(
             });
         }
         (None, _) => {
-            step.multiply(x, n_embd, q8, &mut [step.product(&d.up, gate)]);
+            step.multiply(input, &mut [step.product(&d.up, gate)]);
             step.mark(Op::GateUp);
             step.pool.for_each_row(gate, n_ff, &|_, row| match act {
                 Act::Gelu => ops::gelu(row),
@@ -71,7 +81,11 @@ fn dense(
     if !go_on(Part::Down) {
         return Err(Stopped);
     }
-    step.multiply(gate, n_ff, q8, &mut [down]);
+    let input = match coded {
+        true => Input { x: &[], n_cols: n_ff, q8: Some(&*q8) },
+        false => step.coded(gate, n_ff, q8),
+    };
+    step.multiply(input, &mut [down]);
     step.mark(Op::Down);
     Ok(())
 }
@@ -85,8 +99,8 @@ fn experts(
     go_on: &mut dyn FnMut(Part) -> bool,
 ) -> Result<(), Stopped> {
     let (n, e, n_expert) = (step.n, step.model.hyper().n_embd, x.experts.len());
-    let (input, shares) = (&s.norm[..n * e], &mut s.shares[..n * n_expert]);
-    step.multiply(input, e, &mut s.q8, &mut [step.product(&x.router, shares)]);
+    let (input, shares) = (step.normed(&s.norm, &s.norm_q8), &mut s.shares[..n * n_expert]);
+    step.multiply(input, &mut [step.product(&x.router, shares)]);
     let (router, scales) = (step.model.arch().router, step.model.scales());
     step.pool.for_each_row(shares, n_expert, &|_, row| choose(row, x, router, scales));
 
@@ -95,10 +109,11 @@ fn experts(
         None => out.fill(0.0),
         Some(shared) => {
             let down = step.product(&shared.down, &mut *out);
-            dense(step, shared, input, down, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+            let bufs = Buffers { gate: &mut s.gate, up: &mut s.up, q8: &mut s.gate_q8 };
+            dense(step, shared, input, down, bufs, go_on)?;
             if let Some(gate) = &x.shared_gate {
                 let how_much = &mut s.expert_in[..n];
-                step.multiply(input, e, &mut s.q8, &mut [step.product(gate, how_much)]);
+                step.multiply(input, &mut [step.product(gate, how_much)]);
                 for (row, g) in out.chunks_exact_mut(e).zip(&*how_much) {
                     let g = ops::sigmoid(*g);
                     row.iter_mut().for_each(|x| *x *= g);
@@ -116,10 +131,11 @@ fn experts(
         }
         let (xs, ys) = (&mut s.expert_in[..tokens.len() * e], &mut s.expert_out[..tokens.len() * e]);
         for (row, t) in xs.chunks_exact_mut(e).zip(tokens) {
-            row.copy_from_slice(&input[t * e..(t + 1) * e]);
+            row.copy_from_slice(&input.x[t * e..(t + 1) * e]);
         }
         let down = step.product(&expert.down, &mut *ys);
-        dense(step, expert, xs, down, (&mut s.gate, &mut s.up, &mut s.q8), go_on)?;
+        let bufs = Buffers { gate: &mut s.gate, up: &mut s.up, q8: &mut s.gate_q8 };
+        dense(step, expert, step.coded(xs, e, &mut s.q8), down, bufs, go_on)?;
         for (row, t) in ys.chunks_exact(e).zip(tokens) {
             ops::add_scaled(&mut out[t * e..(t + 1) * e], weight(*t), row);
         }

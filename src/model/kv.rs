@@ -4,7 +4,7 @@ use zerocopy::FromZeros;
 
 use super::ModelError;
 use crate::base::limits::ATTN_BLOCK;
-use crate::kernel::{self, Kernels};
+use crate::kernel;
 
 pub use crate::kernel::KvType;
 
@@ -164,11 +164,12 @@ impl Kv {
         self.len = len;
     }
 
-    /// Stores the keys and values of one token, `[n_head_kv, head_dim]` each, at `pos` of cache `index`.
-    pub(super) fn store(&mut self, kernels: &Kernels, index: usize, pos: usize, k: &[f32], v: &[f32]) {
-        assert!(pos < self.n_ctx, "position {pos} in a cache of {}", self.n_ctx);
+    /// Cache `index`, and its slot of `pos`, from which on `n` tokens are to be stored.
+    pub(super) fn slots(&mut self, index: usize, pos: usize, n: usize) -> (&mut kernel::Cache, usize) {
+        assert!(pos + n <= self.n_ctx, "positions {pos} to {} in a cache of {}", pos + n, self.n_ctx);
         let cache = &mut self.caches[index].rows;
-        cache.store(kernels, pos % cache.n_slots(), k, v);
+        let slot = pos % cache.n_slots();
+        (cache, slot)
     }
 
     /// Keys and values of cache `index`.

@@ -11,7 +11,7 @@ use crate::kernel::ops;
 pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], c: &ShortConv) {
     let (n, e) = (step.n, step.model.hyper().n_embd);
     let proj = &mut s.proj[..n * 3 * e];
-    step.multiply(&s.norm[..n * e], e, &mut s.q8, &mut [step.product(&c.input, proj)]);
+    step.multiply(step.normed(&s.norm, &s.norm_q8), &mut [step.product(&c.input, proj)]);
     step.mark(Op::Qkv);
     let attn = &mut s.attn[..n * e];
     for (feed, span) in feeds.iter_mut().zip(step.spans) {
@@ -31,11 +31,11 @@ pub(super) fn short_conv(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>
 
 /// `s.attn = norm(scan(conv(x), B, C, dt) * silu(z))` with `(z, x, B, C, dt) = W_in · s.norm`.
 pub(super) fn mamba2(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], m: &Mamba2) {
-    let (n, e, eps) = (step.n, step.model.hyper().n_embd, step.model.hyper().norm_eps);
+    let (n, eps) = (step.n, step.model.hyper().norm_eps);
     let (width, n_bc) = (m.input.n_rows(), m.n_group * m.n_state);
     let n_conv = m.n_inner + 2 * n_bc;
     let proj = &mut s.proj[..n * width];
-    step.multiply(&s.norm[..n * e], e, &mut s.q8, &mut [step.product(&m.input, proj)]);
+    step.multiply(step.normed(&s.norm, &s.norm_q8), &mut [step.product(&m.input, proj)]);
     step.mark(Op::Qkv);
     let (head_dim, per_group) = (m.n_inner / m.n_head, m.n_inner / m.n_group);
     for (feed, span) in feeds.iter_mut().zip(step.spans) {
@@ -78,18 +78,15 @@ const L2_EPS: f32 = 1e-6;
 
 /// `s.attn = norm(delta(q, k, v, beta, decay)) * silu(z)` with `(q, k, v) = silu(conv(W_qkv · s.norm))`.
 pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], d: &DeltaNet) {
-    let (n, e, eps) = (step.n, step.model.hyper().n_embd, step.model.hyper().norm_eps);
+    let (n, eps) = (step.n, step.model.hyper().norm_eps);
     let (n_k, n_v, dim_k, dim) = (d.n_head_k, d.n_head_v, d.dim_k, d.dim_v);
     let (width, n_inner) = (d.qkv.n_rows(), n_v * dim);
     let (proj, z) = (&mut s.proj[..n * width], &mut s.z[..n * n_inner]);
     let (betas, alphas) = s.steps[..2 * n * n_v].split_at_mut(n * n_v);
-    let x = &s.norm[..n * e];
     match &d.beta_alpha {
         BetaAlpha::Split(beta, alpha) => {
             step.multiply(
-                x,
-                e,
-                &mut s.q8,
+                step.normed(&s.norm, &s.norm_q8),
                 &mut [
                     step.product(&d.qkv, proj),
                     step.product(&d.z, z),
@@ -103,7 +100,7 @@ pub(super) fn delta_net(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>]
             let mixed = &mut s.attn[..2 * n * n_v];
             let products =
                 &mut [step.product(&d.qkv, proj), step.product(&d.z, z), step.product(both, &mut *mixed)];
-            step.multiply(x, e, &mut s.q8, products);
+            step.multiply(step.normed(&s.norm, &s.norm_q8), products);
             let each = n_v / n_k;
             let split = betas.chunks_exact_mut(each).zip(alphas.chunks_exact_mut(each));
             for (mixed, (beta, alpha)) in mixed.chunks_exact(2 * each).zip(split) {

@@ -79,9 +79,9 @@ impl Widths {
         w
     }
 
-    /// Widest input of a product.
-    fn widest(&self) -> usize {
-        self.embd.max(self.ff).max(self.inner).max(self.per_layer.0).max(self.laurel)
+    /// Widest input of a product beside those of gates.
+    fn other(&self) -> usize {
+        self.embd.max(self.inner).max(self.per_layer.0).max(self.laurel)
     }
 
     /// Experts make each token's input, output and choice again.
@@ -136,8 +136,12 @@ pub(super) struct Scratch {
     pub predicted: Vec<f32>,
     /// Its detour, `[n_tokens, rank]` and `[n_tokens, n_embd]`.
     pub laurel: (Vec<f32>, Vec<f32>),
-    /// Codes of the input of the next product.
+    /// Codes of `norm`.
+    pub norm_q8: Q8Acts,
+    /// Codes of other inputs of products, each until the next one.
     pub q8: Q8Acts,
+    /// Codes of what a gate lets through.
+    pub gate_q8: Q8Acts,
     /// `[n_tables][n_tokens, n_rot / 2]`.
     pub cos: Vec<f32>,
     /// `[n_tables][n_tokens, n_rot / 2]`.
@@ -173,7 +177,9 @@ impl Scratch {
             streams: of(w.streams * w.embd),
             predicted: of(w.streams * w.embd),
             laurel: (of(w.laurel), of(if w.laurel > 0 { w.embd } else { 0 })),
-            q8: Q8Acts::new(n_tokens_max, w.widest()),
+            norm_q8: Q8Acts::new(n_tokens_max, w.embd),
+            q8: Q8Acts::new(n_tokens_max, w.other()),
+            gate_q8: Q8Acts::new(n_tokens_max, w.ff),
             cos: of(w.tables * w.pairs),
             sin: of(w.tables * w.pairs),
             logits: vec![0.0; n_logit_rows * w.vocab],
@@ -198,7 +204,8 @@ impl Scratch {
             + 2 * w.streams * w.embd
             + laurel
             + 2 * w.tables * w.pairs;
-        let codes = Q8Acts::token_bytes(w.widest()) + size_of::<usize>();
-        (n_tokens_max * (4 * floats + codes) + 4 * (w.attn_room + n_logit_rows * w.vocab)) as u64
+        let codes: usize = [w.embd, w.other(), w.ff].map(Q8Acts::token_bytes).iter().sum();
+        (n_tokens_max * (4 * floats + codes + size_of::<usize>())
+            + 4 * (w.attn_room + n_logit_rows * w.vocab)) as u64
     }
 }
