@@ -201,6 +201,7 @@ impl<'de> Deserialize<'de> for KvTypeName {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct EngineKeys {
     pub threads: Int<0, 64>,
+    pub threads_decode: Int<0, 64>,
     pub nice: Int<0, 19>,
     pub context: Int<2, 16_777_216>,
     pub kv_type: KvTypeName,
@@ -213,6 +214,7 @@ impl Default for EngineKeys {
     fn default() -> Self {
         Self {
             threads: Int(0),
+            threads_decode: Int(0),
             nice: Int(5),
             context: Int(4_096),
             kv_type: KvTypeName(KvType::F16),
@@ -327,6 +329,7 @@ impl Config {
             models: catalog::scan(&self.models.dirs),
             default_model: some(&self.models.default),
             threads: self.engine.threads.size(),
+            threads_decode: self.engine.threads_decode.size(),
             n_ctx: self.engine.context.size(),
             kv: self.engine.kv_type.0,
             pack: match self.engine.pack {

@@ -32,6 +32,8 @@ pub struct Options {
     pub default_model: Option<String>,
     /// Worker threads; 0: as many as there are physical cores that this process may use.
     pub threads: usize,
+    /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
+    pub threads_decode: usize,
     /// Positions of the KV cache; bounded by the model's own.
     pub n_ctx: usize,
     /// How keys and values are kept.
@@ -65,6 +67,7 @@ impl Default for Options {
             models: Vec::new(),
             default_model: None,
             threads: 0,
+            threads_decode: 0,
             n_ctx: 4096,
             kv: KvType::F16,
             pack: Pack::Off,

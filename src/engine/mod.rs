@@ -16,6 +16,7 @@ mod run;
 mod scheduler;
 mod solo;
 mod speed;
+mod tuning;
 
 pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,

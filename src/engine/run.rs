@@ -13,6 +13,7 @@ use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::load::Load;
 use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step, Ticket};
+use super::tuning::Tuning;
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
@@ -53,6 +54,7 @@ struct Ready {
     weights: Arc<Model>,
     decoder: Decoder,
     kv: Kv,
+    tuning: Tuning,
 }
 
 /// A model being read in.
@@ -443,7 +445,9 @@ impl Runner {
         let precision = Precision { kv: o.kv, ..Precision::default() };
         let decoder = Decoder::new(&weights, precision, o.prefill_chunk, 1);
         let kv = decoder.kv(&weights, o.n_ctx.min(weights.hyper().n_ctx_train))?;
-        Ok(Ready { model, weights, decoder, kv })
+        let pool = self.pool.as_ref().expect("started before");
+        let tuning = Tuning::new(&weights, pool, o.threads_decode);
+        Ok(Ready { model, weights, decoder, kv, tuning })
     }
 
     /// Reads `n` tokens of a prompt. That may take seconds, so others are looked at before each layer: who asks hears at
@@ -492,8 +496,9 @@ impl Runner {
         let mut go_on = |part| shared.go_on(&live, part);
         let token = [job.last_token()];
         let feed = Feed { kv: &mut ready.kv, tokens: &token, want: Want::Last };
-        let logits = ready.decoder.step(&ready.weights, pool, &mut [feed], &mut go_on);
-        let Ok(logits) = logits else { return self.input(Input::Cancel(slot)) };
+        let Ready { weights, decoder, tuning, .. } = ready;
+        let step = || decoder.step(weights, pool, &mut [feed], &mut go_on);
+        let Ok(logits) = tuning.decode(pool, step) else { return self.input(Input::Cancel(slot)) };
         let drawn = job.sample(logits);
         self.emit(slot, drawn, clock::now_us());
     }

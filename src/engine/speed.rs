@@ -2,6 +2,7 @@
 
 use super::admit::load_fault;
 use super::solo::Solo;
+use super::tuning::Tuning;
 use super::{Code, Fault};
 use crate::base::Token;
 use crate::base::limits::{N_FEED_MAX, PREFILL_CHUNK_MAX};
@@ -22,6 +23,8 @@ pub struct SpeedOptions {
     pub batch: usize,
     /// How often, 1 and more.
     pub n_repeat: usize,
+    /// Threads that decode a single sequence; 0: as many as are fastest, which is measured before.
+    pub threads_decode: usize,
     /// Whether to go through all once more and count what operations cost.
     pub profile: bool,
 }
@@ -33,6 +36,8 @@ pub struct Speed {
     pub prefill_tok_s: Vec<f64>,
     /// Of decoding one token after the other, all sequences together.
     pub decode_tok_s: Vec<f64>,
+    /// Threads that decoded.
+    pub threads_decode: usize,
     /// What the operations of prefill and of decoding cost.
     pub profiles: Option<[Profile; 2]>,
 }
@@ -78,12 +83,18 @@ impl Solo {
         let (before, prompt, generated) = (tokens(o.depth), tokens(o.n_prompt), tokens(o.n_generate));
         let total =
             o.batch * o.depth + (o.n_repeat + usize::from(o.profile)) * (o.n_prompt + o.batch * o.n_generate);
-        let mut run = Measured { solo: self, decoder, done: 0, total: total as u64, progress };
+        let tuning = Tuning::new(self.model(), &self.pool, o.threads_decode);
+        let mut run = Measured { solo: self, decoder, tuning, done: 0, total: total as u64, progress };
         for kv in &mut kvs {
             run.read(kv, &before)?;
         }
         run.read(&mut kvs[0], &prompt[..o.n_prompt.min(PREFILL_CHUNK_MAX)])?;
-        let mut speed = Speed::default();
+        while o.batch == 1 && run.tuning.is_trying() {
+            run.go_back(&mut kvs, &before)?;
+            run.step(&mut kvs, &generated[..1], Want::Last)?;
+        }
+        let threads_decode = if o.batch == 1 { run.tuning.threads_decode() } else { self.threads() };
+        let mut speed = Speed { threads_decode, ..Speed::default() };
         let per_s =
             |n: usize, since: u64| n as f64 * 1e6 / clock::now_us().saturating_sub(since).max(1) as f64;
         for _ in 0..o.n_repeat {
@@ -119,6 +130,7 @@ impl Solo {
 struct Measured<'a> {
     solo: &'a Solo,
     decoder: Decoder,
+    tuning: Tuning,
     /// Tokens so far, and in all.
     done: u64,
     total: u64,
@@ -129,10 +141,14 @@ impl Measured<'_> {
     /// The same tokens for each sequence.
     fn step(&mut self, kvs: &mut [Kv], tokens: &[Token], want: Want) -> Result<(), Fault> {
         (self.progress)(self.done.min(self.total), self.total);
-        self.done += (kvs.len() * tokens.len()) as u64;
+        let n = kvs.len() * tokens.len();
+        self.done += n as u64;
         let mut feeds: Vec<_> = kvs.iter_mut().map(|kv| Feed { kv, tokens, want }).collect();
-        let step = self.decoder.step(self.solo.model(), &self.solo.pool, &mut feeds, &mut |_| true);
-        step.map(|_| ()).map_err(|_| Fault::new(Code::Internal, "a step was stopped that nobody stops"))
+        let (decoder, pool) = (&mut self.decoder, &self.solo.pool);
+        let mut step = || decoder.step(self.solo.model(), pool, &mut feeds, &mut |_| true).map(|_| ());
+        // Several tokens wait for arithmetic as well.
+        let done = if n == 1 { self.tuning.decode(pool, step) } else { step() };
+        done.map_err(|_| Fault::new(Code::Internal, "a step was stopped that nobody stops"))
     }
 
     /// Reads a prompt, and its last logits.

@@ -221,6 +221,12 @@ impl Checkpoint {
         self.tensors.values().any(|t| t.packed)
     }
 
+    /// The packed file that it is read from, if it is one.
+    #[must_use]
+    pub fn packed_file(&self) -> Option<&str> {
+        self.metadata.contains_key(super::pack::SOURCE).then_some(&*self.file)
+    }
+
     /// The same model with some tensors elsewhere: in `memory`, where their ranges lie.
     #[must_use]
     pub fn with_tensors(&self, memory: SharedBytes, tensors: Vec<(String, TensorInfo)>) -> Self {

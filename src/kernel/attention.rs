@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 use super::cache::{Cache, Stored, key_panel_bytes};
 use super::pool::{Out, Pool};
 use super::tensor::{Panels, Q8Block, Q8View, Scores};
-use super::{Kernels, PANEL, Q8_BLOCK, math};
+use super::{Hints, Kernels, PANEL, Q8_BLOCK, math};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
 use crate::quant::Quant;
 
@@ -242,7 +242,7 @@ impl Attention<'_> {
                 let bytes = key_panel_bytes(d);
                 let panels = keys[first * bytes..].chunks_exact(bytes).take(panels.len());
                 for (i, panel) in panels.enumerate() {
-                    k.packed(Quant::Q8_0, panel, &[], &queries, &mut sums[..n]);
+                    k.packed(Quant::Q8_0, panel, Hints::default(), &queries, &mut sums[..n]);
                     for (row, sums) in out.0.chunks_mut(ATTN_BLOCK).zip(&sums) {
                         row[i * PANEL..(i + 1) * PANEL].copy_from_slice(sums);
                     }

@@ -195,8 +195,14 @@ fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> V
     let n_tokens = x.len() / n_cols;
     let mut acts = Q8Acts::new(n_tokens, n_cols);
     k.quantize(x, acts.reshape(n_tokens, n_cols));
-    let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
-    k.packed(quant, &panel, &panel, &acts.view(), &mut sums);
+    let both = [0, usize::MAX].map(|unpack_from| {
+        let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
+        k.packed(quant, &panel, Hints { next: &panel, unpack_from }, &acts.view(), &mut sums);
+        sums
+    });
+    let [sums, other] = both;
+    let bits = |sums: &[[f32; PANEL]]| sums.as_flattened().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&sums) == bits(&other), "{k:?} {}: two ways", quant.name());
     sums
 }
 
@@ -626,7 +632,7 @@ fn codes_of_a_product_are_those_of_its_floats() {
             let up = Packed::new(Quant::Q5_0, n_rows, n_cols, &packed).expect("whole panels");
             for gated in [None, Some(Gated { up: Weights::Packed(up), bias: None, act: Act::Silu })] {
                 let epilogue = Epilogue { bias: Some(&bias), gated, add: false };
-                let mut multiply = |y: Output<'_>| {
+                let multiply = |y: Output<'_>| {
                     let input = Input { x: &[], n_cols, q8: Some(&acts) };
                     pool.matmul(input, &mut [Product { weights: Weights::Rows(rows(0)), y, epilogue }]);
                 };

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pool::{Out, Pool};
 use super::tensor::{Input, Output, Product, Q8Acts, Q8Block, Q8View, Weights};
-use super::{Kernels, PANEL, Q8_BLOCK};
+use super::{Hints, Kernels, PANEL, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
+use crate::quant::Quant;
 
 /// Most products of one call (those of a delta net).
 const N_PRODUCT_MAX: usize = 4;
@@ -47,7 +48,8 @@ impl Pool {
             *out = (place, n_units);
         }
         let codes = input.q8.map(Q8Acts::view);
-        let job = Matmul { kernels: self.kernels(), input, codes, products, out, n };
+        let (kernels, unpack_from) = (self.kernels(), self.unpack_from());
+        let job = Matmul { kernels, unpack_from, input, codes, products, out, n };
         let shares = Shares::new(n_units, self.n_active());
         if n <= N_SMALL {
             self.run(&|| job.work::<N_SMALL>(&shares));
@@ -77,6 +79,8 @@ impl Place {
 /// Products of one input under way.
 struct Matmul<'a> {
     kernels: &'static Kernels,
+    /// [`Hints::unpack_from`] of each format.
+    unpack_from: [u8; Quant::COUNT],
     input: Input<'a>,
     codes: Option<Q8View<'a>>,
     products: &'a [Product<'a>],
@@ -156,7 +160,8 @@ impl Matmul<'_> {
     ) {
         let (kernels, input) = (self.kernels, &self.input);
         if let (Weights::Packed(w), Some(codes)) = (weights, &self.codes) {
-            return kernels.packed(w.quant(), w.panel(panel), next, codes, sums);
+            let hints = Hints { next, unpack_from: usize::from(self.unpack_from[w.quant() as usize]) };
+            return kernels.packed(w.quant(), w.panel(panel), hints, codes, sums);
         }
         let rows = panel * PANEL..((panel + 1) * PANEL).min(weights.n_rows());
         let mut tile = [[0.0; N]; PANEL];

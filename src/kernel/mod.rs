@@ -16,6 +16,7 @@ pub mod ops;
 mod pool;
 mod scalar;
 mod tensor;
+mod ways;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -154,6 +155,8 @@ pub fn select(asked: Option<Tier>) -> Result<&'static Kernels, TierError> {
 
 /// Float sums are carried in this many lanes, element `i` in lane `i % LANES`, and added up as a tree.
 const LANES: usize = 16;
+/// Tokens from which on codes of packed weights are unpacked first, as long as nothing was measured.
+const UNPACK_FROM: usize = 9;
 /// Weights of a row that are unpacked at a time: whole blocks of every format.
 const UNPACK: usize = 256;
 /// Weights that share one scale of the activations' codes.
@@ -162,8 +165,8 @@ pub const Q8_BLOCK: usize = 32;
 type UnpackFn = unsafe fn(&[u8], &mut [f32]);
 type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
 type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
-/// Takes a panel, the one that will be read next, activations and the sums `[n_tokens][PANEL]`.
-type PackedFn = unsafe fn(&[u8], &[u8], &Q8View<'_>, &mut [[f32; PANEL]]);
+/// Takes a panel, hints, activations and the sums `[n_tokens][PANEL]`.
+type PackedFn = unsafe fn(&[u8], Hints<'_>, &Q8View<'_>, &mut [[f32; PANEL]]);
 type QuantizeFn = unsafe fn(&[f32], &mut [Q8Block]);
 type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
@@ -179,6 +182,21 @@ type BlendFn = unsafe fn(&mut [f32], f32, &[f32], f32);
 type PeakFn = unsafe fn(u32) -> u64;
 type StoreQ8Fn = unsafe fn(&[f32], &mut [i8], &mut [f16]);
 
+/// What a product with a panel may know beside its operands. It changes no bit.
+#[derive(Clone, Copy, Debug)]
+struct Hints<'a> {
+    /// The panel that will be read next, or nothing: it may be brought nearer meanwhile.
+    next: &'a [u8],
+    /// From how many tokens on codes are unpacked before they are multiplied.
+    unpack_from: usize,
+}
+
+impl Default for Hints<'_> {
+    fn default() -> Self {
+        Self { next: &[], unpack_from: UNPACK_FROM }
+    }
+}
+
 /// Kernels of one tier. A `&'static Kernels` is proof that the machine has its features: only [`select`] gives one.
 #[derive(Clone, Copy)]
 pub struct Kernels {
@@ -188,6 +206,8 @@ pub struct Kernels {
     /// None: weights of this format are multiplied with float activations.
     q8: [Option<Q8Fn>; Quant::COUNT],
     packed: [Option<PackedFn>; Quant::COUNT],
+    /// Whether those heed [`Hints::unpack_from`].
+    two_ways: [bool; Quant::COUNT],
     quantize: QuantizeFn,
     rms_norm: RmsNormFn,
     swiglu: SwigluFn,
@@ -209,6 +229,7 @@ const SCALAR: Kernels = Kernels {
     dot: scalar::dot,
     q8: scalar::PRODUCTS,
     packed: scalar::PACKED,
+    two_ways: [false; Quant::COUNT],
     quantize: scalar::quantize,
     rms_norm: scalar::rms_norm,
     swiglu: scalar::swiglu,
@@ -257,6 +278,13 @@ impl Kernels {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     const fn with_packed(mut self, packed: [Option<PackedFn>; Quant::COUNT]) -> Self {
         self.packed = packed;
+        self
+    }
+
+    /// The same, with two ways to multiply some formats.
+    #[cfg(target_arch = "x86_64")]
+    const fn with_two_ways(mut self, two_ways: [bool; Quant::COUNT]) -> Self {
+        self.two_ways = two_ways;
         self
     }
 
@@ -352,14 +380,20 @@ impl Kernels {
         unsafe { (self.quantize)(x, out) }
     }
 
-    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. The panel `next`, or nothing, may be
-    /// brought nearer meanwhile. Panics where there is no such kernel.
-    fn packed(&self, quant: Quant, panel: &[u8], next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. Panics where there is no such kernel.
+    fn packed(
+        &self,
+        quant: Quant,
+        panel: &[u8],
+        hints: Hints<'_>,
+        x: &Q8View<'_>,
+        sums: &mut [[f32; PANEL]],
+    ) {
         let bytes = Packing::of(quant).map(|packing| packing.sections(x.n_cols)[4]);
         assert_eq!((bytes, sums.len()), (Some(panel.len()), x.n_tokens), "panel of {}", quant.name());
         let kernel = self.packed[quant as usize].expect("formats that are packed have one");
         // SAFETY: the machine has the features of this table (`select`); panel, columns and sums agree.
-        unsafe { kernel(panel, next, x, sums) }
+        unsafe { kernel(panel, hints, x, sums) }
     }
 
     /// `tile[r][t] = Σ_c w[r][c] · x[t][c]` for the rows in `w` by 8-bit codes. Panics where there is no such kernel.

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::JoinHandle;
 
 use super::tensor::{self, Packed, Q8Acts, Rows};
-use super::{Kernels, Q8_BLOCK, scalar};
+use super::{Kernels, Q8_BLOCK, UNPACK_FROM, scalar};
 use crate::base::limits::N_THREADS_MAX;
 use crate::os::thread;
+use crate::quant::Quant;
 
 /// Turns of the waiting loop before a thread sleeps: about 20 microseconds.
 const SPINS: u32 = 1_000;
@@ -109,6 +110,8 @@ pub struct Pool {
     /// Threads that take part in a job; the others sleep. A cell, so one caller at a time: a pool can be sent to a thread,
     /// not shared between two.
     active: Cell<usize>,
+    /// [`Hints::unpack_from`] of each format.
+    unpack_from: Cell<[u8; Quant::COUNT]>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -135,7 +138,13 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { kernels, shared, workers: Vec::new(), active: Cell::new(n_threads) };
+        let mut pool = Self {
+            kernels,
+            shared,
+            workers: Vec::new(),
+            active: Cell::new(n_threads),
+            unpack_from: Cell::new([UNPACK_FROM as u8; Quant::COUNT]),
+        };
         for i in 1..n_threads {
             let shared = pool.shared.clone();
             pool.workers.push(thread::start(&format!("worker-{i}"), move || work(&shared, i - 1))?);
@@ -159,6 +168,18 @@ impl Pool {
     /// be as fast.
     pub fn set_active(&self, n: usize) {
         self.active.set(n.clamp(1, self.n_threads()));
+    }
+
+    /// From so many tokens on products with packed weights of `quant` unpack codes before they multiply with them. It changes
+    /// no bit, [`Self::measure_unpack_from`] finds what is fastest.
+    pub fn set_unpack_from(&self, quant: Quant, n: usize) {
+        let mut all = self.unpack_from.get();
+        all[quant as usize] = u8::try_from(n).unwrap_or(u8::MAX);
+        self.unpack_from.set(all);
+    }
+
+    pub(super) fn unpack_from(&self) -> [u8; Quant::COUNT] {
+        self.unpack_from.get()
     }
 
     /// Threads that take part in jobs.

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::tensor::{Pair, Panels, Q8Block, Q8View, Scores};
-use super::{LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
+use super::{Hints, LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::packed::{Group, Integers, Packing};
 use crate::quant::{
@@ -150,7 +150,7 @@ fn product<B: Block<G>, const G: usize>(w: &[u8], x: &Q8View<'_>, tile: &mut [f3
 }
 
 /// The same operations as [`product`] in the same order, from a panel.
-fn packed<const Q: usize>(panel: &[u8], _next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+fn packed<const Q: usize>(panel: &[u8], _: Hints<'_>, x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
     let packing = const { Packing::of(Quant::ALL[Q]).expect("a format with blocks") };
     sums.fill([0.0; PANEL]);
     for g in 0..x.n_cols / Q8_BLOCK {

@@ -13,6 +13,8 @@ use crate::os::file::{self, UNFINISHED};
 
 /// Ending of the files in it.
 const ENDING: &str = "packed.gguf";
+/// Ending, after that of a packed file, of what measurements with it found; it goes with it.
+const TUNING: &str = "tuning.json";
 /// Bytes of a model's name in the name of its file: with the rest it stays below what Linux takes.
 const STEM_MAX: usize = 100;
 /// A file that is still unfinished after this was left by a process that was ended.
@@ -66,6 +68,7 @@ impl Cache {
         }
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.and_then(|()| self.trim(need, &place)).map_err(write(&self.dir))?;
+        removed(&tuning(&place)).map_err(write(&self.dir))?;
         Packer::file(model, image, &place, need / 10)
     }
 
@@ -98,10 +101,20 @@ impl Cache {
             sum = sum.saturating_add(len);
             if sum > self.bytes_max {
                 removed(&path)?;
+                removed(&tuning(&path))?;
             }
         }
         Ok(())
     }
+}
+
+/// Where what measurements with a packed file found is kept.
+#[must_use]
+pub fn tuning(packed: &Path) -> PathBuf {
+    let mut path = packed.as_os_str().to_owned();
+    path.push(".");
+    path.push(TUNING);
+    path.into()
 }
 
 /// Removes a file, which another process may have done a moment ago.

@@ -83,6 +83,17 @@ impl Drop for NewFile {
     }
 }
 
+/// Writes `bytes` as file `path`, in place of what has the name, without waiting for the disk: after a loss of power it may
+/// be empty.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = NewFile::create(path, bytes.len() as u64)?;
+    new.write(0, bytes)?;
+    std::fs::rename(&new.temporary, &new.path)
+}
+
 /// Makes a file the youngest: it was changed now.
 ///
 /// # Errors
@@ -129,6 +140,8 @@ mod tests {
         new.publish().unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), names()), (b"\0\0\0\0abcd".to_vec(), 1));
         assert!(free_bytes(&dir).unwrap() > 0);
+        replace(&path, b"other").unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), names()), (b"other".to_vec(), 1));
         touch(&path).unwrap();
         assert!(age(&path.metadata().unwrap()) < Duration::from_secs(60));
         assert!(NewFile::create(&path, u64::MAX / 4).is_err() && names() == 1, "no room");

@@ -44,6 +44,18 @@ pub fn n_cores() -> usize {
     cpus.map(core).collect::<BTreeSet<usize>>().len().max(1)
 }
 
+/// What kind of processor this is, as the kernel names it; empty where it does not.
+#[must_use]
+pub fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let of = |key: &str| {
+        text.lines().find_map(|line| Some(line.strip_prefix(key)?.trim_start().strip_prefix(':')?.trim()))
+    };
+    // 64-bit Arm has numbers of the maker and the part.
+    let parts = [of("model name"), of("CPU implementer"), of("CPU part")];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
 /// Lowers the priority of the calling thread and of those that it starts; 0 to 19.
 ///
 /// # Errors

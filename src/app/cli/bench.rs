@@ -20,6 +20,9 @@ pub(super) struct BenchArgs {
     /// Threads that compute [default: one for each physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
+    /// How many of them decode a single sequence [default: those of --threads, else as many as are fastest]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads_decode: Option<u32>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     prompt: u32,
@@ -101,6 +104,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         depth: args.depth as usize,
         batch: args.batch as usize,
         n_repeat: args.repeat as usize,
+        threads_decode: args.threads_decode.or(args.threads).unwrap_or(0) as usize,
         profile: args.profile,
     };
     let precision = Precision { kv: args.kv, ..Precision::default() };
@@ -122,6 +126,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "step_bytes": model.step_bytes(),
             "tier": solo.tier(),
             "threads": solo.threads(),
+            "threads_decode": measured.threads_decode,
             "packed": solo.is_packed(),
             "prompt": args.prompt,
             "generate": args.generate,
@@ -151,7 +156,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut table = Table::default();
     let (id, weights, kind) = (solo.id(), count(model.parameters()), model.quantization());
     table.line("model", &format!("{id}, {weights} weights, {kind}, {}", size(solo.file_bytes())));
-    table.line("kernels", &format!("{}, {} threads", solo.tier(), solo.threads()));
+    let decoding = match measured.threads_decode {
+        n if n == solo.threads() => String::new(),
+        n => format!(", {n} decode"),
+    };
+    table.line("kernels", &format!("{}, {} threads{decoding}", solo.tier(), solo.threads()));
     table.line("load", &format!("{:.0} ms", solo.load_ms()));
     let behind = match args.depth {
         0 => String::new(),

@@ -47,6 +47,7 @@ pub(super) const AVX2: Kernels = Kernels {
 .with_blocks(Quant::TQ2_0, unpack::<BlockTQ2_0, 8>, product::<BlockTQ2_0, 8>)
 .with_blocks(Quant::MXFP4, unpack::<BlockMXFP4, 1>, product::<BlockMXFP4, 1>)
 .with_packed(super::packed::AVX2)
+.with_two_ways(super::packed::TWO_WAYS)
 .with_peak(super::packed::avx2_peak);
 
 #[target_feature(enable = "avx2,fma,f16c")]

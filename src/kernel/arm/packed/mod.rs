@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use crate::kernel::tensor::Q8Block;
-use crate::kernel::{PANEL, Q8_BLOCK};
+use crate::kernel::{Hints, PANEL, Q8_BLOCK};
 use crate::quant::Quant;
 use crate::quant::packed::{Float, Integers, Packing};
 
@@ -394,7 +394,7 @@ macro_rules! products {
         /// The products of a panel with all tokens: four, two or one at a time. The panel stays in the first-level cache,
         /// and a tile of three is not worth its code.
         #[target_feature(enable = $features)]
-        fn product<const Q: usize>(panel: &[u8], _next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+        fn product<const Q: usize>(panel: &[u8], _: Hints<'_>, x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
             let packing = const { &packing(Q) };
             let panel = Panel::new(packing, panel, x.n_cols);
             let few = $few(packing) == 2;

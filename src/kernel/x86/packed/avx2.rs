@@ -10,9 +10,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::panel::{Part, Plan, Sections, integers, plan};
-use super::{Ahead, FEW, UNIT, blocks, leave, ymm};
+use super::{Ahead, UNIT, blocks, leave, ymm};
 use crate::kernel::tensor::{Pair, Q8Block, Q8View};
-use crate::kernel::{PANEL, PackedFn, Q8_BLOCK};
+use crate::kernel::{Hints, PANEL, PackedFn, Q8_BLOCK};
 use crate::quant::Quant;
 use crate::quant::packed::{Float, Integers, Packing};
 

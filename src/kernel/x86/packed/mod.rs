@@ -13,8 +13,6 @@ use crate::kernel::{PANEL, Q8_BLOCK};
 
 /// Bytes of a line of a cache.
 const LINE: usize = 64;
-/// Tokens up to which codes are not unpacked before: it would cost more than it saves.
-const FEW: usize = 8;
 /// Groups that are unpacked at a time: a block of the formats with the longest ones.
 const UNIT: usize = 8;
 
@@ -263,9 +261,9 @@ macro_rules! kernels {
             }
         }
 
-        /// The products of a panel with all tokens. `next` is the panel that will be read after it.
+        /// The products of a panel with all tokens.
         #[target_feature(enable = $features)]
-        fn product<const Q: usize>(panel: &[u8], next: &[u8], x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
+        fn product<const Q: usize>(panel: &[u8], hints: Hints<'_>, x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
             let plan = const { plan(Q) };
             let packing = plan.packing;
             assert!(
@@ -278,8 +276,8 @@ macro_rules! kernels {
             sums.fill([0.0; PANEL]);
             let n_groups = x.n_cols / Q8_BLOCK;
             let sections = Sections::new(&packing, panel, x.n_cols);
-            let mut ahead = Ahead::new(next, n_groups);
-            if plan.wide || sums.len() <= FEW {
+            let mut ahead = Ahead::new(hints.next, n_groups);
+            if plan.wide || sums.len() < hints.unpack_from {
                 let mut t = 0;
                 while t < sums.len() {
                     t += match sums.len() - t {
@@ -376,6 +374,7 @@ mod ymm;
 mod zmm;
 
 pub(super) use avx2::{PRODUCTS as AVX2, peak as avx2_peak};
+pub(super) use panel::TWO_WAYS;
 #[cfg(test)]
 pub(super) use vnni::model;
 pub(super) use vnni::{avx_vnni, avx512};

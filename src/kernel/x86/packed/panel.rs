@@ -22,6 +22,17 @@ pub(super) struct Plan {
     pub table: Option<[u8; 16]>,
 }
 
+/// Formats whose codes may be unpacked before: bytes are codes already.
+pub(in crate::kernel::x86) const TWO_WAYS: [bool; Quant::COUNT] = {
+    let mut all = [false; Quant::COUNT];
+    let mut i = 0;
+    while i < Quant::COUNT {
+        all[i] = Packing::of(Quant::ALL[i]).is_some() && !plan(i).wide;
+        i += 1;
+    }
+    all
+};
+
 pub(super) const fn plan(quant: usize) -> Plan {
     let Some(packing) = Packing::of(Quant::ALL[quant]) else { panic!("a format without blocks") };
     let halves = matches!(packing.integers, Integers::Halves | Integers::Halves6 | Integers::HalvesAndMins);

@@ -85,8 +85,8 @@ macro_rules! vnni {
         use crate::kernel::tensor::{Q8Block, Q8View};
         use crate::kernel::x86::packed::panel::{Part, Plan, Sections, integers, plan};
         use crate::kernel::x86::packed::vnni::{bias, four, sum};
-        use crate::kernel::x86::packed::{Ahead, FEW, UNIT, blocks, leave, $v};
-        use crate::kernel::{PANEL, PackedFn, Q8_BLOCK};
+        use crate::kernel::x86::packed::{Ahead, UNIT, blocks, leave, $v};
+        use crate::kernel::{Hints, PANEL, PackedFn, Q8_BLOCK};
         use crate::quant::Quant;
         use crate::quant::packed::{Float, Integers, Packing};
 
