@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sotto::format::hf::{Shard, Texts, index_files, template_in, translate};
 use sotto::format::{Checkpoint, FormatError, gguf, join};
 use sotto::model::vocab;
-use sotto::quant::packed::Packing;
+use sotto::quant::packed;
 use sotto::text::{
     Chat, Json, Moment, Source, Special, Template, TemplateInput, TextError, Tokenizer, TokenizerConfig,
 };
@@ -150,7 +150,7 @@ fn use_all(checkpoint: &Checkpoint) {
     for (name, info) in checkpoint.tensors() {
         let bytes = checkpoint.bytes(info).len();
         let row = info.quant.row_bytes(info.n_cols).expect("the reader checked the width");
-        let panels = || Packing::of(info.quant).and_then(|packing| packing.bytes(info.n_rows, info.n_cols));
+        let panels = || packed::bytes(info.quant, info.n_rows, info.n_cols);
         let wanted = if info.packed { panels() } else { row.checked_mul(info.n_rows) };
         assert_eq!(Some(bytes), wanted, "{name}");
         assert_eq!(info.shape.iter().product::<usize>(), info.n_cols * info.n_rows, "{name}");

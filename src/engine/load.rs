@@ -54,7 +54,7 @@ impl Load {
 
     /// The same, because there is no packed file.
     fn instead(model: &Loaded, why: &PackError) -> Self {
-        if !matches!(why, PackError::Nothing { .. }) {
+        if !matches!(why, PackError::Nothing { .. } | PackError::Directory { .. }) {
             log::info!("model {}: is not packed into a file: {why}", model.id);
         }
         Self::memory(model)

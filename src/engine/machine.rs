@@ -5,7 +5,7 @@ use crate::kernel::{Epilogue, Input, Kernels, Output, Packed, Pool, Product, Q8A
 use crate::os::pages::Pages;
 use crate::os::{clock, thread};
 use crate::quant::Quant;
-use crate::quant::packed::Packing;
+use crate::quant::packed;
 
 /// Bytes that are read over and over: beyond any cache of a small machine.
 const BYTES: usize = 256 << 20;
@@ -100,7 +100,7 @@ pub fn kernel_speeds(
         progress(speeds.len() as u64, formats.len() as u64);
         // Whatever stands where the floats are: 0x2222 is 0.012, and a power of two of 0x22 is normal.
         let bytes = vec![0x22; ROWS * quant.row_bytes(COLS).unwrap_or(0)];
-        let panel_bytes = Packing::of(*quant).and_then(|packing| packing.bytes(ROWS, COLS)).unwrap_or(0);
+        let panel_bytes = packed::bytes(*quant, ROWS, COLS).unwrap_or(0);
         let mut panel = Pages::new(panel_bytes)?;
         let rows = Rows::new(*quant, ROWS, COLS, &bytes).map_err(std::io::Error::other)?;
         pool.pack(&rows, 0, &mut panel);

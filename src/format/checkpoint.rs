@@ -11,7 +11,7 @@ use crate::base::limits::{N_COLS_MAX, N_DIM_MAX};
 use crate::base::{SharedBytes, Strings};
 use crate::os::map::Map;
 use crate::quant::Quant;
-use crate::quant::packed::Packing;
+use crate::quant::packed;
 
 /// Where and how a tensor is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl TensorInfo {
             )));
         };
         let len = match packed {
-            true => Packing::of(quant).and_then(|p| p.bytes(n_rows, n_cols)).map(|n| n as u64),
+            true => packed::bytes(quant, n_rows, n_cols).map(|n| n as u64),
             false => (row_bytes as u64).checked_mul(n_rows as u64),
         };
         let Some(len) = len else {

@@ -13,7 +13,7 @@ use super::checkpoint::{Checkpoint, TensorInfo, narrow};
 use super::{Array, FormatError, Kind, Value, split};
 use crate::base::{Numbers, Strings};
 use crate::quant::Quant;
-use crate::quant::packed::Packing;
+use crate::quant::packed;
 
 /// Version of the layout: of panels and of these keys.
 pub const LAYOUT: u64 = 1;
@@ -44,7 +44,7 @@ const VERIFIED: usize = 16 << 20;
 /// The format that a type number names, and whether the tensor is packed.
 pub(super) fn type_of(number: u32) -> Option<(Quant, bool)> {
     match number & 0xffff_0000 {
-        TYPES => Quant::from_ggml(number & 0xffff).filter(|q| Packing::of(*q).is_some()).map(|q| (q, true)),
+        TYPES => Quant::from_ggml(number & 0xffff).map(|q| (q, true)),
         _ => Quant::from_ggml(number).map(|q| (q, false)),
     }
 }
@@ -224,10 +224,7 @@ impl Placed {
     pub fn new(name: &str, from: &TensorInfo, form: Form, at: usize) -> Option<Self> {
         let (quant, packed, len) = match form {
             Form::AsItIs => (from.quant, false, from.range.len()),
-            Form::Packed(quant) => {
-                quant.row_bytes(from.n_cols)?;
-                (quant, true, Packing::of(quant)?.bytes(from.n_rows, from.n_cols)?)
-            }
+            Form::Packed(quant) => (quant, true, packed::bytes(quant, from.n_rows, from.n_cols)?),
         };
         let to = TensorInfo { quant, packed, part: 0, range: at..at.checked_add(len)?, ..from.clone() };
         Some(Self { name: name.into(), from: from.clone(), to })

@@ -228,12 +228,12 @@ impl Attention<'_> {
             Stored::F16 { keys, .. } => {
                 let keys =
                     Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
-                k.mix(k.mix_f16, (&tile.q, stride), n, keys, out);
+                k.mix(k.mix_f16, (&tile.q, stride), n, keys, out, false);
             }
             Stored::F32 { keys, .. } => {
                 let keys =
                     Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
-                k.mix(k.mix_f32, (&tile.q, stride), n, keys, out);
+                k.mix(k.mix_f32, (&tile.q, stride), n, keys, out, false);
             }
             Stored::Q8 { keys, .. } => {
                 let blocks = &tile.codes[..n * stride / Q8_BLOCK];
@@ -275,6 +275,7 @@ impl Attention<'_> {
                     n,
                     Panels { b: &values[at..], stride: by, n: n_panels, n_k },
                     (out, stride),
+                    false,
                 );
             }
             Stored::F32 { values, .. } => {
@@ -284,6 +285,7 @@ impl Attention<'_> {
                     n,
                     Panels { b: &values[at..], stride: by, n: n_panels, n_k },
                     (out, stride),
+                    false,
                 );
             }
             Stored::Q8 { values, scales, .. } => {
@@ -308,6 +310,7 @@ impl Attention<'_> {
                         n,
                         panels,
                         (&mut out[i * Q8_BLOCK..], stride),
+                        false,
                     );
                 }
             }

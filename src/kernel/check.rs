@@ -7,6 +7,7 @@ use super::pool::SMALL;
 use super::tensor::{Packed, Q8Acts, Rows, Scores};
 use super::*;
 use crate::base::rng::Rng;
+use crate::os::pages::Pages;
 use crate::quant;
 
 /// Those of this machine, and models of those that it may not have.
@@ -47,7 +48,7 @@ fn weights(rng: &mut Rng, quant: Quant, n_rows: usize, n_cols: usize) -> Vec<u8>
         match quant {
             Quant::F32 => block.copy_from_slice(&(rng.next_f32() - 0.5).to_le_bytes()),
             Quant::F16 => block.copy_from_slice(&f16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
-            Quant::BF16 => block.copy_from_slice(&half::bf16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
+            Quant::BF16 => block.copy_from_slice(&bf16::from_f32(rng.next_f32() - 0.5).to_le_bytes()),
             // A power of two from 2^-8 to 2^-5.
             Quant::MXFP4 => block[0] = 120 + block[0] % 4,
             _ => floats_at(quant).iter().for_each(|at| block[*at..at + 2].copy_from_slice(&small(rng))),
@@ -136,19 +137,29 @@ fn products_agree_and_batches_change_no_bit() {
                             magnitude[r * n_tokens + t] = products.map(f64::abs).sum::<f64>();
                         }
                     }
-                    let mut tile = vec![0.0; n_rows * n_tokens];
-                    k.rows_f32(quant, &bytes[1..], &x, n_cols, &mut tile);
-                    if let Some(bytes) = Packed::panel_bytes(&rows) {
-                        let mut panel = vec![0; bytes];
-                        Packed::pack_panel(&rows, 0, &mut panel);
-                        let mut packed = vec![0.0; n_rows * n_tokens];
-                        k.packed_f32(quant, &panel, &x, n_cols, &mut packed);
-                        assert_eq!(packed, tile, "{k:?} {} by floats from a panel", quant.name());
+                    let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
+                    k.rows_f32(quant, &bytes[1..], &x, n_cols, &mut sums);
+                    let mut panel = Pages::new(Packed::panel_bytes(&rows)).expect("room");
+                    Packed::pack_panel(&rows, 0, &mut panel);
+                    let mut packed = vec![[f32::NAN; PANEL]; n_tokens];
+                    k.packed_f32(quant, &panel, &x, n_cols, &mut packed);
+                    for (t, (sums, packed)) in sums.iter().zip(&packed).enumerate() {
+                        let mut alone = [[f32::NAN; PANEL]];
+                        k.packed_f32(quant, &panel, &x[t * n_cols..(t + 1) * n_cols], n_cols, &mut alone);
+                        let wanted = &sums[..n_rows];
+                        assert_eq!(
+                            &packed[..n_rows],
+                            wanted,
+                            "{k:?} {} by floats from a panel",
+                            quant.name()
+                        );
+                        assert_eq!(&alone[0][..n_rows], wanted, "{k:?} {}: token {t} alone", quant.name());
                     }
-                    for (i, y) in tile.iter().enumerate() {
+                    let tile = (0..n_rows).flat_map(|r| sums.iter().map(move |sums| sums[r]));
+                    for (i, y) in tile.enumerate() {
                         let bound = magnitude[i] * n_cols as f64 * 1.2e-7 + 1e-30;
                         assert!(
-                            (f64::from(*y) - exact[i]).abs() <= bound,
+                            (f64::from(y) - exact[i]).abs() <= bound,
                             "{k:?} {} {n_rows}x{n_cols}: {y} for {}",
                             quant.name(),
                             exact[i]
@@ -189,8 +200,7 @@ fn products_agree_and_batches_change_no_bit() {
 /// The sums of one panel, `[n_tokens][PANEL]`, and the activations.
 fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> Vec<[f32; PANEL]> {
     let n_rows = rows.len() / quant.row_bytes(n_cols).expect("whole blocks");
-    let packing = Packing::of(quant).expect("a format with blocks");
-    let mut panel = vec![0; packing.bytes(n_rows, n_cols).expect("small")];
+    let mut panel = vec![0; packed::bytes(quant, n_rows, n_cols).expect("small")];
     Packed::pack_panel(&Rows::new(quant, n_rows, n_cols, rows).expect("whole rows"), 0, &mut panel);
     let n_tokens = x.len() / n_cols;
     let mut acts = Q8Acts::new(n_tokens, n_cols);
@@ -348,8 +358,13 @@ fn damaged_blocks_do_no_harm() {
                     2 => vec![0x7c; n_bytes],
                     _ => (0..n_bytes).map(|_| rng.next_u64() as u8).collect(),
                 };
-                let mut tile = vec![0.0; n_rows * n_tokens];
-                k.rows_f32(quant, &bytes, &x, n_cols, &mut tile);
+                let (mut tile, mut sums) = (vec![0.0; n_rows * n_tokens], [[0.0; PANEL]; 5]);
+                k.rows_f32(quant, &bytes, &x, n_cols, &mut sums);
+                assert!(
+                    case != 0 || sums.as_flattened().iter().all(|y| y.is_finite()),
+                    "{k:?} {}",
+                    quant.name()
+                );
                 if k.takes_codes(quant) {
                     k.rows_q8(quant, &bytes, &acts.view(), &mut tile);
                 }
@@ -627,7 +642,7 @@ fn codes_of_a_product_are_those_of_its_floats() {
             let [mut acts, mut wanted, mut found] =
                 [n_cols, n_rows, n_rows].map(|n| Q8Acts::new(n_tokens, n));
             pool.quantize(&x, n_cols, &mut acts);
-            let mut packed = vec![0; n_rows / PANEL * Packed::panel_bytes(&rows(1)).expect("packed")];
+            let mut packed = vec![0; n_rows / PANEL * Packed::panel_bytes(&rows(1))];
             pool.pack(&rows(1), 0, &mut packed);
             let up = Packed::new(Quant::Q5_0, n_rows, n_cols, &packed).expect("whole panels");
             for gated in [None, Some(Gated { up: Weights::Packed(up), bias: None, act: Act::Silu })] {

@@ -159,27 +159,27 @@ impl Matmul<'_> {
         sums: &mut [[f32; PANEL]],
     ) {
         let (kernels, input) = (self.kernels, &self.input);
-        if let (Weights::Packed(w), Some(codes)) = (weights, &self.codes) {
-            let hints = Hints { next, unpack_from: usize::from(self.unpack_from[w.quant() as usize]) };
-            return kernels.packed(w.quant(), w.panel(panel), hints, codes, sums);
-        }
         let rows = panel * PANEL..((panel + 1) * PANEL).min(weights.n_rows());
-        let mut tile = [[0.0; N]; PANEL];
-        let tile = &mut tile.as_flattened_mut()[..rows.len() * sums.len()];
         match (weights, &self.codes) {
+            (Weights::Packed(w), Some(codes)) if kernels.takes_codes(w.quant()) => {
+                let hints = Hints { next, unpack_from: usize::from(self.unpack_from[w.quant() as usize]) };
+                kernels.packed(w.quant(), w.panel(panel), hints, codes, sums);
+            }
             (Weights::Packed(w), _) => {
-                kernels.packed_f32(w.quant(), w.panel(panel), input.x, input.n_cols, tile);
+                kernels.packed_f32(w.quant(), w.panel(panel), input.x, input.n_cols, sums);
             }
             (Weights::Rows(w), Some(codes)) if kernels.takes_codes(w.quant()) => {
+                let mut tile = [[0.0; N]; PANEL];
+                let tile = &mut tile.as_flattened_mut()[..rows.len() * sums.len()];
                 kernels.rows_q8(w.quant(), w.stretch(rows.start, rows.end), codes, tile);
+                for (r, row) in tile.chunks_exact(sums.len()).enumerate() {
+                    for (sums, sum) in sums.iter_mut().zip(row) {
+                        sums[r] = *sum;
+                    }
+                }
             }
             (Weights::Rows(w), _) => {
-                kernels.rows_f32(w.quant(), w.stretch(rows.start, rows.end), input.x, input.n_cols, tile);
-            }
-        }
-        for (r, row) in tile.chunks_exact(sums.len()).enumerate() {
-            for (sums, sum) in sums.iter_mut().zip(row) {
-                sums[r] = *sum;
+                kernels.rows_f32(w.quant(), w.stretch(rows.start, rows.end), input.x, input.n_cols, sums);
             }
         }
     }

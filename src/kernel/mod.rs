@@ -12,6 +12,7 @@ mod cache;
 mod check;
 mod math;
 mod matmul;
+mod mix;
 pub mod ops;
 mod pool;
 mod scalar;
@@ -22,11 +23,13 @@ mod x86;
 
 pub use attention::Attention;
 pub use cache::{Cache, Heads, KvType};
-use half::f16;
+use half::{bf16, f16};
 pub use pool::Pool;
 pub use tensor::{
     Act, Epilogue, Gated, Input, Output, Packed, Product, Q8Acts, Rows, Scores, ShapeError, Weights,
 };
+
+use zerocopy::{FromBytes, Immutable};
 
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
@@ -163,7 +166,6 @@ const UNPACK: usize = 256;
 pub const Q8_BLOCK: usize = 32;
 
 type UnpackFn = unsafe fn(&[u8], &mut [f32]);
-type DotFn = unsafe fn(&[f32], &[f32], &mut [f32; LANES]);
 type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
 /// Takes a panel, hints, activations and the sums `[n_tokens][PANEL]`.
 type PackedFn = unsafe fn(&[u8], Hints<'_>, &Q8View<'_>, &mut [[f32; PANEL]]);
@@ -175,8 +177,8 @@ type StoreF16Fn = unsafe fn(&[f32], &mut [f16]);
 /// Rows of floats, so many apart.
 type Strided<'a> = (&'a [f32], usize);
 type StridedMut<'a> = (&'a mut [f32], usize);
-/// Takes rows `a`, their number, panels and rows `c`.
-type MixFn<T> = unsafe fn(Strided<'_>, usize, &Panels<'_, T>, StridedMut<'_>);
+/// Takes rows `a`, their number, panels, rows `c`, and whether to add to those.
+type MixFn<T> = unsafe fn(Strided<'_>, usize, &Panels<'_, T>, StridedMut<'_>, bool);
 type WeighFn = unsafe fn(&mut [f32; ATTN_BLOCK], Scores) -> (f32, f32);
 type BlendFn = unsafe fn(&mut [f32], f32, &[f32], f32);
 type PeakFn = unsafe fn(u32) -> u64;
@@ -184,6 +186,10 @@ type StoreQ8Fn = unsafe fn(&[f32], &mut [i8], &mut [f16]);
 
 /// What a product with a panel may know beside its operands. It changes no bit.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "the kernels of other processors heed none")
+)]
 struct Hints<'a> {
     /// The panel that will be read next, or nothing: it may be brought nearer meanwhile.
     next: &'a [u8],
@@ -202,7 +208,6 @@ impl Default for Hints<'_> {
 pub struct Kernels {
     tier: Tier,
     unpack: [UnpackFn; Quant::COUNT],
-    dot: DotFn,
     /// None: weights of this format are multiplied with float activations.
     q8: [Option<Q8Fn>; Quant::COUNT],
     packed: [Option<PackedFn>; Quant::COUNT],
@@ -216,6 +221,7 @@ pub struct Kernels {
     store_f16: StoreF16Fn,
     store_q8: StoreQ8Fn,
     mix_f16: MixFn<f16>,
+    mix_bf16: MixFn<bf16>,
     mix_f32: MixFn<f32>,
     mix_i8: MixFn<i8>,
     weigh: WeighFn,
@@ -226,7 +232,6 @@ pub struct Kernels {
 const SCALAR: Kernels = Kernels {
     tier: Tier::Scalar,
     unpack: scalar::UNPACK,
-    dot: scalar::dot,
     q8: scalar::PRODUCTS,
     packed: scalar::PACKED,
     two_ways: [false; Quant::COUNT],
@@ -238,6 +243,7 @@ const SCALAR: Kernels = Kernels {
     store_f16: scalar::store_f16,
     store_q8: scalar::store_q8,
     mix_f16: scalar::mix_f16,
+    mix_bf16: scalar::mix_bf16,
     mix_f32: scalar::mix_f32,
     mix_i8: scalar::mix_i8,
     weigh: scalar::weigh,
@@ -411,46 +417,66 @@ impl Kernels {
         unsafe { kernel(w, x, tile) }
     }
 
-    /// The same with float activations `x` `[n_tokens, n_cols]`.
-    fn rows_f32(&self, quant: Quant, w: &[u8], x: &[f32], n_cols: usize, tile: &mut [f32]) {
+    /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for up to 16 rows in `w`, with float activations `x` `[n_tokens, n_cols]`.
+    fn rows_f32(&self, quant: Quant, w: &[u8], x: &[f32], n_cols: usize, sums: &mut [[f32; PANEL]]) {
         let row_bytes = quant.row_bytes(n_cols).unwrap_or(0);
-        let n_tokens = x.len() / n_cols;
-        assert_eq!(w.len() * n_tokens, tile.len() * row_bytes, "{} rows for {n_tokens} tokens", quant.name());
+        let n_rows = w.len() / row_bytes;
+        assert!(w.len() == n_rows * row_bytes && n_rows <= PANEL, "{} rows of {}", n_rows, quant.name());
         let at = |col: usize| col / quant.block_len() * quant.block_bytes();
-        self.floats(x, n_cols, tile, |r, start, weights| {
-            let bytes = &w[r * row_bytes..][at(start)..at(start + weights.len())];
-            // SAFETY: the machine has the features of this table (`select`); whole blocks fill `weights`.
-            unsafe { (self.unpack[quant as usize])(bytes, weights) };
+        self.floats(x, n_cols, sums, n_rows, |r, start, weights| {
+            self.unpack(quant, &w[r * row_bytes..][at(start)..at(start + weights.len())], weights);
         });
     }
 
-    /// The same for the first rows of a panel, with the same bits. Slow: what asks for floats is there to be exact.
-    fn packed_f32(&self, quant: Quant, panel: &[u8], x: &[f32], n_cols: usize, tile: &mut [f32]) {
-        self.floats(x, n_cols, tile, |r, start, weights| {
-            packed::unpack_part(quant, panel, n_cols, r, start, weights);
-        });
+    /// The same for a panel, with the same bits. Slow for formats with blocks: what asks for floats is there to be exact.
+    fn packed_f32(&self, quant: Quant, panel: &[u8], x: &[f32], n_cols: usize, sums: &mut [[f32; PANEL]]) {
+        let (n, len, x_rows) = (sums.len(), n_cols * PANEL, (x, n_cols));
+        // `None` where they are not aligned, as no file of ours has them.
+        fn read<T: FromBytes + Immutable>(panel: &[u8], len: usize) -> Option<&[T]> {
+            Some(<[T]>::ref_from_prefix_with_elems(panel, len).ok()?.0)
+        }
+        macro_rules! mix {
+            ($kernel:ident) => {
+                read(panel, len).map(|b| {
+                    let panels = Panels { b, stride: len, n: 1, n_k: n_cols };
+                    self.mix(self.$kernel, x_rows, n, panels, (sums.as_flattened_mut(), PANEL), false);
+                })
+            };
+        }
+        let done = match quant {
+            Quant::F16 => mix!(mix_f16),
+            Quant::BF16 => mix!(mix_bf16),
+            Quant::F32 => mix!(mix_f32),
+            _ => None,
+        };
+        if done.is_none() {
+            self.floats(x, n_cols, sums, PANEL, |r, start, weights| {
+                packed::unpack_part(quant, panel, n_cols, r, start, weights);
+            });
+        }
     }
 
-    /// `tile[r][t] = Σ_c w[r][c] · x[t][c]`, where `unpack` writes weights of a row from a column on.
-    fn floats(&self, x: &[f32], n_cols: usize, tile: &mut [f32], unpack: impl Fn(usize, usize, &mut [f32])) {
-        let n_tokens = x.len() / n_cols;
-        let mut lanes = [[0.0; LANES]; crate::base::limits::PREFILL_CHUNK_MAX];
-        let lanes = &mut lanes[..n_tokens];
-        let mut weights = [0.0; UNPACK];
-        for (r, tile) in tile.chunks_exact_mut(n_tokens).enumerate() {
-            lanes.fill([0.0; LANES]);
-            for start in (0..n_cols).step_by(UNPACK) {
-                let weights = &mut weights[..UNPACK.min(n_cols - start)];
-                unpack(r, start, weights);
-                for (x, lanes) in x.chunks_exact(n_cols).zip(lanes.iter_mut()) {
-                    let x = &x[start..][..weights.len()];
-                    // SAFETY: the machine has the features of this table (`select`); lengths are equal.
-                    unsafe { (self.dot)(weights, x, lanes) };
+    /// The same, where `unpack` writes weights of a row from a column on.
+    fn floats(
+        &self,
+        x: &[f32],
+        n_cols: usize,
+        sums: &mut [[f32; PANEL]],
+        n_rows: usize,
+        unpack: impl Fn(usize, usize, &mut [f32]),
+    ) {
+        let (mut panel, mut row) = ([[0.0; PANEL]; UNPACK], [0.0; UNPACK]);
+        for start in (0..n_cols).step_by(UNPACK) {
+            let n_k = UNPACK.min(n_cols - start);
+            for r in 0..n_rows {
+                unpack(r, start, &mut row[..n_k]);
+                for (panel, weight) in panel.iter_mut().zip(&row[..n_k]) {
+                    panel[r] = *weight;
                 }
             }
-            for (y, lanes) in tile.iter_mut().zip(lanes.iter()) {
-                *y = math::sum(*lanes);
-            }
+            let b = Panels { b: panel[..n_k].as_flattened(), stride: n_k * PANEL, n: 1, n_k };
+            let (n, c) = (sums.len(), (sums.as_flattened_mut(), PANEL));
+            self.mix(self.mix_f32, (&x[start..], n_cols), n, b, c, start > 0);
         }
     }
 
@@ -465,8 +491,16 @@ impl Kernels {
     }
 
     /// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]` for `n_rows` rows, by one of this table's kernels: one sum an output,
-    /// k ascending.
-    fn mix<T>(&self, kernel: MixFn<T>, a: Strided<'_>, n_rows: usize, b: Panels<'_, T>, c: StridedMut<'_>) {
+    /// k ascending, which with `add` goes on from what `c` is.
+    fn mix<T>(
+        &self,
+        kernel: MixFn<T>,
+        a: Strided<'_>,
+        n_rows: usize,
+        b: Panels<'_, T>,
+        c: StridedMut<'_>,
+        add: bool,
+    ) {
         if n_rows == 0 || b.n == 0 {
             return;
         }
@@ -482,7 +516,7 @@ impl Kernels {
             b.n
         );
         // SAFETY: the machine has the features of this table (`select`); all rows and panels are there.
-        unsafe { kernel(a, n_rows, &b, c) }
+        unsafe { kernel(a, n_rows, &b, c, add) }
     }
 
     /// Makes scores of products, and weights `exp(score - max)` of those; what is minus infinity has none. Returns the

@@ -226,9 +226,9 @@ impl Pool {
     /// Packs panels `first ..` of `rows` into `out`, which takes a whole number of them.
     ///
     /// # Panics
-    /// If the format is never packed or there are not so many panels.
+    /// If there are not so many panels.
     pub fn pack(&self, rows: &Rows<'_>, first: usize, out: &mut [u8]) {
-        let panel_bytes = Packed::panel_bytes(rows).expect("a format that is packed");
+        let panel_bytes = Packed::panel_bytes(rows);
         let n = out.len() / panel_bytes;
         assert_eq!(out.len(), n * panel_bytes, "whole panels");
         let out = Out::new(out);

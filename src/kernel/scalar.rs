@@ -1,6 +1,6 @@
 //! The definition: plain safe Rust, one obvious loop for each operation.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::tensor::{Pair, Panels, Q8Block, Q8View, Scores};
 use super::{Hints, LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
@@ -244,18 +244,20 @@ pub(super) fn stored_inverse(scale: f16) -> f32 {
     if inverse.is_finite() { inverse } else { 0.0 }
 }
 
-/// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]`, k ascending.
+/// `c[r][16 p + i] = Σ_k a[r][k] · b[p][k][i]`, k ascending; with `add` it goes on from what `c` is.
 fn mix<T: Copy>(
     (a, a_stride): Strided<'_>,
     n_rows: usize,
     b: &Panels<'_, T>,
     float: fn(T) -> f32,
-    c: StridedMut<'_>,
+    (c, c_stride): StridedMut<'_>,
+    add: bool,
 ) {
-    let (c, c_stride) = c;
     for (a, c) in a.chunks(a_stride).zip(c.chunks_mut(c_stride)).take(n_rows) {
         for (panel, c) in b.b.chunks(b.stride).zip(c.as_chunks_mut::<PANEL>().0).take(b.n) {
-            c.fill(0.0);
+            if !add {
+                c.fill(0.0);
+            }
             for (a, b) in a.iter().zip(panel.as_chunks::<PANEL>().0).take(b.n_k) {
                 for (c, b) in c.iter_mut().zip(b) {
                     *c += a * float(*b);
@@ -265,16 +267,20 @@ fn mix<T: Copy>(
     }
 }
 
-pub(super) fn mix_f16(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f16>, c: StridedMut<'_>) {
-    mix(a, n_rows, b, f16::to_f32, c);
+pub(super) fn mix_f16(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f16>, c: StridedMut<'_>, add: bool) {
+    mix(a, n_rows, b, f16::to_f32, c, add);
 }
 
-pub(super) fn mix_f32(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f32>, c: StridedMut<'_>) {
-    mix(a, n_rows, b, |x| x, c);
+pub(super) fn mix_bf16(a: Strided<'_>, n_rows: usize, b: &Panels<'_, bf16>, c: StridedMut<'_>, add: bool) {
+    mix(a, n_rows, b, bf16::to_f32, c, add);
 }
 
-pub(super) fn mix_i8(a: Strided<'_>, n_rows: usize, b: &Panels<'_, i8>, c: StridedMut<'_>) {
-    mix(a, n_rows, b, f32::from, c);
+pub(super) fn mix_f32(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f32>, c: StridedMut<'_>, add: bool) {
+    mix(a, n_rows, b, |x| x, c, add);
+}
+
+pub(super) fn mix_i8(a: Strided<'_>, n_rows: usize, b: &Panels<'_, i8>, c: StridedMut<'_>, add: bool) {
+    mix(a, n_rows, b, f32::from, c, add);
 }
 
 /// Products become scores, and those `exp(score - max)`; what is minus infinity becomes 0. Returns (max, sum).

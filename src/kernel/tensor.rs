@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Kernels, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
-use crate::quant::packed::{self, PANEL, Packing};
+use crate::quant::packed::{self, PANEL};
 use crate::quant::{self, Quant};
 
 /// A matrix whose bytes do not fit its shape.
@@ -91,31 +91,35 @@ impl<'a> Packed<'a> {
     /// The matrix in `bytes`.
     ///
     /// # Errors
-    /// When the length does not follow from the shape, or the format is never packed.
+    /// When the length does not follow from the shape.
     pub fn new(quant: Quant, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
         let shape = ShapeError { quant, n_rows, n_cols, len: bytes.len() };
-        let packing = Packing::of(quant).ok_or(shape)?;
-        match quant.row_bytes(n_cols).is_some() && packing.bytes(n_rows, n_cols) == Some(bytes.len()) {
-            true => Ok(Self { quant, n_rows, n_cols, panel_bytes: packing.sections(n_cols)[4], bytes }),
+        match packed::bytes(quant, n_rows, n_cols) == Some(bytes.len()) {
+            true => {
+                Ok(Self { quant, n_rows, n_cols, panel_bytes: packed::panel_bytes(quant, n_cols), bytes })
+            }
             false => Err(shape),
         }
     }
 
-    /// Bytes of a panel of `rows`; `None` if their format is never packed.
+    /// Bytes of a panel of `rows`.
     #[must_use]
-    pub fn panel_bytes(rows: &Rows<'_>) -> Option<usize> {
-        Packing::of(rows.quant).map(|packing| packing.sections(rows.n_cols)[4])
+    pub fn panel_bytes(rows: &Rows<'_>) -> usize {
+        packed::panel_bytes(rows.quant, rows.n_cols)
     }
 
     /// Packs the rows of panel `i` of `rows` into `out`.
     ///
     /// # Panics
-    /// If the format is never packed, there is no such panel, or `out` has another length than [`Self::panel_bytes`].
+    /// If there is no such panel, or `out` has another length than [`Self::panel_bytes`].
     pub fn pack_panel(rows: &Rows<'_>, i: usize, out: &mut [u8]) {
-        let pack = packed::pack_panel(rows.quant).expect("a format that is packed");
-        assert_eq!(Self::panel_bytes(rows), Some(out.len()), "room for a panel");
+        assert_eq!(Self::panel_bytes(rows), out.len(), "room for a panel");
         out.fill(0);
-        pack(rows.stretch(i * PANEL, ((i + 1) * PANEL).min(rows.n_rows)), rows.n_cols, out);
+        (packed::pack_panel(rows.quant))(
+            rows.stretch(i * PANEL, ((i + 1) * PANEL).min(rows.n_rows)),
+            rows.n_cols,
+            out,
+        );
     }
 
     /// The format that was packed.
@@ -129,7 +133,7 @@ impl<'a> Packed<'a> {
         &self.bytes[i * self.panel_bytes..(i + 1) * self.panel_bytes]
     }
 
-    /// As [`Rows::unpack_part`], with the same bits; groups of 32 begin and end there.
+    /// As [`Rows::unpack_part`], with the same bits; groups of 32 of a format with blocks begin and end there.
     ///
     /// # Panics
     /// If there are no such weights.

@@ -25,7 +25,7 @@ impl Pool {
         // Whatever stands where the floats are: 0x2222 is 0.012, and a power of two of 0x22 is normal.
         let bytes = vec![0x22; PANEL * quant.row_bytes(COLS)?];
         let rows = Rows::new(quant, PANEL, COLS, &bytes).ok()?;
-        let mut panel = Pages::new(Packed::panel_bytes(&rows)?).ok()?;
+        let mut panel = Pages::new(Packed::panel_bytes(&rows)).ok()?;
         Packed::pack_panel(&rows, 0, &mut panel);
         let most = TOKENS[TOKENS.len() - 1];
         let x: Vec<f32> = (0..most * COLS).map(|i| (i * 7 % 13) as f32 - 6.0).collect();

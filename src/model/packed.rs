@@ -12,7 +12,7 @@ use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::{Pool, Rows};
 use crate::os::file::{self, NewFile};
 use crate::os::pages::{self, LARGE_PAGE, Pages};
-use crate::quant::packed::{PANEL, Packing};
+use crate::quant::packed::PANEL;
 use crate::quant::{Quant, narrow_row};
 
 /// Whether weights are packed when a model is loaded.
@@ -52,14 +52,19 @@ impl Pack {
 #[non_exhaustive]
 pub enum PackError {
     /// There is no matrix that could be.
-    #[error(
-        "{file}: there is nothing to pack: the matrices are {found}, and formats with blocks alone are packed"
-    )]
+    #[error("{file}: there is nothing to pack: no matrix of it begins with a panel of 16 rows")]
     Nothing {
         /// The model.
         file: String,
-        /// What most of it is.
-        found: &'static str,
+    },
+    /// It is a directory, whose tokenizer and metadata a file of ours would lack.
+    #[error(
+        "{file}: a directory in the layout of Hugging Face is packed in memory alone, when it is loaded; \
+         make a GGUF file of it to pack it into a file"
+    )]
+    Directory {
+        /// The model.
+        file: String,
     },
     /// It is.
     #[error("{file}: is packed already; it is loaded as it is")]
@@ -381,14 +386,15 @@ fn narrowed(pool: &Pool, rows: &Rows<'_>, first: usize, n: usize, out: &mut [u8]
 
 /// Whether the tensor is to be packed.
 fn packs(model: &Model, name: &str, t: &TensorInfo) -> bool {
-    !model.checkpoint().is_packed() && Packing::of(t.quant).is_some() && model.packable(name)
+    !model.checkpoint().is_packed() && t.quant.row_bytes(t.n_cols).is_some() && model.packable(name)
 }
 
 fn nothing(model: &Model) -> PackError {
     let file = model.checkpoint().file().into();
-    match model.checkpoint().is_packed() {
-        true => PackError::Already { file },
-        false => PackError::Nothing { file, found: model.quantization() },
+    match model.checkpoint().origin() {
+        _ if model.checkpoint().is_packed() => PackError::Already { file },
+        Origin::HuggingFace => PackError::Directory { file },
+        Origin::Gguf { .. } => PackError::Nothing { file },
     }
 }
 

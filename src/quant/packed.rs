@@ -12,6 +12,8 @@
 //! | integers | a block, or a group | 192, or 16 or 32 | see [`Integers`]; byte `16 i + r` is the `i`-th of row `r` |
 //! | floats | a block | 32 or 64 | `d` of 16 rows, then `dmin` of 16 rows, 2 bytes each |
 //!
+//! Formats without blocks (F32, F16, BF16) have one section: of each column the weights of the 16 rows, one after the other.
+//!
 //! Rows that a matrix lacks are zeros: their floats are 0. A panel takes a multiple of 64 bytes.
 
 use super::*;
@@ -133,12 +135,22 @@ impl Packing {
         let each = PANEL * if self.mins { 4 } else { 2 };
         [high / self.groups, (integers - high) / self.groups, floats - integers, each]
     }
+}
 
-    /// Bytes of a matrix; `None` if they are more than a machine can count.
-    #[must_use]
-    pub fn bytes(&self, n_rows: usize, n_cols: usize) -> Option<usize> {
-        n_rows.div_ceil(PANEL).checked_mul(self.sections(n_cols)[4])
+/// Bytes of a panel of `n_cols` weights of `quant` a row, whole blocks.
+#[must_use]
+pub fn panel_bytes(quant: Quant, n_cols: usize) -> usize {
+    match Packing::of(quant) {
+        Some(packing) => packing.sections(n_cols)[4],
+        None => (n_cols * quant.block_bytes() * PANEL).next_multiple_of(64),
     }
+}
+
+/// Bytes of a matrix in panels; `None` if they are more than a machine can count, or blocks do not fill its rows.
+#[must_use]
+pub fn bytes(quant: Quant, n_rows: usize, n_cols: usize) -> Option<usize> {
+    quant.row_bytes(n_cols)?;
+    n_rows.div_ceil(PANEL).checked_mul(panel_bytes(quant, n_cols))
 }
 
 /// What 32 weights of a panel are made of, `[row]`: as in [`Block`].
@@ -242,9 +254,15 @@ impl Group {
 /// [`unpack`] gives for the row of a file.
 ///
 /// # Panics
-/// If the format is never packed, the panel is too short, or groups of 32 do not begin and end there.
+/// If the panel is too short, or groups of 32 of a format with blocks do not begin and end there.
 pub fn unpack_part(quant: Quant, panel: &[u8], n_cols: usize, r: usize, start: usize, out: &mut [f32]) {
-    let packing = Packing::of(quant).expect("a format that is packed");
+    let Some(packing) = Packing::of(quant) else {
+        let each = quant.block_bytes();
+        for (weight, out) in panel.chunks_exact(each).skip(start * PANEL + r).step_by(PANEL).zip(out) {
+            unpack_row(quant, weight, std::slice::from_mut(out));
+        }
+        return;
+    };
     let (groups, rest) = out.as_chunks_mut::<GROUP>();
     assert!(start.is_multiple_of(GROUP) && rest.is_empty(), "whole groups from column {start}");
     for (g, out) in (start / GROUP..).zip(groups) {
@@ -261,9 +279,10 @@ pub type PackPanel = fn(&[u8], usize, &mut [u8]);
 
 /// What packs rows of `quant`: takes their bytes, the weights of a row, and a panel's bytes.
 #[must_use]
-pub const fn pack_panel(quant: Quant) -> Option<PackPanel> {
-    Some(match quant {
-        Quant::F32 | Quant::F16 | Quant::BF16 => return None,
+pub const fn pack_panel(quant: Quant) -> PackPanel {
+    match quant {
+        Quant::F32 => pack_floats::<4>,
+        Quant::F16 | Quant::BF16 => pack_floats::<2>,
         Quant::Q4_0 => pack::<BlockQ4_0, 1, { Quant::Q4_0 as usize }>,
         Quant::Q4_1 => pack::<BlockQ4_1, 1, { Quant::Q4_1 as usize }>,
         Quant::Q5_0 => pack::<BlockQ5_0, 1, { Quant::Q5_0 as usize }>,
@@ -279,7 +298,17 @@ pub const fn pack_panel(quant: Quant) -> Option<PackPanel> {
         Quant::TQ1_0 => pack::<BlockTQ1_0, 8, { Quant::TQ1_0 as usize }>,
         Quant::TQ2_0 => pack::<BlockTQ2_0, 8, { Quant::TQ2_0 as usize }>,
         Quant::MXFP4 => pack::<BlockMXFP4, 1, { Quant::MXFP4 as usize }>,
-    })
+    }
+}
+
+/// Weights of `N` bytes.
+fn pack_floats<const N: usize>(rows: &[u8], n_cols: usize, panel: &mut [u8]) {
+    let (weights, panel) = (rows.as_chunks::<N>().0, panel.as_chunks_mut::<N>().0);
+    for (r, row) in weights.chunks_exact(n_cols).enumerate() {
+        for (out, weight) in panel.iter_mut().skip(r).step_by(PANEL).zip(row) {
+            *out = *weight;
+        }
+    }
 }
 
 fn pack<B: Block<G>, const G: usize, const Q: usize>(rows: &[u8], n_cols: usize, panel: &mut [u8]) {
@@ -368,10 +397,6 @@ mod tests {
     #[test]
     fn packed_weights_are_those_of_the_rows_bit_for_bit() {
         for quant in Quant::ALL {
-            let (Some(packing), Some(pack)) = (Packing::of(quant), pack_panel(quant)) else {
-                assert_eq!(quant.block_len(), 1, "{}", quant.name());
-                continue;
-            };
             let (n_rows, n_cols) = (11, 512);
             let row_bytes = quant.row_bytes(n_cols).expect("whole blocks");
             let mut rng = Rng::new(3);
@@ -381,9 +406,9 @@ mod tests {
                     .enumerate()
                     .for_each(|(i, block)| block[0] = [0, 1, 120, 254][i % 4]);
             }
-            let mut panel = vec![0; packing.bytes(n_rows, n_cols).expect("small")];
+            let mut panel = vec![0; bytes(quant, n_rows, n_cols).expect("small")];
             assert!(panel.len().is_multiple_of(64));
-            pack(&rows, n_cols, &mut panel);
+            pack_panel(quant)(&rows, n_cols, &mut panel);
             let mut wanted = vec![0.0; n_cols];
             for r in 0..PANEL {
                 wanted.fill(0.0);
@@ -391,15 +416,16 @@ mod tests {
                     unpack_row(quant, &rows[r * row_bytes..][..row_bytes], &mut wanted);
                 }
                 for (g, wanted) in wanted.chunks_exact(GROUP).enumerate() {
-                    let group = Group::read(&packing, &panel, n_cols, g);
-                    let (d, dmin) = group.floats[r];
                     let mut part = [0.0; GROUP];
                     unpack_part(quant, &panel, n_cols, r, g * GROUP, &mut part);
+                    let group = Packing::of(quant).map(|packing| Group::read(&packing, &panel, n_cols, g));
                     for (k, wanted) in wanted.iter().enumerate() {
-                        let (scale, min) = (group.scales[r][k / 16], group.mins[r][k / 16]);
-                        let found =
-                            d * f32::from(scale) * f32::from(group.codes[r][k]) - dmin * f32::from(min);
-                        for found in [found, part[k]] {
+                        let made = group.as_ref().map(|group| {
+                            let (scale, min) = (group.scales[r][k / 16], group.mins[r][k / 16]);
+                            let (d, dmin) = group.floats[r];
+                            d * f32::from(scale) * f32::from(group.codes[r][k]) - dmin * f32::from(min)
+                        });
+                        for found in made.into_iter().chain([part[k]]) {
                             // A NaN is one, whichever; a row that is absent has zeros of either sign.
                             let same = found.to_bits() == wanted.to_bits()
                                 || found.is_nan() && wanted.is_nan()
@@ -420,9 +446,8 @@ mod tests {
     #[test]
     fn packed_weights_take_hardly_more_room() {
         for quant in Quant::ALL {
-            let Some(packing) = Packing::of(quant) else { continue };
             let (rows, packed) =
-                (quant.row_bytes(4_096).expect("whole blocks") * 16, packing.bytes(16, 4_096));
+                (quant.row_bytes(4_096).expect("whole blocks") * 16, bytes(quant, 16, 4_096));
             let ratio = packed.expect("small") as f64 / rows as f64;
             let most = match quant {
                 Quant::TQ1_0 => 1.23,

@@ -85,17 +85,23 @@ fn packed_files_give_the_bits_of_their_models() {
     }
 }
 
-/// Models of floats alone have nothing to pack, and say so.
+/// What a directory has beside its weights would be lost in a file; in memory it is packed, with the same bits.
 #[test]
-fn there_may_be_nothing_to_pack() {
-    let model = Model::open(&fixture("models/llama-tied/model.gguf")).unwrap();
+fn directories_are_packed_in_memory_alone() {
+    let path = fixture("bad/hf/good");
+    let (model, pool) = (Model::open(&path).unwrap(), pool(Tier::Scalar));
     let said = Packer::image(&model, "", None).unwrap_err().to_string();
-    assert!(said.contains("nothing to pack"), "{said}");
+    assert!(said.contains("packed in memory alone"), "{said}");
+    let memory = packed(&model, &pool).expect("floats are packed");
+    for precision in [Precision::default(), Precision::F32] {
+        let [found, wanted] =
+            [&memory, &model].map(|m| Run::new(m, &pool, precision, 64).feed(&[sotto::base::Token(1)], 1));
+        assert!(found == wanted, "other bits");
+    }
     let folder = Folder::new();
     let to = folder.join("x.gguf");
-    let path = fixture("models/llama-tied/model.gguf");
     let output = run(&["pack", path.to_str().unwrap(), "-o", to.to_str().unwrap()]);
-    assert!(output.status.code() == Some(2) && stderr(&output).contains("nothing to pack") && !to.exists());
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("in memory alone") && !to.exists());
 }
 
 /// A file with its checksum made right again, as far as it can be read.
@@ -146,8 +152,8 @@ fn damaged_packed_files_are_refused() {
     assert!(said.contains("layout 2") && said.contains("pack the model anew"), "{said}");
     // A tensor info: dimensions, type, offset.
     let info = find("blk.0.attn_q.weight");
-    let said = with(info + 20, &0x5350_0000_u32.to_le_bytes());
-    assert!(said.contains("type number 1397751808"), "packed F32: {said}");
+    let said = with(info + 20, &0x5350_00ff_u32.to_le_bytes());
+    assert!(said.contains("type number 1397752063"), "packed, of an unknown type: {said}");
     let said = with(info + 24, &(u64::MAX - 63).to_le_bytes());
     assert!(said.contains("beyond any file"), "{said}");
     let said = with(info + 12, &(1_u64 << 40).to_le_bytes());

@@ -2,6 +2,7 @@
 
 mod attention;
 mod codes;
+mod mix;
 mod neon;
 mod packed;
 

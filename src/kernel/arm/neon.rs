@@ -5,8 +5,8 @@ use std::arch::aarch64::*;
 use half::f16;
 use zerocopy::little_endian::U16;
 
-use super::attention;
 use super::codes::Codes;
+use super::{attention, mix};
 use crate::kernel::tensor::{Q8Block, Q8View};
 use crate::kernel::{Kernels, LANES, Q8_BLOCK, SCALAR, Tier, math, scalar};
 use crate::quant::{
@@ -17,7 +17,6 @@ use crate::quant::{
 /// What this tier has; the rest is the scalar tier's.
 pub(in crate::kernel) const NEON: Kernels = Kernels {
     tier: Tier::Neon,
-    dot,
     quantize,
     rms_norm,
     swiglu,
@@ -25,9 +24,10 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     rope_halves,
     store_f16,
     store_q8,
-    mix_f16: attention::mix_f16,
-    mix_f32: attention::mix_f32,
-    mix_i8: attention::mix_i8,
+    mix_f16: mix::mix_f16,
+    mix_bf16: mix::mix_bf16,
+    mix_f32: mix::mix_f32,
+    mix_i8: mix::mix_i8,
     weigh: attention::weigh,
     blend: attention::blend,
     ..SCALAR

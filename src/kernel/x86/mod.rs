@@ -3,6 +3,7 @@
 mod attention;
 mod avx2;
 mod codes;
+mod mix;
 mod packed;
 
 use super::{Kernels, Tier};
