@@ -161,7 +161,7 @@ const LANES: usize = 16;
 /// Tokens from which on codes of packed weights are unpacked first, as long as nothing was measured.
 const UNPACK_FROM: usize = 9;
 /// Weights of a row that are unpacked at a time: whole blocks of every format.
-const UNPACK: usize = 256;
+const STRETCH: usize = 256;
 /// Weights that share one scale of the activations' codes.
 pub const Q8_BLOCK: usize = 32;
 
@@ -179,6 +179,8 @@ type Strided<'a> = (&'a [f32], usize);
 type StridedMut<'a> = (&'a mut [f32], usize);
 /// Takes rows `a`, their number, panels, rows `c`, and whether to add to those.
 type MixFn<T> = unsafe fn(Strided<'_>, usize, &Panels<'_, T>, StridedMut<'_>, bool);
+/// Takes 16 rows of weights and writes them as columns, so many of them.
+type TurnFn = unsafe fn(&[[f32; STRETCH]; PANEL], &mut [[f32; PANEL]; STRETCH], usize);
 type WeighFn = unsafe fn(&mut [f32; ATTN_BLOCK], Scores) -> (f32, f32);
 type BlendFn = unsafe fn(&mut [f32], f32, &[f32], f32);
 type PeakFn = unsafe fn(u32) -> u64;
@@ -224,6 +226,7 @@ pub struct Kernels {
     mix_bf16: MixFn<bf16>,
     mix_f32: MixFn<f32>,
     mix_i8: MixFn<i8>,
+    turn: TurnFn,
     weigh: WeighFn,
     blend: BlendFn,
     peak: PeakFn,
@@ -246,6 +249,7 @@ const SCALAR: Kernels = Kernels {
     mix_bf16: scalar::mix_bf16,
     mix_f32: scalar::mix_f32,
     mix_i8: scalar::mix_i8,
+    turn: scalar::turn,
     weigh: scalar::weigh,
     blend: scalar::blend,
     peak: scalar::peak,
@@ -465,15 +469,14 @@ impl Kernels {
         n_rows: usize,
         unpack: impl Fn(usize, usize, &mut [f32]),
     ) {
-        let (mut panel, mut row) = ([[0.0; PANEL]; UNPACK], [0.0; UNPACK]);
-        for start in (0..n_cols).step_by(UNPACK) {
-            let n_k = UNPACK.min(n_cols - start);
-            for r in 0..n_rows {
+        let (mut rows, mut panel) = ([[0.0; STRETCH]; PANEL], [[0.0; PANEL]; STRETCH]);
+        for start in (0..n_cols).step_by(STRETCH) {
+            let n_k = STRETCH.min(n_cols - start);
+            for (r, row) in rows.iter_mut().enumerate().take(n_rows) {
                 unpack(r, start, &mut row[..n_k]);
-                for (panel, weight) in panel.iter_mut().zip(&row[..n_k]) {
-                    panel[r] = *weight;
-                }
             }
+            // SAFETY: the machine has the features of this table (`select`); n_k is at most STRETCH.
+            unsafe { (self.turn)(&rows, &mut panel, n_k) };
             let b = Panels { b: panel[..n_k].as_flattened(), stride: n_k * PANEL, n: 1, n_k };
             let (n, c) = (sums.len(), (sums.as_flattened_mut(), PANEL));
             self.mix(self.mix_f32, (&x[start..], n_cols), n, b, c, start > 0);

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::tensor::{Pair, Panels, Q8Block, Q8View, Scores};
-use super::{Hints, LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, Strided, StridedMut, UnpackFn, math};
+use super::{Hints, LANES, PANEL, PackedFn, Q8_BLOCK, Q8Fn, STRETCH, Strided, StridedMut, UnpackFn, math};
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::packed::{Group, Integers, Packing};
 use crate::quant::{
@@ -281,6 +281,15 @@ pub(super) fn mix_f32(a: Strided<'_>, n_rows: usize, b: &Panels<'_, f32>, c: Str
 
 pub(super) fn mix_i8(a: Strided<'_>, n_rows: usize, b: &Panels<'_, i8>, c: StridedMut<'_>, add: bool) {
     mix(a, n_rows, b, f32::from, c, add);
+}
+
+/// `panel[k][r] = rows[r][k]` for the first `n` columns.
+pub(super) fn turn(rows: &[[f32; STRETCH]; PANEL], panel: &mut [[f32; PANEL]; STRETCH], n: usize) {
+    for (k, panel) in panel.iter_mut().enumerate().take(n) {
+        for (x, row) in panel.iter_mut().zip(rows) {
+            *x = row[k];
+        }
+    }
 }
 
 /// Products become scores, and those `exp(score - max)`; what is minus infinity becomes 0. Returns (max, sum).

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::neon::{load, load_f16, store};
 use crate::kernel::mix::mix;
 use crate::kernel::tensor::Panels;
-use crate::kernel::{PANEL, Strided, StridedMut};
+use crate::kernel::{PANEL, STRETCH, Strided, StridedMut};
 
 #[target_feature(enable = "neon")]
 fn sixteen_f32(x: &[f32; PANEL]) -> [float32x4_t; 4] {
@@ -46,6 +46,27 @@ fn sixteen_i8(x: &[i8; PANEL]) -> [float32x4_t; 4] {
         vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
         vcvtq_f32_s32(vmovl_high_s16(high)),
     ]
+}
+
+/// As [`scalar::turn`], four rows and columns at a time; columns behind the last one are whatever they are.
+#[target_feature(enable = "neon")]
+pub(super) fn turn(rows: &[[f32; STRETCH]; PANEL], panel: &mut [[f32; PANEL]; STRETCH], n: usize) {
+    for (k, panel) in panel.as_chunks_mut::<4>().0.iter_mut().enumerate().take(n.div_ceil(4)) {
+        for (quarter, rows) in rows.as_chunks::<4>().0.iter().enumerate() {
+            let row = |r: usize| vreinterpretq_f64_f32(load(&rows[r].as_chunks().0[k]));
+            let two = |a: float64x2_t, b: float64x2_t| {
+                let (a, b) = (vreinterpretq_f32_f64(a), vreinterpretq_f32_f64(b));
+                [vreinterpretq_f64_f32(vtrn1q_f32(a, b)), vreinterpretq_f64_f32(vtrn2q_f32(a, b))]
+            };
+            let (low, high) = (two(row(0), row(1)), two(row(2), row(3)));
+            for j in 0..2 {
+                let columns = [vzip1q_f64(low[j], high[j]), vzip2q_f64(low[j], high[j])];
+                for (i, column) in columns.into_iter().enumerate() {
+                    store(vreinterpretq_f32_f64(column), &mut panel[j + 2 * i].as_chunks_mut().0[quarter]);
+                }
+            }
+        }
+    }
 }
 
 /// A tile is some rows and panels, each sum in a register from the first to the last `k`.

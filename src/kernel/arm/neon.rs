@@ -28,6 +28,7 @@ pub(in crate::kernel) const NEON: Kernels = Kernels {
     mix_bf16: mix::mix_bf16,
     mix_f32: mix::mix_f32,
     mix_i8: mix::mix_i8,
+    turn: mix::turn,
     weigh: attention::weigh,
     blend: attention::blend,
     ..SCALAR

@@ -25,6 +25,7 @@ pub(super) const AVX2: Kernels = Kernels {
     mix_bf16: mix::mix_bf16,
     mix_f32: mix::mix_f32,
     mix_i8: mix::mix_i8,
+    turn: mix::turn,
     weigh: attention::weigh,
     blend: attention::blend,
     ..SCALAR

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::avx2::{load, load_f16, store};
 use crate::kernel::mix::mix;
 use crate::kernel::tensor::Panels;
-use crate::kernel::{PANEL, Strided, StridedMut};
+use crate::kernel::{PANEL, STRETCH, Strided, StridedMut};
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load_bf16(x: &[bf16; 8]) -> __m256 {
@@ -23,6 +23,34 @@ fn load_i8(x: &[i8; 8]) -> __m256 {
     // SAFETY: eight bytes are there; the load takes any alignment.
     let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+}
+
+/// As [`scalar::turn`], eight rows and columns at a time; columns behind the last one are whatever they are.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn turn(rows: &[[f32; STRETCH]; PANEL], panel: &mut [[f32; PANEL]; STRETCH], n: usize) {
+    for (k, panel) in panel.as_chunks_mut::<8>().0.iter_mut().enumerate().take(n.div_ceil(8)) {
+        for (half, rows) in rows.as_chunks::<8>().0.iter().enumerate() {
+            let row = |r: usize| load(&rows[r].as_chunks().0[k]);
+            // Pairs of rows, then fours, then eights.
+            let two: [[__m256; 2]; 4] = from_fn(|i| {
+                let (a, b) = (row(2 * i), row(2 * i + 1));
+                [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)]
+            });
+            let four: [[__m256; 4]; 2] = from_fn(|i| {
+                let ([a, b], [c, d]) = (two[2 * i], two[2 * i + 1]);
+                [
+                    _mm256_shuffle_ps::<0x44>(a, c),
+                    _mm256_shuffle_ps::<0xee>(a, c),
+                    _mm256_shuffle_ps::<0x44>(b, d),
+                    _mm256_shuffle_ps::<0xee>(b, d),
+                ]
+            });
+            for (j, (a, b)) in four[0].into_iter().zip(four[1]).enumerate() {
+                store(_mm256_permute2f128_ps::<0x20>(a, b), &mut panel[j].as_chunks_mut().0[half]);
+                store(_mm256_permute2f128_ps::<0x31>(a, b), &mut panel[j + 4].as_chunks_mut().0[half]);
+            }
+        }
+    }
 }
 
 /// A tile is some rows and panels, each sum in a register from the first to the last `k`.
