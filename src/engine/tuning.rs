@@ -16,11 +16,13 @@ const BYTES_MAX: u64 = 64 << 10;
 const STEPS: usize = 5;
 /// Numbers of threads that are tried.
 const CHOICES: usize = 3;
+/// Machines, and numbers of threads, that a file remembers.
+const MACHINES_MAX: usize = 8;
 /// As fast as this part of the fastest is fast enough: fewer threads leave the others to others.
 const ENOUGH: f64 = 0.97;
 
-/// What is kept.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What is kept of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Found {
     /// Tier, processor and number of threads: for others it says nothing.
@@ -46,7 +48,8 @@ impl Tuning {
         let threads = pool.n_threads();
         let machine = format!("{}, {}, {threads} threads", pool.kernels().tier().name(), thread::processor());
         let path = model.checkpoint().packed_file().map(|path| cache::tuning(Path::new(path)));
-        let kept = path.as_deref().and_then(read).filter(|found| found.machine == machine);
+        let kept =
+            path.as_deref().map(read).unwrap_or_default().into_iter().find(|found| found.machine == machine);
         let known = kept.is_some();
         let found = kept.unwrap_or_else(|| Found { machine, ..Found::default() });
         let mut tuning = Self { path, found, trying: Vec::new(), threads };
@@ -106,19 +109,21 @@ impl Tuning {
 
     /// Where that is not possible it is found anew by the next process.
     fn keep(&self) {
-        if let Some(path) = &self.path
-            && let Ok(text) = serde_json::to_vec_pretty(&self.found)
-            && let Err(e) = file::replace(path, &text)
-        {
+        let Some(path) = &self.path else { return };
+        let others = read(path).into_iter().filter(|found| found.machine != self.found.machine);
+        let all: Vec<Found> = [self.found.clone()].into_iter().chain(others).take(MACHINES_MAX).collect();
+        let kept = serde_json::to_vec_pretty(&all).map_err(Into::into);
+        if let Err(e) = kept.and_then(|text| file::replace(path, &text)) {
             log::debug!("{}: is not kept: {e}", path.display());
         }
     }
 }
 
-/// What is kept in a file that can be read.
-fn read(path: &Path) -> Option<Found> {
-    let len = std::fs::metadata(path).ok()?.len();
-    serde_json::from_slice(&std::fs::read(path).ok().filter(|_| len <= BYTES_MAX)?).ok()
+/// What is kept in a file; nothing in one that cannot be read.
+fn read(path: &Path) -> Vec<Found> {
+    let short = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= BYTES_MAX);
+    let text = if short { std::fs::read(path).unwrap_or_default() } else { Vec::new() };
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// From how many tokens on the formats of `model` are unpacked first.
@@ -184,20 +189,23 @@ mod tests {
     #[test]
     fn what_was_found_is_kept_for_this_machine() {
         let path = std::env::temp_dir().join(format!("sotto-tuning-{}.json", std::process::id()));
-        assert_eq!(read(&path), None);
-        let mut tuning = trying(4);
-        (tuning.path, tuning.found.machine) = (Some(path.clone()), "a machine".into());
-        tuning.found.unpack_from = vec![("Q4_0".into(), 9)];
-        (0..15).for_each(|_| tuning.took(100));
-        assert_eq!(tuning.threads_decode(), 2);
-        let found = read(&path).expect("written");
-        assert_eq!((&found, found.threads_decode), (&tuning.found, Some(2)));
-        for damaged in ["", "{}", "[1]", "{\"machine\":1}"] {
+        assert_eq!(read(&path), []);
+        for machine in 0..20 {
+            let mut tuning = trying(4);
+            (tuning.path, tuning.found.machine) = (Some(path.clone()), format!("machine {machine}"));
+            tuning.found.unpack_from = vec![("Q4_0".into(), 9)];
+            (0..15).for_each(|_| tuning.took(100));
+            assert_eq!(tuning.threads_decode(), 2);
+            let found = read(&path);
+            assert_eq!((&found[0], found[0].threads_decode), (&tuning.found, Some(2)));
+            assert_eq!(found.len(), MACHINES_MAX.min(machine + 1));
+        }
+        for damaged in ["", "{}", "[1]", "[{\"machine\":1}]"] {
             std::fs::write(&path, damaged).unwrap();
-            assert_eq!(read(&path), None, "{damaged}");
+            assert_eq!(read(&path), [], "{damaged}");
         }
         std::fs::write(&path, " ".repeat(100_000)).unwrap();
-        assert_eq!(read(&path), None, "too long");
+        assert_eq!(read(&path), [], "too long");
         std::fs::remove_file(&path).unwrap();
     }
 }
