@@ -3,9 +3,13 @@
 
 Builds the library for aarch64 with its assembly, cuts the inner loops of products out of it, and prints for each core the
 cycles for 1,000 weights (GEMV: one token) and for 1,000 weights times tokens (GEMM: the widest tile). Needs llvm-mca (Debian:
-llvm-19) and the Rust target; a minute or two.
+llvm-19) and the Rust target; some minutes.
 
 usage: benches/arm/mca.py [FILE.s]     with a file: that assembly, without a build (-C symbol-mangling-version=v0)
+       benches/arm/mca.py --peer CORE FILE.s FUNCTION PRODUCTS
+           one line of the same for a function of another program, compiled for CORE (clang -O3 -mcpu=CORE -S): of the loop
+           that makes PRODUCTS weights times tokens in a pass. Loops inside of it are written out as often as that takes;
+           if a pass of those must make a certain number too, that comes next, after a comma.
 
 A model knows latencies and pipelines, no caches and no memory: a bound for weights that are in the first-level cache. Models of
 in-order cores are coarse: that of Cortex-A53 makes a load wait for a multiplication before it, that of Cortex-A55 takes six
@@ -24,8 +28,15 @@ FORMATS = ["Q4_0", "Q8_0", "Q4_K", "Q6_K"]
 CORES = ["cortex-a53", "cortex-a55", "cortex-a72", "neoverse-n1", "neoverse-v1"]
 # Cores that have the tier's instructions.
 TIERS = {"neon": CORES, "dotprod": ["cortex-a55", "neoverse-n1", "neoverse-v1"], "i8mm": ["neoverse-v1"]}
-# Products of two bytes in an instruction.
-PRODUCTS = {"smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8, "sdot": 16, "smmla": 32}
+# Products of two bytes in an instruction: mnemonic and first register.
+PRODUCTS = {
+    r"sm(ull|lal)2?\s+v\d+\.8h": 8,
+    r"sdot\s+v": 16,
+    r"smmla\s+v": 32,
+    # Registers of 256 bits (Neoverse V1).
+    r"sdot\s+z": 32,
+    r"smmla\s+z": 64,
+}
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -48,12 +59,12 @@ def formats():
 
 
 def functions(path):
-    """Body of the product of each tier and format number."""
+    """Bodies of the products of each tier and format number, for one token ("alone") and for several ("product")."""
     found, body = {}, None
     for line in open(path):
-        name = re.match(r"_R.*6packed\d(neon|dotprod|i8mm)7productKj([0-9a-f]+)_", line)
+        name = re.match(r"_R.*6packed\d(neon|dotprod|i8mm)\d(product|alone)Kj([0-9a-f]+)_", line)
         if name:
-            body = found.setdefault((name.group(1), int(name.group(2), 16)), [])
+            body = found.setdefault((name.group(1), name.group(2), int(name.group(3), 16)), [])
         elif line.startswith(".Lfunc_end"):
             body = None
         elif body is not None:
@@ -61,21 +72,84 @@ def functions(path):
     return found
 
 
-def loops(body):
-    """(depth, products, instructions) of the loops that hold no other and multiply."""
-    labels = {m.group(1): i for i, line in enumerate(body) if (m := re.match(r"(\.LBB\w+):", line))}
-    spans = []
+def products(code):
+    """How many products instructions make."""
+    return sum(n for line in code for pattern, n in PRODUCTS.items() if re.match(r"\s+" + pattern, line))
+
+
+def spans(body):
+    """First and last line of each loop."""
+    labels, found = {}, {}
     for i, line in enumerate(body):
-        jump = re.match(r"\s+(?:b|b\.\w+|cbn?z|tbn?z)\s.*?(\.LBB\w+)$", line)
-        if jump and labels.get(jump.group(1), i) < i:
-            spans.append((labels[jump.group(1)], i))
-    for start, end in spans:
-        around = [s for s in spans if s != (start, end) and s[0] <= start and end <= s[1]]
-        inside = [s for s in spans if s != (start, end) and start <= s[0] and s[1] <= end]
-        code = [line for line in body[start : end + 1] if re.match(r"\s+[a-z]", line)]
-        products = sum(PRODUCTS.get(line.split()[0], 0) for line in code)
-        if products and not inside:
-            yield len(around), products, code
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label.group(1)] = i
+        elif jump := re.match(r"\s+(?:b|b\.\w+|cbn?z|tbn?z)\s.*?(\.L\w+)$", line):
+            if jump.group(1) in labels:
+                found[labels[jump.group(1)]] = i
+    return list(found.items())
+
+
+def instructions(lines):
+    return [line for line in lines if re.match(r"\s+[a-z]", line)]
+
+
+def depth(body, span):
+    return sum(s[0] <= span[0] and span[1] <= s[1] for s in spans(body))
+
+
+def alone(body):
+    """A pass over the weights of 16 rows with a token: of a group of 32, or of a block of 256, a loop over twos of groups."""
+    fitting = []
+    for wanted in [[512], [4096, 1024], [4096, 512]]:
+        for span in spans(body):
+            if code := written_out(body, span, wanted):
+                fitting.append((depth(body, span), len(code) / wanted[0], wanted[0], code))
+    return min(fitting)[2:]
+
+
+def together(body):
+    """A pass of the widest tile."""
+    found = []
+    for span in spans(body):
+        if (code := written_out(body, span, [])) and not any(span[0] <= s[0] and s[1] < span[1] for s in spans(body)):
+            found.append((products(code), code))
+    return max(found)
+
+
+def written_out(body, span, wanted):
+    """One pass of a loop that makes wanted[0] products, with the loops inside of it written out as often as that takes;
+    a pass of those makes wanted[1], and so on. None if it does not come out even."""
+    inside = [s for s in spans(body) if span[0] <= s[0] and s[1] <= span[1] and s != span]
+    inside = [s for s in inside if products(body[s[0] : s[1] + 1])]
+    inside = sorted(s for s in inside if not any(o[0] <= s[0] and s[1] <= o[1] and o != s for o in inside))
+    code, at, passes = [], span[0], []
+    for first, last in inside:
+        code += [instructions(body[at:first]), written_out(body, (first, last), wanted[1:])]
+        if code[-1] is None:
+            return None
+        passes.append(products(code[-1]))
+        at = last + 1
+    code.append(instructions(body[at : span[1] + 1]))
+    in_loops, alone = sum(passes), sum(products(part) for part in code[::2])
+    if not wanted:
+        wanted = [in_loops + alone]
+    times = (wanted[0] - alone) // in_loops if in_loops else 1
+    if times < 1 or alone + times * in_loops != wanted[0]:
+        return None
+    return [line for i, part in enumerate(code) for line in part * (times if i % 2 else 1)]
+
+
+def function(path, name):
+    """Body of a function."""
+    body = None
+    for line in open(path):
+        if line.startswith(f"{name}:"):
+            body = []
+        elif line.startswith(".Lfunc_end") and body is not None:
+            return body
+        elif body is not None:
+            body.append(line.split("//")[0].rstrip())
+    raise SystemExit(f"{path}: no function {name}")
 
 
 def cycles(core, code):
@@ -91,20 +165,33 @@ def cycles(core, code):
     return int(re.search(r"Total Cycles:\s+(\d+)", report).group(1)) / 100
 
 
+def peer(core, path, name, wanted):
+    wanted = [int(n) for n in wanted.split(",")]
+    body = function(path, name)
+    # Loops around a fitting one fit as well, and are longer.
+    fitting = [code for span in spans(body) if (code := written_out(body, span, wanted))]
+    if not fitting:
+        raise SystemExit(f"{path}: no loop of {name} makes {wanted[0]} products in a pass")
+    code = min(fitting, key=len)
+    print(f"| {name} | {len(code)} for {wanted[0]} | {cycles(core, code) / wanted[0] * 1000:.0f} |")
+
+
 def main():
+    if sys.argv[1:2] == ["--peer"]:
+        return peer(*sys.argv[2:])
     numbers = formats()
     found = functions(sys.argv[1] if len(sys.argv) > 1 else build())
     print("| Tier, format | Instructions | " + " | ".join(CORES) + " |")
     print("|-|-|" + "-|" * len(CORES))
     for tier, cores in TIERS.items():
         for name in FORMATS:
-            all_loops = list(loops(found[tier, numbers[name]]))
-            # 16 rows of 32 weights and a token; where a tile of two tokens has as many, that loops over rows as well.
-            gemv = min((loop for loop in all_loops if loop[1] == 512), key=lambda loop: (loop[0], len(loop[2])))
-            gemm = max(all_loops, key=lambda loop: loop[1])
-            for kind, (_, products, code) in [("GEMV", gemv), ("GEMM", gemm)]:
-                figures = [f"{cycles(c, code) / products * 1000:.0f}" if c in cores else "" for c in CORES]
-                print(f"| {tier}, {name}, {kind} | {len(code)} for {products} | " + " | ".join(figures) + " |")
+            number = numbers[name]
+            # One token goes as in the tier below.
+            gemv = alone(found["dotprod" if tier == "i8mm" else tier, "alone", number])
+            gemm = together(found[tier, "product", number])
+            for kind, (n, code) in [("GEMV", gemv), ("GEMM", gemm)]:
+                figures = [f"{cycles(c, code) / n * 1000:.0f}" if c in cores else "" for c in CORES]
+                print(f"| {tier}, {name}, {kind} | {len(code)} for {n} | " + " | ".join(figures) + " |")
 
 
 main()
