@@ -2,11 +2,12 @@
 
 use std::arch::aarch64::*;
 
+use super::dotprod::alone;
 use super::*;
 use crate::kernel::PackedFn;
 use crate::kernel::tensor::Q8View;
 
-products!("neon,dotprod,i8mm", |packing: &Packing| if halves(packing) { 2 } else { 4 });
+products!("neon,dotprod,i8mm", 2);
 
 /// `acc` plus eight products in each lane: row 0 and token 0, row 0 and token 1, row 1 and token 0, row 1 and token 1. The
 /// intrinsic is not stable.
@@ -46,75 +47,158 @@ fn eights(a: &[i8; Q8_BLOCK], b: &[i8; Q8_BLOCK]) -> [int8x16_t; 4] {
     out
 }
 
-/// The sums of group `g`, of the quads at `place`.
+/// The sums of a group of the quad that begins `I` quads behind `place`, not yet ended: of each half or of the group in the
+/// first, of two tokens each, two rows in a register. They begin with `FIRST` and `SECOND` of [`magic`].
 #[inline]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-#[expect(unused_assignments, reason = "nothing is loaded behind the last steps")]
-fn exact<const Q: usize, const T: usize, const N: usize>(
+#[target_feature(enable = "neon,i8mm")]
+fn quad<const Q: usize, const T: usize, const I: usize, const FIRST: usize, const SECOND: usize>(
     place: &Place<'_>,
-    x: &[&[Q8Block]; T],
+    x: &[Ready; 4],
     g: usize,
-) -> Exact<T, N> {
+) -> [[int32x4_t; 4]; 2] {
     let packing = const { &packing(Q) };
-    if T == 1 {
-        return dotprod::exact::<Q, T, N>(place, x, g);
+    let mask = mask::<Q>();
+    let mut acc = [magic::<4, FIRST>(g), [vdupq_n_s32(0); 4]];
+    if halves(packing) {
+        acc[1] = magic::<4, SECOND>(g);
     }
-    // Tokens in twos.
-    let mut acc = [[[[vdupq_n_s32(0); 2]; N]; T]; 2];
-    let mut codes_of_x = [[vdupq_n_s8(0); 4]; T];
-    for t in (0..T).step_by(2) {
-        codes_of_x[t] = eights(&x[t][g].codes, &x[t + 1][g].codes);
-        let (a, b) = (start::<Q>(&x[t][g]), start::<Q>(&x[t + 1][g]));
-        for half in 0..2 {
-            acc[half][t] = [[vzip1q_s32(a[half], b[half]); 2]; N];
-        }
-    }
-    // A step and the next one, which has its bits at the same place, but for a single further bit.
-    let load = |step: usize, i: usize| [bits::<Q>(place, i, step), bits::<Q>(place, i, step + 1)];
-    let mut four = [load(0, 0), load(4, 0)];
+    // A step and the next one: eight weights.
     macro_rules! steps {
-        ($($first:literal $second:literal, then $next:expr;)*) => {
-            $(steps!($first $second $next; 0 1 2 3);)*
-        };
-        ($first:literal $second:literal $next:expr; $($i:literal)*) => {$(
-            if $i < N {
-                let next = match $i + 1 < N {
-                    true => [load($first, $i + 1), load($second, $i + 1)],
-                    false => [load($next[0], 0), load($next[1], 0)],
-                };
-                for (half, (two, step)) in four.into_iter().zip([$first, $second]).enumerate() {
-                    let low = zip(two[0][0], two[1][0]);
-                    let bits = two[0][1];
-                    let high = zip(bits, if packing.high == 1 { vshrq_n_u8::<1>(bits) } else { two[1][1] });
-                    for rows in 0..2 {
-                        let w = codes::<Q>([low[rows], high[rows]], step);
-                        for t in (0..T).step_by(2) {
-                            let sum = &mut acc[if halves(packing) { half } else { 0 }][t][$i][rows];
-                            *sum = dot(*sum, w, codes_of_x[t][step / 2]);
-                        }
+        ($($first:literal $second:literal)*) => {$(
+            let (a, b) = (two_bits::<Q, I, $first>(place), two_bits::<Q, I, $second>(place));
+            for half in 0..2 {
+                let low = zip(a[half][0], b[half][0]);
+                let one = packing.high == 1;
+                let high = zip(a[half][1], if one { vshrq_n_u8::<1>(a[half][1]) } else { b[half][1] });
+                let step = $first + 4 * half;
+                for rows in 0..2 {
+                    let w = codes::<Q, true>([low[rows], high[rows]], step, mask);
+                    for t in (0..T).step_by(2) {
+                        let sum = &mut acc[if halves(packing) { half } else { 0 }][t + rows];
+                        *sum = dot(*sum, w, x[t].codes[step / 2]);
                     }
                 }
-                for t in (0..T).step_by(2) {
-                    pin!(acc[0][t].as_flattened_mut());
-                    if halves(packing) {
-                        pin!(acc[1][t].as_flattened_mut());
-                    }
-                }
-                four = next;
             }
         )*};
     }
-    steps!(0 4, then [2, 6]; 2 6, then [2, 6];);
-    let mut exact = [[[vdupq_n_f32(0.0); N]; T]; 2];
-    for half in 0..2 {
-        for t in 0..T {
-            for i in 0..N {
-                let [a, b] = acc[half][t - t % 2][i];
-                exact[half][t][i] = ended(if t % 2 == 0 { vuzp1q_s32(a, b) } else { vuzp2q_s32(a, b) });
+    steps!(0 1  2 3);
+    acc
+}
+
+/// What two tokens bring to a group: their codes, what their sums begin with, and what these are multiplied with.
+#[derive(Clone, Copy)]
+struct Ready {
+    codes: [int8x16_t; 4],
+    start: [float32x4_t; 2],
+    token: Token,
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn nothing() -> Ready {
+    let none = vdupq_n_f32(0.0);
+    let token = Token { scale: none, sum: none, halves: [none; 2] };
+    Ready { codes: [vdupq_n_s8(0); 4], start: [vdupq_n_f32(MAGIC); 2], token }
+}
+
+/// Those of a tile for a run of groups, at even places.
+#[inline]
+#[target_feature(enable = "neon")]
+fn get_ready<const Q: usize, const T: usize>(x: &[&[Q8Block]; T], ready: &mut [[Ready; 4]; RUN]) {
+    let packing = const { &packing(Q) };
+    let by_turns = |a, b| vzip1q_f32(a, b);
+    for t in (0..T).step_by(2) {
+        for (ready, (a, b)) in ready.iter_mut().zip(x[t].iter().zip(x[t + 1])) {
+            let Ready { codes, start, token } = &mut ready[t];
+            *codes = eights(&a.codes, &b.codes);
+            if packing.bias != 0 {
+                let (a, b) = (super::start::<Q>(a), super::start::<Q>(b));
+                start[0] = by_turns(a[0], b[0]);
+                if halves(packing) {
+                    start[1] = by_turns(a[1], b[1]);
+                }
+            }
+            let (a, b) = (Token::new::<Q>(a), Token::new::<Q>(b));
+            token.scale = by_turns(a.scale, b.scale);
+            if let Integers::HalvesAndMins = packing.integers {
+                token.halves = [by_turns(a.halves[0], b.halves[0]), by_turns(a.halves[1], b.halves[1])];
+            } else if packing.mins {
+                token.sum = by_turns(a.sum, b.sum);
             }
         }
     }
-    exact
+}
+
+/// Adds the products of the `j`-th group of a run to those found.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+fn tile<const Q: usize, const T: usize>(
+    place: &Place<'_>,
+    _x: &[&Q8Block; T],
+    x: &[Ready; 4],
+    run: &Run<2>,
+    j: usize,
+    first: usize,
+    found: &mut Found<T>,
+) {
+    let packing = const { &packing(Q) };
+    macro_rules! finish {
+        ($i:literal $acc:ident) => {
+            let factors = run.quad::<Q>(j, first + $i);
+            for t in 0..T {
+                let Ready { start, token, .. } = &x[t - t % 2];
+                let mut exact = [vdupq_n_f32(0.0); 2];
+                for half in 0..2 {
+                    exact[half] = vsubq_f32(vreinterpretq_f32_s32($acc[$i][half][t]), start[half]);
+                }
+                found[t][$i] = finish::<Q, 2>(&factors, t % 2, token, exact, found[t][$i]);
+            }
+        };
+    }
+    macro_rules! quads {
+        ($($i:literal)*) => {{
+            let mut acc = [[[vdupq_n_s32(0); 4]; 2]; QUADS];
+            $(
+                acc[$i] = quad::<Q, T, $i, { 4 * $i }, { 16 + 4 * $i }>(place, x, j);
+                if halves(packing) {
+                    pin!(acc[$i].as_flattened_mut());
+                    finish!($i acc);
+                }
+            )*
+            if !halves(packing) {
+                // What the sums are multiplied with is loaded behind this: before, it would have no room.
+                $(pin!(&mut acc[$i][0]);)*
+                $(finish!($i acc);)*
+            }
+        }};
+    }
+    quads!(0 1);
+}
+
+/// Sums, as [`tile`] has them: two rows of two tokens in a register.
+#[inline]
+#[target_feature(enable = "neon")]
+fn begin<const T: usize>(sums: &[&mut [f32; PANEL]; T], first: usize) -> Found<T> {
+    let mut found = super::begin(sums, first);
+    for [a, b] in found.as_chunks_mut::<2>().0 {
+        for (a, b) in a.iter_mut().zip(b) {
+            (*a, *b) = (vzip1q_f32(*a, *b), vzip2q_f32(*a, *b));
+        }
+    }
+    found
+}
+
+/// Puts them back.
+#[inline]
+#[target_feature(enable = "neon")]
+fn end<const T: usize>(found: &Found<T>, sums: &mut [&mut [f32; PANEL]; T], first: usize) {
+    let mut found = *found;
+    for [a, b] in found.as_chunks_mut::<2>().0 {
+        for (a, b) in a.iter_mut().zip(b) {
+            (*a, *b) = (vuzp1q_f32(*a, *b), vuzp2q_f32(*a, *b));
+        }
+    }
+    super::end(&found, sums, first);
 }
 
 peak!("neon,dotprod,i8mm", "smmla", "4s", "16b", 32);

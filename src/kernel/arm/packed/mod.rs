@@ -1,7 +1,7 @@
 //! Products with packed weights: a lane of a register is a row, four registers (**quads**) are the 16 rows of a panel.
 //!
 //! The tiers differ in one function, `exact`: the exact integer sums of some rows and tokens over a group of 32 weights.
-//! What becomes of them ([`finish`]) is the same code, so all tiers, and tiles of all widths, give the same bits.
+//! What becomes of them ([`mod@factors`]) is the same code, so all tiers, and tiles of all widths, give the same bits.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -9,7 +9,8 @@ use std::arch::asm;
 use crate::kernel::tensor::Q8Block;
 use crate::kernel::{Hints, PANEL, Q8_BLOCK};
 use crate::quant::Quant;
-use crate::quant::packed::{Float, Integers, Packing};
+use crate::quant::packed::{Integers, Packing};
+use factors::{RUN, Run, Token, factors, finish, floats};
 
 /// Sums of `N` quads and `T` tokens over both halves of a group, whole numbers. Formats without scales of halves have the
 /// sums of the group in the first.
@@ -25,6 +26,11 @@ const fn packing(quant: usize) -> Packing {
 /// Whether both halves of a group have a scale.
 const fn halves(packing: &Packing) -> bool {
     matches!(packing.integers, Integers::Halves | Integers::Halves6 | Integers::HalvesAndMins)
+}
+
+/// Whether two groups share bytes of integers.
+const fn six_bits(packing: &Packing) -> bool {
+    matches!(packing.integers, Integers::ScaleAndMin6 | Integers::Halves6)
 }
 
 /// The sections of a panel.
@@ -76,24 +82,6 @@ fn load(section: &[u8], at: usize) -> uint8x16_t {
     unsafe { vld1q_u8(section.as_ptr().add(at)) }
 }
 
-/// Eight bytes of a section.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load8(section: &[u8], at: usize) -> uint8x8_t {
-    debug_assert!(at + 8 <= section.len());
-    // SAFETY: as above.
-    unsafe { vld1_u8(section.as_ptr().add(at)) }
-}
-
-/// The activations of a block.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_codes(codes: &[i8; Q8_BLOCK]) -> [int8x16_t; 2] {
-    // SAFETY: 32 codes are there; the load takes any alignment.
-    let int8x16x2_t(a, b) = unsafe { vld1q_s8_x2(codes.as_ptr()) };
-    [a, b]
-}
-
 /// Every byte `left - right` bits up, or down where that is negative.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -105,6 +93,37 @@ fn shifted(x: uint8x16_t, left: usize, right: usize) -> uint8x16_t {
 #[target_feature(enable = "neon")]
 fn and(x: uint8x16_t, mask: u8) -> uint8x16_t {
     vandq_u8(x, vdupq_n_u8(mask))
+}
+
+/// The bits of `x` above the low four, with the low four of `low`. In assembly, like the next one: the compiler makes three
+/// instructions of what intrinsics say.
+#[inline]
+#[target_feature(enable = "neon")]
+fn low_nibbles(mut x: uint8x16_t, low: uint8x16_t) -> uint8x16_t {
+    // SAFETY: the instruction touches nothing but the registers named.
+    unsafe {
+        asm!(
+            "bit {x:v}.16b, {low:v}.16b, {mask:v}.16b",
+            x = inout(vreg) x, low = in(vreg) low, mask = in(vreg) constant(15),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    x
+}
+
+/// The bits of `x` above the low four, with the high four of `high` below.
+#[inline]
+#[target_feature(enable = "neon")]
+fn inserted(mut x: uint8x16_t, high: uint8x16_t) -> uint8x16_t {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "sri {x:v}.16b, {high:v}.16b, #4",
+            x = inout(vreg) x, high = in(vreg) high,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    x
 }
 
 /// Where the low bits of the codes of `step` are, from the first of the group on: bytes.
@@ -135,10 +154,39 @@ fn bits<const Q: usize>(place: &Place<'_>, i: usize, step: usize) -> [uint8x16_t
     }
 }
 
-/// The codes of `step`, from its [`bits`]: four weights of four rows, unsigned or from the table.
+/// The register as it is, of which the compiler knows nothing any more: constants it would make anew for each use.
 #[inline]
 #[target_feature(enable = "neon")]
-fn codes<const Q: usize>([low, high]: [uint8x16_t; 2], step: usize) -> int8x16_t {
+fn hidden(mut x: uint8x16_t) -> uint8x16_t {
+    // SAFETY: no instruction; the register comes out as it went in.
+    unsafe { asm!("/* {0:v} */", inout(vreg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
+}
+
+/// A byte in all lanes.
+#[inline]
+#[target_feature(enable = "neon")]
+fn constant(byte: u8) -> uint8x16_t {
+    hidden(vdupq_n_u8(byte))
+}
+
+/// The bits of a code.
+#[inline]
+#[target_feature(enable = "neon")]
+fn mask<const Q: usize>() -> uint8x16_t {
+    let packing = const { &packing(Q) };
+    constant((1 << ((packing.low + packing.high) % 8)) - 1)
+}
+
+/// The codes of `step`, from its [`bits`] and [`mask`]: four weights of four rows, unsigned or from the table. `BY_TWOS` if
+/// those of step `step + 4` (`step - 4`) are made at the same time.
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes<const Q: usize, const BY_TWOS: bool>(
+    [low, high]: [uint8x16_t; 2],
+    step: usize,
+    mask: uint8x16_t,
+) -> int8x16_t {
     let packing = const { &packing(Q) };
     let (bits, from) = match packing.low {
         2 => (2, step / 2 * 2),
@@ -147,7 +195,13 @@ fn codes<const Q: usize>([low, high]: [uint8x16_t; 2], step: usize) -> int8x16_t
     };
     let code = if packing.high == 0 {
         let code = shifted(low, 0, from);
-        if from + bits == 8 { code } else { and(code, (1 << bits) - 1) }
+        if from + bits == 8 { code } else { vandq_u8(code, mask) }
+    } else if packing.high == 2 && BY_TWOS {
+        // Bits that would not be overwritten or fall off are cut off first, for two steps at once.
+        let at = step / 2 * 2;
+        let high = vandq_u8(high, constant(if at.is_multiple_of(4) { 0x33 } else { 0xcc }));
+        let high = shifted(high, 4, at);
+        if from == 0 { low_nibbles(high, low) } else { inserted(high, low) }
     } else {
         // The further bits go above the low ones, with others that are cut off at the end.
         let at = if packing.high == 1 { step } else { step / 2 * 2 };
@@ -156,13 +210,66 @@ fn codes<const Q: usize>([low, high]: [uint8x16_t; 2], step: usize) -> int8x16_t
             (4, _) => vsriq_n_u8::<4>(shifted(high, 4, at), low),
             _ => vsliq_n_u8::<2>(shifted(low, 0, from), shifted(high, 0, at)),
         };
-        and(code, (1 << (bits + packing.high)) - 1)
+        vandq_u8(code, mask)
     };
     match packing.table {
         // SAFETY: the table has 16 bytes.
         Some(table) => vqtbl1q_s8(unsafe { vld1q_s8(table.as_ptr()) }, code),
         None => vreinterpretq_s8_u8(code),
     }
+}
+
+/// 16 bytes of a section, or of the activations of a block, `$behind` (a constant) and `$at` from its first. By themselves: two
+/// such loads in one instruction take a Cortex-A55 longer.
+macro_rules! load_alone {
+    ($section:expr, $at:expr, $behind:expr) => {{
+        let out: uint8x16_t;
+        // SAFETY: sections hold all groups and blocks of the columns, blocks of activations 32 codes, and callers ask for
+        // those alone; the load takes any alignment.
+        unsafe {
+            asm!(
+                "ldr {out:q}, [{from}, #{behind}]",
+                out = lateout(vreg) out, from = in(reg) $section.as_ptr().add($at), behind = const $behind,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        out
+    }};
+}
+
+/// The activations of a block.
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_codes(codes: &[i8; Q8_BLOCK]) -> [int8x16_t; 2] {
+    [load_alone!(codes, 0, 0), load_alone!(codes, 0, 16)].map(|codes| vreinterpretq_s8_u8(codes))
+}
+
+/// The [`bits`] of steps `STEP` and `STEP + 4`, which share bytes in most formats, of quad `I` behind `place`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn two_bits<const Q: usize, const I: usize, const STEP: usize>(place: &Place<'_>) -> [[uint8x16_t; 2]; 2] {
+    let packing = const { &packing(Q) };
+    let low = load_alone!(place.low, place.at[0], low_at(&self::packing(Q), STEP) + 16 * I);
+    let second = match packing.low {
+        8 => load_alone!(place.low, place.at[0], low_at(&self::packing(Q), STEP + 4) + 16 * I),
+        _ => low,
+    };
+    let high = match packing.high {
+        0 => vdupq_n_u8(0),
+        _ => load_alone!(place.high, place.at[1], high_at(&self::packing(Q), STEP) + 16 * I),
+    };
+    [[low, high], [second, high]]
+}
+
+/// The [`codes`] of both.
+#[inline]
+#[target_feature(enable = "neon")]
+fn two_codes<const Q: usize, const I: usize, const STEP: usize>(
+    place: &Place<'_>,
+    mask: uint8x16_t,
+) -> [int8x16_t; 2] {
+    let [first, second] = two_bits::<Q, I, STEP>(place);
+    [codes::<Q, true>(first, STEP, mask), codes::<Q, true>(second, STEP + 4, mask)]
 }
 
 /// Sums of the codes of a token's block in four parts.
@@ -184,178 +291,55 @@ fn sums_of_halves(x: &Q8Block) -> int32x2_t {
 /// 1.5 · 2^23. Its bits and those of a whole number of up to 2^22, added as integers, are the sum of both as a float:
 /// cheaper than a conversion, which is slow on most cores.
 const MAGIC: f32 = 12_582_912.0;
+static MAGICS: [[f32; 4]; 40] = [[MAGIC; 4]; 40];
 
-/// What sums of products begin with, for both halves, or for the group in the first; the same for each row. That is
-/// [`MAGIC`], and what making codes unsigned added, taken off.
+/// What sums of products begin with, `N` registers: loads, because cores load beside their multiplications, and copy registers
+/// instead of them. They are of different places, up to `AT` (32 at most), and of others for each `g`: of one place the
+/// compiler would make copies.
 #[inline]
 #[target_feature(enable = "neon")]
-fn start<const Q: usize>(x: &Q8Block) -> [int32x4_t; 2] {
-    let packing = const { &packing(Q) };
-    let magic = vdup_n_s32(MAGIC.to_bits() as i32);
-    if packing.bias == 0 {
-        return [vdupq_n_s32(MAGIC.to_bits() as i32); 2];
-    }
-    let mut sums = sums_of_halves(x);
-    if !halves(packing) {
-        sums = vpadd_s32(sums, sums);
-    }
-    let start = vmls_n_s32(magic, sums, i32::from(packing.bias));
-    [vdupq_lane_s32::<0>(start), vdupq_lane_s32::<1>(start)]
-}
-
-/// A sum that began with [`start`].
-#[inline]
-#[target_feature(enable = "neon")]
-fn ended(sum: int32x4_t) -> float32x4_t {
-    vsubq_f32(vreinterpretq_f32_s32(sum), vdupq_n_f32(MAGIC))
-}
-
-/// Byte `i` of rows, from row `row` on: 16 or 8 of them.
-#[inline]
-#[target_feature(enable = "neon")]
-fn bytes<const N: usize>(section: &[u8], i: usize, row: usize) -> uint8x16_t {
-    match N {
-        4 => load(section, i * PANEL),
-        _ => vcombine_u8(load8(section, i * PANEL + row), vdup_n_u8(0)),
-    }
-}
-
-/// Bytes of rows as floats.
-#[inline]
-#[target_feature(enable = "neon")]
-fn widened<const N: usize>(bytes: uint8x16_t) -> [float32x4_t; N] {
-    let bytes = vreinterpretq_s8_u8(bytes);
-    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
-    let mut out = [vdupq_n_f32(0.0); N];
-    for (i, out) in out.iter_mut().enumerate() {
-        let eight = if i < 2 { low } else { high };
-        *out = vcvtq_f32_s32(vmovl_s16(if i % 2 == 0 { vget_low_s16(eight) } else { vget_high_s16(eight) }));
-    }
-    out
-}
-
-/// Integers of a group: scales and minima of both halves, or of the group in the first.
-#[inline]
-#[target_feature(enable = "neon")]
-fn integers<const Q: usize, const N: usize>(
-    section: &[u8],
-    g: usize,
-    row: usize,
-) -> ([[float32x4_t; N]; 2], [[float32x4_t; N]; 2]) {
-    let packing = const { &packing(Q) };
-    let byte = |i: usize| bytes::<N>(section, i, row);
-    let none = [[vdupq_n_f32(0.0); N]; 2];
-    match packing.integers {
-        Integers::None => (none, none),
-        Integers::Scale => ([widened(byte(g)), none[1]], none),
-        Integers::Halves => ([widened(byte(2 * g)), widened(byte(2 * g + 1))], none),
-        Integers::HalvesAndMins => {
-            let nibbles = |x| [widened(and(x, 15)), widened(vshrq_n_u8::<4>(x))];
-            (nibbles(byte(2 * g)), nibbles(byte(2 * g + 1)))
-        }
-        Integers::ScaleAndMin6 | Integers::Halves6 => {
-            let (at, j) = (g / 8 * 12, g % 8);
-            let (low, top) = (byte(at + j), byte(at + 8 + j / 2));
-            // The two high bits to places 4 and 5, from 0 and 2 or from 4 and 6.
-            let up = 4 - j as i8 % 2 * 4;
-            let six = |low, up| vorrq_u8(low, and(vshlq_u8(top, vdupq_n_s8(up)), 0x30));
-            let (first, second) = (six(and(low, 15), up), six(vshrq_n_u8::<4>(low), up - 2));
-            match packing.integers {
-                Integers::Halves6 => {
-                    let signed = |x| widened(vsubq_u8(x, vdupq_n_u8(32)));
-                    ([signed(first), signed(second)], none)
+fn magic<const N: usize, const AT: usize>(g: usize) -> [int32x4_t; N] {
+    let mut out = [vdupq_n_s32(0); N];
+    let from = MAGICS[g % 8..].as_ptr();
+    macro_rules! load {
+        ($($i:literal)*) => {$(
+            if $i < N {
+                // SAFETY: four floats are there: 7 + 28 + 3 is less than 40.
+                unsafe {
+                    asm!(
+                        "ldr {out:q}, [{from}, #16 * ({i})]",
+                        out = lateout(vreg) out[$i], from = in(reg) from, i = const AT + $i,
+                        options(pure, readonly, nostack, preserves_flags)
+                    );
                 }
-                _ => ([widened(first), none[1]], [widened(second), none[1]]),
             }
-        }
+        )*};
     }
-}
-
-/// Float `i` of block `b`.
-#[inline]
-#[target_feature(enable = "neon")]
-fn floats<const Q: usize, const N: usize>(
-    section: &[u8],
-    b: usize,
-    i: usize,
-    row: usize,
-) -> [float32x4_t; N] {
-    let packing = const { &packing(Q) };
-    let at = ((b * if packing.mins { 2 } else { 1 } + i) * PANEL + row) * 2;
-    let mut out = [vdupq_n_f32(0.0); N];
-    for (i, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        let eight = vreinterpretq_u16_u8(load(section, at + 16 * i));
-        for (four, out) in [vget_low_u16(eight), vget_high_u16(eight)].into_iter().zip(out) {
-            *out = match packing.float {
-                Float::F16 => vcvt_f32_f16(vreinterpret_f16_u16(four)),
-                Float::BF16 => vreinterpretq_f32_u32(vshll_n_u16::<16>(four)),
-            };
-        }
-    }
+    load!(0 1 2 3);
     out
 }
 
-/// What the sums of a group are multiplied with, for `N` quads.
-struct Factors<const N: usize> {
-    /// Of both halves, or of the group in the first.
-    scales: [[float32x4_t; N]; 2],
-    d: [float32x4_t; N],
-    /// Minima of both halves.
-    mins: [[float32x4_t; N]; 2],
-    /// What they are multiplied with; where the group has one minimum, the product.
-    dmin: [float32x4_t; N],
-}
-
+/// What is taken off sums that began with [`MAGIC`], of both halves, or of the group in the first; the same for each row:
+/// that, and what making codes unsigned added.
 #[inline]
 #[target_feature(enable = "neon")]
-fn factors<const Q: usize, const N: usize>(panel: &Panel<'_>, g: usize, row: usize) -> Factors<N> {
+fn start<const Q: usize>(x: &Q8Block) -> [float32x4_t; 2] {
     let packing = const { &packing(Q) };
-    let b = g / packing.groups;
-    let (scales, mins) = integers::<Q, N>(panel.integers, g, row);
-    let d = floats::<Q, N>(panel.floats, b, 0, row);
-    let mut dmin = d;
-    if packing.mins {
-        dmin = floats::<Q, N>(panel.floats, b, 1, row);
-        if let Integers::ScaleAndMin6 = packing.integers {
-            for (dmin, min) in dmin.iter_mut().zip(mins[0]) {
-                *dmin = vmulq_f32(*dmin, min);
-            }
+    let magic = vdupq_n_s32(MAGIC.to_bits() as i32);
+    let mut out = [magic; 2];
+    if packing.bias != 0 {
+        let shift = packing.bias.trailing_zeros() as i32;
+        let both = vpaddlq_s16(vreinterpretq_s16_u32(vdupq_n_u32(x.both)));
+        out[0] = both;
+        if halves(packing) {
+            out[0] = vpaddlq_s16(vreinterpretq_s16_u32(vdupq_n_u32(x.first)));
+            out[1] = vsubq_s32(both, out[0]);
+        }
+        for out in &mut out[..1 + usize::from(halves(packing))] {
+            *out = vaddq_s32(magic, vshlq_s32(*out, vdupq_n_s32(shift)));
         }
     }
-    Factors { scales, d, mins, dmin }
-}
-
-/// Adds the sums of a group, times its factors, to the sums of a token: one float sum for each row, groups in ascending
-/// order. Sums times integers are exact, for they stay below 2^24: at most 2 · 16 · 32 · 127 · 128 (Q6_K).
-#[inline]
-#[target_feature(enable = "neon")]
-fn finish<const Q: usize, const N: usize>(
-    factors: &Factors<N>,
-    x: &Q8Block,
-    exact: [&[float32x4_t; N]; 2],
-    sums: &mut [float32x4_t],
-) {
-    let packing = const { &packing(Q) };
-    let Factors { scales, d, mins, dmin } = factors;
-    for (i, sum) in sums.iter_mut().enumerate().take(N) {
-        let exact = match packing.integers {
-            Integers::None => exact[0][i],
-            Integers::Scale | Integers::ScaleAndMin6 => vmulq_f32(exact[0][i], scales[0][i]),
-            _ => vfmaq_f32(vmulq_f32(exact[0][i], scales[0][i]), exact[1][i], scales[1][i]),
-        };
-        *sum = vfmaq_f32(*sum, exact, vmulq_n_f32(d[i], x.scale));
-        if !packing.mins {
-            continue;
-        }
-        *sum = if let Integers::HalvesAndMins = packing.integers {
-            let x_sums = vcvt_f32_s32(sums_of_halves(x));
-            let exact = vmulq_lane_f32::<0>(mins[0][i], x_sums);
-            let exact = vfmaq_lane_f32::<1>(exact, mins[1][i], x_sums);
-            vfmsq_f32(*sum, exact, vmulq_n_f32(dmin[i], x.scale))
-        } else {
-            vfmsq_f32(*sum, dmin[i], vdupq_n_f32(x.sum))
-        };
-    }
+    [vreinterpretq_f32_s32(out[0]), vreinterpretq_f32_s32(out[1])]
 }
 
 /// Keeps sums in registers from step to step: for all the compiler knows they are changed here, and memory with them.
@@ -384,69 +368,164 @@ macro_rules! table {
     }};
 }
 
-/// The products of a tier over its `exact`: `$few` tells the quads of a tile of several tokens, of the packing. A macro,
-/// because a function cannot be generic over its features.
+/// Quads of a tile of several tokens.
+const QUADS: usize = 2;
+
+/// The products of a tier over its `alone`, for one token, and its `tile` for several. A macro, because a function cannot be
+/// generic over its features.
 macro_rules! products {
-    ($features:literal, $few:expr) => {
+    ($features:literal, $twice:literal) => {
         /// Indexed by format.
         pub(in crate::kernel::arm) const PRODUCTS: [Option<PackedFn>; Quant::COUNT] = table!(product);
 
-        /// The products of a panel with all tokens: four, two or one at a time. The panel stays in the first-level cache,
-        /// and a tile of three is not worth its code.
+        /// The products of a panel with all tokens: four or two at a time, or one alone. A tile of three is not worth its
+        /// code. Tiles take a run of groups each in turn, which stays in the first-level cache with its factors.
         #[target_feature(enable = $features)]
         fn product<const Q: usize>(panel: &[u8], _: Hints<'_>, x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
-            let packing = const { &packing(Q) };
-            let panel = Panel::new(packing, panel, x.n_cols);
-            let few = $few(packing) == 2;
-            let mut first = 0;
-            while first < sums.len() {
-                first += match sums.len() - first {
-                    1 => some::<Q, 1, 4>(&panel, x, first, sums),
-                    2 | 3 if few => some::<Q, 2, 2>(&panel, x, first, sums),
-                    2 | 3 => some::<Q, 2, 4>(&panel, x, first, sums),
-                    _ if few => some::<Q, 4, 2>(&panel, x, first, sums),
-                    _ => some::<Q, 4, 4>(&panel, x, first, sums),
-                };
+            let panel = Panel::new(const { &packing(Q) }, panel, x.n_cols);
+            let n_groups = x.n_cols / Q8_BLOCK;
+            let (together, rest) = sums.split_at_mut(sums.len() & !1);
+            if let [sums] = rest {
+                alone::<Q>(&panel, &x.row(together.len())[..n_groups], sums);
+            }
+            if together.is_empty() {
+                return;
+            }
+            together.fill([0.0; PANEL]);
+            let mut run = Run::<$twice>::new();
+            let mut ready = [[nothing(); 4]; RUN];
+            for g in (0..n_groups).step_by(RUN) {
+                let n = RUN.min(n_groups - g);
+                run.fill::<Q>(&panel, g, n);
+                let mut first = 0;
+                while first < together.len() {
+                    let row = |t: usize| &x.row(first + t)[g..][..n];
+                    first += match &mut together[first..] {
+                        [a, b, c, d, ..] => some::<Q, 4>(
+                            &panel,
+                            &run,
+                            &mut ready,
+                            g,
+                            &[row(0), row(1), row(2), row(3)],
+                            [a, b, c, d],
+                        ),
+                        [a, b, ..] => some::<Q, 2>(&panel, &run, &mut ready, g, &[row(0), row(1)], [a, b]),
+                        _ => break,
+                    };
+                }
             }
         }
 
-        /// The products of a panel with `T` tokens from `first` on; tells how many those are.
+        /// Adds the products of a run of groups from `g` on with `T` tokens; tells how many those are.
         #[target_feature(enable = $features)]
-        fn some<const Q: usize, const T: usize, const N: usize>(
+        fn some<const Q: usize, const T: usize>(
             panel: &Panel<'_>,
-            x: &Q8View<'_>,
-            first: usize,
-            sums: &mut [[f32; PANEL]],
+            run: &Run<$twice>,
+            ready: &mut [[Ready; 4]; RUN],
+            g: usize,
+            x: &[&[Q8Block]; T],
+            mut sums: [&mut [f32; PANEL]; T],
         ) -> usize {
-            let packing = const { &packing(Q) };
-            let n_groups = x.n_cols / Q8_BLOCK;
-            let mut rows = [x.row(first); T];
-            for (t, row) in rows.iter_mut().enumerate() {
-                // A length that the loop below need not check.
-                *row = &x.row(first + t)[..n_groups];
-            }
-            let mut found = [[vdupq_n_f32(0.0); 4]; T];
-            for g in 0..n_groups {
-                for part in 0..4 / N {
-                    let row = 4 * N * part;
-                    let place = panel.codes(packing, g, row);
-                    let exact = exact::<Q, T, N>(&place, &rows, g);
-                    let factors = factors::<Q, N>(panel, g, row);
-                    for t in 0..T {
-                        let exact = [&exact[0][t], &exact[1][t]];
-                        finish::<Q, N>(&factors, &rows[t][g], exact, &mut found[t][row / 4..][..N]);
+            let n = x[0].len();
+            get_ready::<Q, T>(x, ready);
+            for first in (0..4).step_by(QUADS) {
+                let mut found = begin(&sums, first);
+                for j in 0..n {
+                    let mut blocks = [&x[0][0]; T];
+                    for (block, x) in blocks.iter_mut().zip(x) {
+                        // A length that need not be checked.
+                        *block = &x[..n][j];
                     }
+                    let place = panel.codes(const { &packing(Q) }, g + j, 4 * first);
+                    tile::<Q, T>(&place, &blocks, &ready[j], run, j, first, &mut found);
                 }
-            }
-            for (found, sums) in found.iter().zip(&mut sums[first..]) {
-                for (found, sums) in found.iter().zip(sums.as_chunks_mut::<4>().0) {
-                    // SAFETY: there is room for four floats; the store takes any alignment.
-                    unsafe { vst1q_f32(sums.as_mut_ptr(), *found) };
-                }
+                end(&found, &mut sums, first);
             }
             T
         }
     };
+}
+
+/// The products of a tier for one token, over its `exact`.
+macro_rules! alone {
+    ($features:literal, $zip:literal) => {
+        /// The products of a panel with a token.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        pub(super) fn alone<const Q: usize>(panel: &Panel<'_>, x: &[Q8Block], sums: &mut [f32; PANEL]) {
+            let mut found = [vdupq_n_f32(0.0); 4];
+            macro_rules! group {
+                ($odd:literal, $floats:expr, $g:expr, $x:expr) => {
+                    let exact = exact::<Q, 1, 4>(&panel.codes(const { &packing(Q) }, $g, 0), &[$x], $g);
+                    let factors = factors::<Q, $odd, $zip>(panel, $floats, $g);
+                    let token = Token::new::<Q>($x);
+                    for (i, found) in found.iter_mut().enumerate() {
+                        *found =
+                            finish::<Q, 4>(&factors, i, &token, [exact[0][0][i], exact[1][0][i]], *found);
+                    }
+                };
+            }
+            if const { six_bits(&packing(Q)) } {
+                for (b, x) in x.as_chunks::<8>().0.iter().enumerate() {
+                    let floats = floats::<Q>(panel, b);
+                    for (j, [first, second]) in x.as_chunks::<2>().0.iter().enumerate() {
+                        group!(0, floats, 8 * b + 2 * j, first);
+                        pin!(&mut found);
+                        group!(1, floats, 8 * b + 2 * j + 1, second);
+                    }
+                }
+            } else if const { packing(Q).groups == 8 && $zip } {
+                for (b, x) in x.as_chunks::<8>().0.iter().enumerate() {
+                    let floats = floats::<Q>(panel, b);
+                    for (j, x) in x.iter().enumerate() {
+                        group!(0, floats, 8 * b + j, x);
+                    }
+                }
+            } else {
+                // Plain NEON has no registers for floats of blocks.
+                for (g, x) in x.iter().enumerate() {
+                    group!(0, floats::<Q>(panel, g / const { packing(Q).groups }), g, x);
+                }
+            }
+            store(&found, sums);
+        }
+    };
+}
+
+/// Sums of the quads of a tile.
+type Found<const T: usize> = [[float32x4_t; QUADS]; T];
+
+/// Those from quad `first` on.
+#[inline]
+#[target_feature(enable = "neon")]
+fn begin<const T: usize>(sums: &[&mut [f32; PANEL]; T], first: usize) -> Found<T> {
+    let mut found = [[vdupq_n_f32(0.0); QUADS]; T];
+    for (found, sums) in found.iter_mut().zip(sums) {
+        for (found, sums) in found.iter_mut().zip(&sums.as_chunks::<4>().0[first..]) {
+            // SAFETY: four floats are there; the load takes any alignment.
+            *found = unsafe { vld1q_f32(sums.as_ptr()) };
+        }
+    }
+    found
+}
+
+/// Puts them back.
+#[inline]
+#[target_feature(enable = "neon")]
+fn end<const T: usize>(found: &Found<T>, sums: &mut [&mut [f32; PANEL]; T], first: usize) {
+    for (found, sums) in found.iter().zip(sums) {
+        store(found, &mut sums[4 * first..]);
+    }
+}
+
+/// Writes registers.
+#[inline]
+#[target_feature(enable = "neon")]
+fn store(found: &[float32x4_t], sums: &mut [f32]) {
+    for (found, sums) in found.iter().zip(sums.as_chunks_mut::<4>().0) {
+        // SAFETY: there is room for four floats; the store takes any alignment.
+        unsafe { vst1q_f32(sums.as_mut_ptr(), *found) };
+    }
 }
 
 /// What a tier could do at best: its instruction on eight sums in registers, of so many products each.
@@ -487,6 +566,7 @@ macro_rules! peak {
 }
 
 mod dotprod;
+mod factors;
 mod i8mm;
 mod neon;
 

@@ -12,7 +12,8 @@ use super::*;
 use crate::kernel::PackedFn;
 use crate::kernel::tensor::Q8View;
 
-products!("neon", |_: &Packing| 2);
+products!("neon", 1);
+alone!("neon", false);
 
 /// The register as it is, of which the compiler knows nothing any more.
 #[inline]
@@ -52,13 +53,45 @@ fn add(acc: [int16x8_t; 2], w: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
     [vmlal_s8(acc[0], vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(acc[1], w, x)]
 }
 
-/// The sums of group `g`, of the quads at `place`.
+/// Nothing is made ready for a tile.
+type Ready = ();
+
+#[inline]
+fn nothing() -> Ready {}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn get_ready<const Q: usize, const T: usize>(_x: &[&[Q8Block]; T], _ready: &mut [[Ready; 4]; RUN]) {}
+
+/// Adds the products of the `j`-th group of a run to those found.
+#[inline]
+#[target_feature(enable = "neon")]
+fn tile<const Q: usize, const T: usize>(
+    place: &Place<'_>,
+    x: &[&Q8Block; T],
+    _ready: &[Ready; 4],
+    run: &Run<1>,
+    j: usize,
+    first: usize,
+    found: &mut Found<T>,
+) {
+    let exact = exact::<Q, T, QUADS>(place, x, j);
+    for i in 0..QUADS {
+        let factors = run.quad::<Q>(j, first + i);
+        for t in 0..T {
+            let exact = [exact[0][t][i], exact[1][t][i]];
+            found[t][i] = finish::<Q, 1>(&factors, 0, &Token::new::<Q>(x[t]), exact, found[t][i]);
+        }
+    }
+}
+
+/// The sums of a group, of the quads at `place`.
 #[inline]
 #[target_feature(enable = "neon")]
 fn exact<const Q: usize, const T: usize, const N: usize>(
     place: &Place<'_>,
-    x: &[&[Q8Block]; T],
-    g: usize,
+    x: &[&Q8Block; T],
+    _g: usize,
 ) -> Exact<T, N> {
     let packing = const { &packing(Q) };
     let mut exact = [[[vdupq_n_f32(0.0); N]; T]; 2];
@@ -66,12 +99,12 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
         // Two tokens at a time: more have no room.
         macro_rules! two {
             ($t:literal) => {
-                let x = [&x[$t][g].codes, &x[$t + 1][g].codes];
+                let x = [&x[$t].codes, &x[$t + 1].codes];
                 [exact[0][$t], exact[0][$t + 1]] = wide::<Q, T, $t, 2, N>(place, x);
             };
         }
         match T {
-            1 => [exact[0][0]] = wide::<Q, T, 0, 1, N>(place, [&x[0][g].codes]),
+            1 => [exact[0][0]] = wide::<Q, T, 0, 1, N>(place, [&x[0].codes]),
             2 => {
                 two!(0);
             }
@@ -84,13 +117,13 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
     }
     let mut alone = [[vdupq_n_s8(0); 4]; 2];
     if T == 1 {
-        alone = [fours(&x[0][g].codes, 0), fours(&x[0][g].codes, 1)];
+        alone = [fours(&x[0].codes, 0), fours(&x[0].codes, 1)];
     }
     macro_rules! activations {
         ($step:literal) => {{
             let mut four_of_x = [vdupq_n_s8(0); T];
             for (to, x) in four_of_x.iter_mut().zip(x) {
-                *to = if T == 1 { alone[$step / 4][$step % 4] } else { four(&x[g].codes, $step) };
+                *to = if T == 1 { alone[$step / 4][$step % 4] } else { four(&x.codes, $step) };
             }
             four_of_x
         }};
@@ -110,7 +143,7 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
             )*
             multiply(&mut acc, &w, &x4);
             for t in 0..T {
-                let bias = vmulq_n_s16(sums_of_steps::<Q>(&x[t][g], $half), -i16::from(packing.bias));
+                let bias = vmulq_n_s16(sums_of_steps::<Q>(x[t], $half), -i16::from(packing.bias));
                 for i in 0..N {
                     let [a, b] = acc[t][i];
                     exact[$half][t][i] = vcvtq_f32_s32(if packing.bias != 0 {
@@ -176,9 +209,10 @@ fn wide<const Q: usize, const TILE: usize, const FIRST: usize, const T: usize, c
 #[inline]
 #[target_feature(enable = "neon")]
 fn weights<const Q: usize, const N: usize>(place: &Place<'_>, step: usize) -> [int8x16_t; N] {
+    let mask = mask::<Q>();
     let mut w = [vdupq_n_s8(0); N];
     for (i, w) in w.iter_mut().enumerate() {
-        *w = codes::<Q>(bits::<Q>(place, i, step), step);
+        *w = codes::<Q, false>(bits::<Q>(place, i, step), step, mask);
     }
     w
 }
