@@ -64,9 +64,12 @@ struct Args {
     /// Write a picture of the ratios
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Write all figures
+    /// Write all figures, after each round
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Go on with the figures that --json has already: what is measured for hours may be measured in pieces
+    #[arg(long, requires = "json")]
+    resume: bool,
     /// Models
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -84,7 +87,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 type Figures = BTreeMap<&'static str, f64>;
 
 /// What a cell of the table is: model, threads, `prefill` or `decode`.
-type Cell = (String, usize, &'static str);
+type Cell = (String, usize, String);
 
 const SOTTO: &str = "sotto";
 
@@ -220,10 +223,12 @@ struct Line {
     ratio: Ratio,
 }
 
+/// Tokens a second of each program in each round of a cell.
+type Rounds = BTreeMap<(Cell, String), Vec<f64>>;
+
 fn run(args: &Args) -> Result<(), String> {
-    let mut rounds: BTreeMap<(Cell, String), Vec<f64>> = BTreeMap::new();
+    let mut rounds = if args.resume { args.kept()? } else { Rounds::new() };
     let mut ceilings: BTreeMap<usize, Vec<[f64; 2]>> = BTreeMap::new();
-    let mut lines = Vec::new();
     let names: Vec<&str> = args.peers.iter().map(|(name, _)| name.as_str()).collect();
     println!("{}; depth {}, cache {}, {} sequences", cpu(), args.depth, args.kv, args.batch);
     println!(
@@ -231,23 +236,26 @@ fn run(args: &Args) -> Result<(), String> {
         names.join(" | ")
     );
     println!("|-|-|-|-|{}-|-|-|", "-|".repeat(names.len()));
+    let mut lines = Vec::new();
     for file in &args.files {
         let file = file.canonicalize().map_err(|e| format!("{}: {e}", file.display()))?;
         let path = file.to_str().ok_or("a path that is not text")?;
         let model = file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         for &threads in &args.threads {
-            let mut own = BTreeMap::new();
-            for round in 0..args.rounds {
+            let of = |(cell, _): &(Cell, String)| cell.0 == model && cell.1 == threads;
+            let done = rounds.iter().filter(|(key, _)| of(key)).map(|(_, rates)| rates.len()).max();
+            for round in done.unwrap_or(0)..args.rounds {
                 eprintln!("{model}, {threads} threads, round {} of {}", round + 1, args.rounds);
                 ceilings.entry(threads).or_default().push(args.ceilings(threads)?);
                 match args.round(path, threads, round) {
                     Ok(all) => {
                         for (name, figures) in all {
                             for (what, rate) in figures {
-                                let cell = (model.clone(), threads, what);
-                                own.entry((cell, name.clone())).or_insert_with(Vec::new).push(rate);
+                                let cell = (model.clone(), threads, what.to_owned());
+                                rounds.entry((cell, name.clone())).or_default().push(rate);
                             }
                         }
+                        args.keep(&rounds)?;
                     }
                     // The other cells are worth their time.
                     Err(message) => {
@@ -256,10 +264,11 @@ fn run(args: &Args) -> Result<(), String> {
                     }
                 }
             }
-            let done = self::lines(args, &own);
+            let own =
+                rounds.iter().filter(|(key, _)| of(key)).map(|(key, rates)| (key.clone(), rates.clone()));
+            let done = self::lines(args, &own.collect());
             done.iter().for_each(print);
             lines.extend(done);
-            rounds.extend(own);
         }
     }
     for (threads, all) in &ceilings {
@@ -280,18 +289,49 @@ fn run(args: &Args) -> Result<(), String> {
             .collect();
         std::fs::write(path, picture::svg(&bars)).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    if let Some(path) = &args.json {
-        let all: Vec<Value> = rounds
-            .iter()
-            .map(|(((model, threads, what), name), rates)| {
-                json!({ "model": model, "threads": threads, "what": what, "program": name, "tok_s": rates })
-            })
-            .collect();
-        let text =
-            json!({ "cpu": cpu(), "depth": args.depth, "kv": args.kv, "batch": args.batch, "rounds": all });
-        std::fs::write(path, text.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
     Ok(())
+}
+
+impl Args {
+    /// What figures of a file were measured with.
+    fn setting(&self) -> Value {
+        json!({
+            "cpu": cpu(), "prompt": self.prompt, "generate": self.generate, "depth": self.depth, "kv": self.kv,
+            "batch": self.batch, "pack": self.pack
+        })
+    }
+
+    /// Writes all figures where `--json` says.
+    fn keep(&self, rounds: &Rounds) -> Result<(), String> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let cell = |(((model, threads, what), name), rates): (&(Cell, String), &Vec<f64>)| json!({ "model": model, "threads": threads, "what": what, "program": name, "tok_s": rates });
+        let text =
+            json!({ "setting": self.setting(), "rounds": rounds.iter().map(cell).collect::<Vec<_>>() });
+        std::fs::write(path, text.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// The figures that are there.
+    fn kept(&self) -> Result<Rounds, String> {
+        let Some(path) = self.json.as_ref().filter(|path| path.exists()) else { return Ok(Rounds::new()) };
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|e| failed(&e))?;
+        let all: Value = serde_json::from_str(&text).map_err(|e| failed(&e))?;
+        if all["setting"] != self.setting() {
+            return Err(failed(&format!(
+                "was measured with {}, not with {}",
+                all["setting"],
+                self.setting()
+            )));
+        }
+        let cell = |of: &Value| {
+            let text = |key: &str| of[key].as_str().map(str::to_owned);
+            let rates = of["tok_s"].as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>()?;
+            let threads = usize::try_from(of["threads"].as_u64()?).ok()?;
+            Some((((text("model")?, threads, text("what")?), text("program")?), rates))
+        };
+        let cells = all["rounds"].as_array().ok_or_else(|| failed(&"no rounds"))?;
+        cells.iter().map(cell).collect::<Option<Rounds>>().ok_or_else(|| failed(&"not what --json writes"))
+    }
 }
 
 /// A line of the table.
@@ -308,7 +348,7 @@ fn print(line: &Line) {
 }
 
 /// The table, of all cells that sotto and a peer have.
-fn lines(args: &Args, rounds: &BTreeMap<(Cell, String), Vec<f64>>) -> Vec<Line> {
+fn lines(args: &Args, rounds: &Rounds) -> Vec<Line> {
     let own = rounds.iter().filter(|((_, name), _)| name == SOTTO);
     let lines = own.filter_map(|((cell, _), own)| {
         let of = |name: &String| rounds.get(&(cell.clone(), name.clone()));
