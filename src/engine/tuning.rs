@@ -10,7 +10,7 @@ use crate::model::{Model, cache};
 use crate::os::{clock, file, thread};
 use crate::quant::Quant;
 
-/// Its longest length.
+/// Longest length of the file that keeps them.
 const BYTES_MAX: u64 = 64 << 10;
 /// Steps with each number of threads, of which the middle one counts.
 const STEPS: usize = 5;

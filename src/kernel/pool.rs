@@ -183,8 +183,7 @@ impl Pool {
     }
 
     /// Threads that take part in jobs.
-    #[must_use]
-    pub fn n_active(&self) -> usize {
+    pub(super) fn n_active(&self) -> usize {
         self.active.get()
     }
 
