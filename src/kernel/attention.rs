@@ -50,8 +50,9 @@ type State = (f32, f32);
 
 const NOTHING: State = (f32::NEG_INFINITY, 0.0);
 
-/// Some queries of one key-value head on their way.
-struct Tile {
+/// Some queries of one key-value head on their way. A thread has one for all of its items, because clearing it takes longer
+/// than a short item: what an item reads of it, it has written.
+pub(super) struct Tile {
     /// `[n_rows][stride]`.
     q: [f32; FLOATS],
     /// Scores of a block, then weights.
@@ -61,8 +62,24 @@ struct Tile {
     /// Those of a segment, and their states.
     sums: [f32; FLOATS],
     states: [State; ROWS],
+    /// Those of all segments.
+    total: [f32; FLOATS],
     /// Codes of `q`, for keys in 8 bits.
     codes: [Q8Block; FLOATS / Q8_BLOCK],
+}
+
+impl Tile {
+    pub(super) fn new() -> Self {
+        Self {
+            q: [0.0; FLOATS],
+            weights: [[0.0; ATTN_BLOCK]; ROWS],
+            block: [0.0; FLOATS],
+            sums: [0.0; FLOATS],
+            states: [NOTHING; ROWS],
+            total: [0.0; FLOATS],
+            codes: [Q8Block::default(); FLOATS / Q8_BLOCK],
+        }
+    }
 }
 
 /// Adds what stands in `x` to the weighted values `y`.
@@ -159,24 +176,16 @@ impl Attention<'_> {
         self.sees(rows.start).start / SEGMENT..(self.sees(rows.end - 1).end).div_ceil(SEGMENT)
     }
 
-    /// The queries of some rows.
-    fn tile(&self, kernels: &Kernels, kv_head: usize, rows: &Range<usize>) -> Tile {
+    /// Puts the queries of some rows into the tile.
+    fn fill(&self, kernels: &Kernels, tile: &mut Tile, kv_head: usize, rows: &Range<usize>) {
         let (d, stride, n) = (self.cache.head_dim, self.stride(), rows.len());
-        let mut tile = Tile {
-            q: [0.0; FLOATS],
-            weights: [[0.0; ATTN_BLOCK]; ROWS],
-            block: [0.0; FLOATS],
-            sums: [0.0; FLOATS],
-            states: [NOTHING; ROWS],
-            codes: [Q8Block::default(); FLOATS / Q8_BLOCK],
-        };
         for (q, r) in tile.q.chunks_exact_mut(stride).zip(rows.clone()) {
             q[..d].copy_from_slice(&self.q[self.at(kv_head, r)..][..d]);
+            q[d..].fill(0.0);
         }
         if let Stored::Q8 { .. } = self.cache.stored {
             kernels.quantize(&tile.q[..n * stride], &mut tile.codes[..n * stride / Q8_BLOCK]);
         }
-        tile
     }
 
     /// Makes the weighted values and states of segment `segment` in the tile.
@@ -318,20 +327,26 @@ impl Attention<'_> {
     }
 
     /// Attention of one tile. `write` gives the head of the output that begins at a place of its own.
-    fn item<'b>(&self, kernels: &Kernels, item: usize, write: impl Fn(usize) -> &'b mut [f32]) {
+    fn item<'b>(
+        &self,
+        kernels: &Kernels,
+        tile: &mut Tile,
+        item: usize,
+        write: impl Fn(usize) -> &'b mut [f32],
+    ) {
         let stride = self.stride();
         // Late tokens see more keys: the longest items first.
         let kv_head = item % self.cache.n_head_kv;
         let rows = self.rows(self.n_tiles() - 1 - item / self.cache.n_head_kv);
-        let mut tile = self.tile(kernels, kv_head, &rows);
-        let (mut sums, mut states) = ([0.0; FLOATS], [NOTHING; ROWS]);
+        self.fill(kernels, tile, kv_head, &rows);
+        let mut states = [NOTHING; ROWS];
         for segment in self.segments(&rows) {
-            self.segment(kernels, &mut tile, kv_head, &rows, segment);
+            self.segment(kernels, tile, kv_head, &rows, segment);
             let parts = tile.sums.chunks_exact(stride).zip(tile.states);
-            let sums = sums.chunks_exact_mut(stride).zip(&mut states);
+            let sums = tile.total.chunks_exact_mut(stride).zip(&mut states);
             sums.zip(parts).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
         }
-        for ((r, sums), state) in rows.zip(sums.chunks_exact(stride)).zip(states) {
+        for ((r, sums), state) in rows.zip(tile.total.chunks_exact(stride)).zip(states) {
             let total = self.total(kv_head * self.group() + r % self.group(), state);
             write(self.at(kv_head, r)).iter_mut().zip(sums).for_each(|(y, x)| *y = x / total);
         }
@@ -366,14 +381,14 @@ impl Pool {
         }
         let n_items = sequences.iter().map(Attention::n_items).sum();
         let (kernels, out) = (self.kernels(), Out::new(out));
-        self.for_each(n_items, true, &|mut item| {
+        self.for_each_with(n_items, &mut self.tiles.borrow_mut(), &|mut item, tile| {
             let mut start = 0;
             for a in sequences {
                 if item < a.n_items() {
                     // SAFETY: the parts of the sequences lie one behind the other in `out`, as was checked; items write to
                     // different heads of them.
                     let write = |at: usize| unsafe { out.slice(start + at, a.cache.head_dim) };
-                    return a.item(kernels, item, write);
+                    return a.item(kernels, tile, item, write);
                 }
                 item -= a.n_items();
                 start += a.q.len();
@@ -395,11 +410,11 @@ impl Pool {
         for first in segments.clone().step_by(SPLITS) {
             let n = (segments.end - first).min(SPLITS);
             let parts = Out::new(&mut room[..n * each]);
-            self.for_each(n * n_tiles * n_head_kv, true, &|item| {
+            self.for_each_with(n * n_tiles * n_head_kv, &mut self.tiles.borrow_mut(), &|item, tile| {
                 let (kv_head, item) = (item % n_head_kv, item / n_head_kv);
                 let (i, rows) = (item / n_tiles, a.rows(item % n_tiles));
-                let mut tile = a.tile(kernels, kv_head, &rows);
-                a.segment(kernels, &mut tile, kv_head, &rows, first + i);
+                a.fill(kernels, tile, kv_head, &rows);
+                a.segment(kernels, tile, kv_head, &rows, first + i);
                 for ((r, sums), state) in rows.zip(tile.sums.chunks_exact(stride)).zip(tile.states) {
                     let head = kv_head * group + r;
                     // SAFETY: the segment is one of `n` and the head one of `n_head`, so both stretches lie inside the

@@ -3,13 +3,14 @@
 //!
 //! Which thread computes which rows changes nothing: each output is computed by one thread in one order.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use super::attention::Tile;
 use super::tensor::{self, Packed, Q8Acts, Rows};
 use super::{Kernels, Q8_BLOCK, UNPACK_FROM, scalar};
 use crate::base::limits::N_THREADS_MAX;
@@ -112,6 +113,8 @@ pub struct Pool {
     active: Cell<usize>,
     /// [`Hints::unpack_from`] of each format.
     unpack_from: Cell<[u8; Quant::COUNT]>,
+    /// What each thread works in during an attention.
+    pub(super) tiles: RefCell<Vec<Tile>>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -144,6 +147,7 @@ impl Pool {
             workers: Vec::new(),
             active: Cell::new(n_threads),
             unpack_from: Cell::new([UNPACK_FROM as u8; Quant::COUNT]),
+            tiles: RefCell::new((0..n_threads).map(|_| Tile::new()).collect()),
         };
         for i in 1..n_threads {
             let shared = pool.shared.clone();
@@ -298,17 +302,27 @@ impl Pool {
         if !wide || n == 1 {
             return (0..n).for_each(f);
         }
-        let next = AtomicUsize::new(0);
-        self.run(&|| {
+        self.for_each_with(n, &mut [(); N_THREADS_MAX], &|i, ()| f(i));
+    }
+
+    /// As [`Self::for_each`]; each thread has one of `own` to work in.
+    pub(super) fn for_each_with<T: Send>(&self, n: usize, own: &mut [T], f: &(dyn Fn(usize, &mut T) + Sync)) {
+        assert!(own.len() >= self.n_active(), "one for each thread");
+        let (next, n_started, own) = (AtomicUsize::new(0), AtomicUsize::new(0), Out::new(own));
+        let job = || {
+            // Relaxed, twice: the counters hand out numbers, they order nothing.
+            let me = n_started.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: each active thread runs the job once, so `me` is below their number, and nobody else's.
+            let [own] = (unsafe { own.slice(me, 1) }) else { return };
             loop {
-                // Relaxed: the counter hands out numbers, it orders nothing.
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 if i >= n {
                     return;
                 }
-                f(i);
+                f(i, own);
             }
-        });
+        };
+        if n == 1 { job() } else { self.run(&job) }
     }
 
     /// Runs `job` once on every active thread and returns when all are through.
