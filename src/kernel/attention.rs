@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use zerocopy::IntoBytes;
+use half::f16;
 
-use super::cache::{Cache, Stored, key_panel_bytes};
+use super::cache::{Blocks, KvType, key_panel_bytes, numbers};
 use super::pool::{Out, Pool};
 use super::tensor::{Panels, Q8Block, Q8View, Scores};
 use super::{Hints, Kernels, PANEL, Q8_BLOCK, math};
@@ -31,8 +31,8 @@ const FLOATS: usize = 2_048;
 pub struct Attention<'a> {
     /// Queries, `[n_tokens, n_head * head_dim]`.
     pub q: &'a [f32],
-    /// Keys and values: position `p` is in slot `p % n_slots`.
-    pub cache: &'a Cache,
+    /// Keys and values, of at least the positions that the tokens see.
+    pub cache: Blocks<'a>,
     /// Query heads: each key-value head serves as many of them.
     pub n_head: usize,
     /// Position of the first token.
@@ -106,11 +106,15 @@ impl Attention<'_> {
     }
 
     fn group(&self) -> usize {
-        self.n_head / self.cache.n_head_kv
+        self.n_head / self.cache.shape.n_head_kv
+    }
+
+    fn head_dim(&self) -> usize {
+        self.cache.shape.head_dim
     }
 
     fn width(&self) -> usize {
-        self.n_head * self.cache.head_dim
+        self.n_head * self.head_dim()
     }
 
     fn n_tokens(&self) -> usize {
@@ -119,12 +123,12 @@ impl Attention<'_> {
 
     /// Floats from one query of a tile to the next.
     fn stride(&self) -> usize {
-        self.cache.head_dim.next_multiple_of(Q8_BLOCK)
+        self.head_dim().next_multiple_of(Q8_BLOCK)
     }
 
     /// Where row `r` of a key-value head's queries has its head, in `q` and in the output.
     fn at(&self, kv_head: usize, r: usize) -> usize {
-        r / self.group() * self.width() + (kv_head * self.group() + r % self.group()) * self.cache.head_dim
+        r / self.group() * self.width() + (kv_head * self.group() + r % self.group()) * self.head_dim()
     }
 
     /// Positions that row `r` sees.
@@ -134,20 +138,13 @@ impl Attention<'_> {
     }
 
     fn check(&self, out: &[f32]) {
-        let (c, n) = (self.cache, self.n_tokens());
-        assert!(self.group() * c.n_head_kv == self.n_head && self.n_head > 0, "heads of an attention");
-        assert!(c.head_dim <= HEAD_DIM_MAX, "a head of {}", c.head_dim);
+        let (shape, n) = (self.cache.shape, self.n_tokens());
+        assert!(self.group() * shape.n_head_kv == self.n_head && self.n_head > 0, "heads of an attention");
+        assert!(shape.head_dim <= HEAD_DIM_MAX, "a head of {}", shape.head_dim);
         assert_eq!((self.q.len(), out.len()), (n * self.width(), n * self.width()), "shape of an attention");
         assert!(self.sinks.is_none_or(|s| s.len() == self.n_head), "a sink for each head");
-        // Where positions wrap, what the first token still sees was not written over by the last one.
-        let wraps = self.pos + n > c.n_slots;
-        assert!(
-            !wraps || self.window.is_some_and(|w| w + n <= c.n_slots + 1),
-            "{n} tokens at {} in {} slots with a window of {:?}",
-            self.pos,
-            c.n_slots,
-            self.window
-        );
+        let (sees, there) = (self.sees(0).start..self.pos + n, self.cache.positions());
+        assert!(there.start <= sees.start && sees.end <= there.end, "{sees:?} are seen, {there:?} are there");
     }
 
     /// Rows of a key-value head's queries: those of all tokens.
@@ -168,7 +165,7 @@ impl Attention<'_> {
 
     /// Tiles of all key-value heads.
     fn n_items(&self) -> usize {
-        self.n_tiles() * self.cache.n_head_kv
+        self.n_tiles() * self.cache.shape.n_head_kv
     }
 
     /// The segments that rows see some of.
@@ -178,12 +175,12 @@ impl Attention<'_> {
 
     /// Puts the queries of some rows into the tile.
     fn fill(&self, kernels: &Kernels, tile: &mut Tile, kv_head: usize, rows: &Range<usize>) {
-        let (d, stride, n) = (self.cache.head_dim, self.stride(), rows.len());
+        let (d, stride, n) = (self.head_dim(), self.stride(), rows.len());
         for (q, r) in tile.q.chunks_exact_mut(stride).zip(rows.clone()) {
             q[..d].copy_from_slice(&self.q[self.at(kv_head, r)..][..d]);
             q[d..].fill(0.0);
         }
-        if let Stored::Q8 { .. } = self.cache.stored {
+        if self.cache.shape.kind == KvType::Q8_0 {
             kernels.quantize(&tile.q[..n * stride], &mut tile.codes[..n * stride / Q8_BLOCK]);
         }
     }
@@ -204,8 +201,8 @@ impl Attention<'_> {
         for start in of.step_by(ATTN_BLOCK) {
             // Keys of the block that some row sees.
             let any = first.max(start) - start..last.min(start + ATTN_BLOCK) - start;
-            let slot = start % self.cache.n_slots;
-            self.score(kernels, tile, kv_head, rows.len(), slot, &any);
+            let block = self.cache.head(start / ATTN_BLOCK, kv_head);
+            self.score(kernels, tile, rows.len(), block, &any);
             let mut states = [NOTHING; ROWS];
             for (i, r) in rows.clone().enumerate() {
                 let sees = self.sees(r);
@@ -219,37 +216,37 @@ impl Attention<'_> {
                     weights.fill(0.0);
                 }
             }
-            self.weighted(kernels, tile, kv_head, rows.len(), slot, &any);
+            self.weighted(kernels, tile, rows.len(), block, &any);
             let blocks = tile.block.chunks_exact(stride).zip(states);
             let sums = tile.sums.chunks_exact_mut(stride).zip(&mut tile.states);
             sums.zip(blocks).take(rows.len()).for_each(|(y, x)| merge(kernels, y, x));
         }
     }
 
-    /// Products of the queries with the keys of the panels in which `any` are, of the block in `slot`.
-    fn score(&self, k: &Kernels, tile: &mut Tile, kv_head: usize, n: usize, slot: usize, any: &Range<usize>) {
-        let (c, d, stride) = (self.cache, self.cache.head_dim, self.stride());
+    /// Products of the queries with the keys of the panels in which `any` are, of a head's block.
+    fn score(&self, k: &Kernels, tile: &mut Tile, n: usize, block: &[u8], any: &Range<usize>) {
+        let (d, stride) = (self.head_dim(), self.stride());
         let panels = any.start / PANEL..any.end.div_ceil(PANEL);
-        let first = (kv_head * c.n_slots + slot) / PANEL + panels.start;
+        let keys = &block[..self.cache.shape.head().values];
         let out = &mut tile.weights.as_flattened_mut()[..n * ATTN_BLOCK];
         let out = (&mut out[panels.start * PANEL..], ATTN_BLOCK);
-        match &c.stored {
-            Stored::F16 { keys, .. } => {
-                let keys =
-                    Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
+        let (first, by) = (panels.start * PANEL * d, PANEL * d);
+        match self.cache.shape.kind {
+            KvType::F16 => {
+                let b = &numbers::<f16>(keys)[first..];
+                let keys = Panels { b, stride: by, n: panels.len(), n_k: d };
                 k.mix(k.mix_f16, (&tile.q, stride), n, keys, out, false);
             }
-            Stored::F32 { keys, .. } => {
-                let keys =
-                    Panels { b: &keys[first * PANEL * d..], stride: PANEL * d, n: panels.len(), n_k: d };
+            KvType::F32 => {
+                let b = &numbers::<f32>(keys)[first..];
+                let keys = Panels { b, stride: by, n: panels.len(), n_k: d };
                 k.mix(k.mix_f32, (&tile.q, stride), n, keys, out, false);
             }
-            Stored::Q8 { keys, .. } => {
+            KvType::Q8_0 => {
                 let blocks = &tile.codes[..n * stride / Q8_BLOCK];
                 let queries = Q8View { blocks, n_tokens: n, n_cols: stride };
                 let mut sums = [[0.0; PANEL]; ROWS];
-                let bytes = key_panel_bytes(d);
-                let panels = keys[first * bytes..].chunks_exact(bytes).take(panels.len());
+                let panels = keys.chunks_exact(key_panel_bytes(d)).take(panels.end).skip(panels.start);
                 for (i, panel) in panels.enumerate() {
                     k.packed(Quant::Q8_0, panel, Hints::default(), &queries, &mut sums[..n]);
                     for (row, sums) in out.0.chunks_mut(ATTN_BLOCK).zip(&sums) {
@@ -260,67 +257,41 @@ impl Attention<'_> {
         }
     }
 
-    /// The values of `any` of the block in `slot`, weighted, into the tile's block.
-    fn weighted(
-        &self,
-        k: &Kernels,
-        tile: &mut Tile,
-        kv_head: usize,
-        n: usize,
-        slot: usize,
-        any: &Range<usize>,
-    ) {
-        let (c, d, stride) = (self.cache, self.cache.head_dim, self.stride());
+    /// The values of `any` of a head's block, weighted, into the tile's.
+    fn weighted(&self, k: &Kernels, tile: &mut Tile, n: usize, block: &[u8], any: &Range<usize>) {
+        let (d, stride, of) = (self.head_dim(), self.stride(), self.cache.shape.head());
         let n_panels = d.div_ceil(PANEL);
-        let at = (kv_head * n_panels * c.n_slots + slot + any.start) * PANEL;
-        let (by, n_k) = (c.n_slots * PANEL, any.len());
+        let (values, scales) = (&block[of.values..of.scales], &block[of.scales..]);
+        let (first, by, n_k) = (any.start * PANEL, ATTN_BLOCK * PANEL, any.len());
         let weights = (&tile.weights.as_flattened()[any.start..], ATTN_BLOCK);
         let out = &mut tile.block[..n * stride];
-        match &c.stored {
-            Stored::F16 { values, .. } => {
-                k.mix(
-                    k.mix_f16,
-                    weights,
-                    n,
-                    Panels { b: &values[at..], stride: by, n: n_panels, n_k },
-                    (out, stride),
-                    false,
-                );
+        match self.cache.shape.kind {
+            KvType::F16 => {
+                let b = &numbers::<f16>(values)[first..];
+                let values = Panels { b, stride: by, n: n_panels, n_k };
+                k.mix(k.mix_f16, weights, n, values, (out, stride), false);
             }
-            Stored::F32 { values, .. } => {
-                k.mix(
-                    k.mix_f32,
-                    weights,
-                    n,
-                    Panels { b: &values[at..], stride: by, n: n_panels, n_k },
-                    (out, stride),
-                    false,
-                );
+            KvType::F32 => {
+                let b = &numbers::<f32>(values)[first..];
+                let values = Panels { b, stride: by, n: n_panels, n_k };
+                k.mix(k.mix_f32, weights, n, values, (out, stride), false);
             }
-            Stored::Q8 { values, scales, .. } => {
+            KvType::Q8_0 => {
                 // The scale of a value's 32 dimensions goes to its weight.
-                let n_blocks = d.div_ceil(Q8_BLOCK);
                 let mut scaled = [[0.0; ATTN_BLOCK]; ROWS];
                 let mut own = [0.0; ATTN_BLOCK];
-                for i in 0..n_blocks {
-                    let from = (kv_head * n_blocks + i) * c.n_slots + slot + any.start;
-                    k.unpack(Quant::F16, scales[from..from + n_k].as_bytes(), &mut own[..n_k]);
+                for (i, scales) in scales.chunks_exact(2 * ATTN_BLOCK).enumerate() {
+                    k.unpack(Quant::F16, &scales[2 * any.start..2 * any.end], &mut own[..n_k]);
                     for (y, x) in scaled.iter_mut().zip(&tile.weights).take(n) {
                         for ((y, x), scale) in y.iter_mut().zip(&x[any.start..any.end]).zip(&own) {
                             *y = x * scale;
                         }
                     }
                     let panels = 2 * i..n_panels.min(2 * i + 2);
-                    let b = &values[at + panels.start * by..];
-                    let panels = Panels { b, stride: by, n: panels.len(), n_k };
-                    k.mix(
-                        k.mix_i8,
-                        (scaled.as_flattened(), ATTN_BLOCK),
-                        n,
-                        panels,
-                        (&mut out[i * Q8_BLOCK..], stride),
-                        false,
-                    );
+                    let b = &numbers::<i8>(values)[first + panels.start * by..];
+                    let values = Panels { b, stride: by, n: panels.len(), n_k };
+                    let scaled = (scaled.as_flattened(), ATTN_BLOCK);
+                    k.mix(k.mix_i8, scaled, n, values, (&mut out[i * Q8_BLOCK..], stride), false);
                 }
             }
         }
@@ -336,8 +307,9 @@ impl Attention<'_> {
     ) {
         let stride = self.stride();
         // Late tokens see more keys: the longest items first.
-        let kv_head = item % self.cache.n_head_kv;
-        let rows = self.rows(self.n_tiles() - 1 - item / self.cache.n_head_kv);
+        let n_head_kv = self.cache.shape.n_head_kv;
+        let kv_head = item % n_head_kv;
+        let rows = self.rows(self.n_tiles() - 1 - item / n_head_kv);
         self.fill(kernels, tile, kv_head, &rows);
         let mut states = [NOTHING; ROWS];
         for segment in self.segments(&rows) {
@@ -387,7 +359,7 @@ impl Pool {
                 if item < a.n_items() {
                     // SAFETY: the parts of the sequences lie one behind the other in `out`, as was checked; items write to
                     // different heads of them.
-                    let write = |at: usize| unsafe { out.slice(start + at, a.cache.head_dim) };
+                    let write = |at: usize| unsafe { out.slice(start + at, a.head_dim()) };
                     return a.item(kernels, tile, item, write);
                 }
                 item -= a.n_items();
@@ -398,7 +370,7 @@ impl Pool {
 
     /// The same of one token, segments of its context on several threads.
     fn attention_split(&self, a: &Attention<'_>, room: &mut [f32], out: &mut [f32]) {
-        let (d, stride, n_head_kv, group) = (a.cache.head_dim, a.stride(), a.cache.n_head_kv, a.group());
+        let (d, stride, n_head_kv, group) = (a.head_dim(), a.stride(), a.cache.shape.n_head_kv, a.group());
         assert!(room.len() >= Attention::room(a.n_head, d), "room of an attention");
         let (kernels, n_tiles) = (self.kernels(), a.n_tiles());
         // The states of all heads, then of each segment its sums and states, `[n_head][stride]` and `[n_head][2]`.

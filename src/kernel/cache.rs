@@ -1,23 +1,27 @@
-//! Keys and values of one layer, in the order in which attention reads them.
+//! Keys and values in the order in which attention reads them.
 //!
-//! Both stand in panels of 16 lanes, so that one kernel multiplies with both ([`super::Kernels::mix`]) and no sum crosses
-//! lanes: a lane of a key panel is a position, a lane of a value panel a dimension.
+//! 64 positions of some layers stand in a [`Page`], those of one layer in a block of it. Sequences that begin alike share
+//! pages, so a page is written only while one sequence has it. In a block, one key-value head after the other:
 //!
 //! | | f16, f32 | q8_0 |
 //! |-|-|-|
-//! | keys | `[n_head_kv][n_slots / 16][head_dim][16 slots]` | the same 16 rows of weights as a packed Q8_0 panel ([`crate::quant::packed`]), `head_dim` rounded up to 32 |
-//! | values | `[n_head_kv][head_dim / 16, rounded up][n_slots][16 dims]` | codes the same; scales `[n_head_kv][head_dim / 32, rounded up][n_slots]` |
+//! | keys | `[4 panels][head_dim][16 positions]` | the same 16 rows of weights as a packed Q8_0 panel ([`crate::quant::packed`]), `head_dim` rounded up to 32 |
+//! | values | `[head_dim / 16, rounded up][64 positions][16 dims]` | codes the same; scales `[head_dim / 32, rounded up][64 positions]` |
 //!
-//! Zeroed memory from the system: pages that no position has reached cost nothing.
+//! Both stand in panels of 16 lanes, so that one kernel multiplies with both ([`super::Kernels::mix`]) and no sum crosses
+//! lanes: a lane of a key panel is a position, a lane of a value panel a dimension.
 
-use std::marker::PhantomData;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::f16;
-use zerocopy::FromZeros;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::pool::{Out, Pool, SMALL};
 use super::{Kernels, PANEL, Q8_BLOCK};
-use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
+use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX, PREFILL_CHUNK_MAX};
+use crate::os::pages::Pages;
 use crate::quant::Quant;
 use crate::quant::packed::Packing;
 
@@ -76,176 +80,306 @@ pub(super) const fn key_panel_bytes(head_dim: usize) -> usize {
     Q8.sections(head_dim.next_multiple_of(Q8_BLOCK))[4]
 }
 
-#[derive(Debug, PartialEq)]
-pub(super) enum Stored {
-    F16 { keys: Vec<f16>, values: Vec<f16> },
-    F32 { keys: Vec<f32>, values: Vec<f32> },
-    Q8 { keys: Vec<u8>, values: Vec<i8>, scales: Vec<f16> },
-}
-
-/// Keys and values of one layer.
+/// Memory that pages may take, of all who share it.
 #[derive(Debug)]
-pub struct Cache {
-    pub(super) n_head_kv: usize,
-    pub(super) head_dim: usize,
-    pub(super) n_slots: usize,
-    pub(super) stored: Stored,
+pub struct Budget {
+    max: u64,
+    used: AtomicU64,
 }
 
-impl Cache {
-    /// Room for `n_slots` positions, whole blocks of [`ATTN_BLOCK`]. `None` when the memory cannot be had.
-    ///
-    /// # Panics
-    /// If slots are no whole blocks or a head is too wide.
+impl Budget {
+    /// Pages of at most `max` bytes together.
     #[must_use]
-    pub fn new(kind: KvType, n_head_kv: usize, head_dim: usize, n_slots: usize) -> Option<Self> {
-        assert!(
-            n_slots.is_multiple_of(ATTN_BLOCK) && head_dim <= HEAD_DIM_MAX,
-            "{n_slots} slots of {head_dim}"
-        );
-        let n_rows = n_head_kv.checked_mul(n_slots)?;
-        let n_keys = n_rows.checked_mul(head_dim)?;
-        let n_values = n_rows.checked_mul(head_dim.next_multiple_of(PANEL))?;
-        let stored = match kind {
-            KvType::F16 => Stored::F16 {
-                keys: f16::new_vec_zeroed(n_keys).ok()?,
-                values: f16::new_vec_zeroed(n_values).ok()?,
-            },
-            KvType::F32 => Stored::F32 {
-                keys: f32::new_vec_zeroed(n_keys).ok()?,
-                values: f32::new_vec_zeroed(n_values).ok()?,
-            },
-            KvType::Q8_0 => Stored::Q8 {
-                keys: u8::new_vec_zeroed((n_rows / PANEL).checked_mul(key_panel_bytes(head_dim))?).ok()?,
-                values: i8::new_vec_zeroed(n_values).ok()?,
-                scales: f16::new_vec_zeroed(n_rows.checked_mul(head_dim.div_ceil(Q8_BLOCK))?).ok()?,
-            },
-        };
-        Some(Self { n_head_kv, head_dim, n_slots, stored })
+    pub fn new(max: u64) -> Arc<Self> {
+        Arc::new(Self { max, used: AtomicU64::new(0) })
     }
 
-    /// Positions that it holds.
+    /// Bytes of the pages that live.
     #[must_use]
-    pub fn n_slots(&self) -> usize {
-        self.n_slots
+    pub fn used(&self) -> u64 {
+        // Relaxed, here and below: the count orders nothing.
+        self.used.load(Ordering::Relaxed)
     }
 
-    /// Stores the keys and values of the position in `slot`, `[n_head_kv, head_dim]` each.
+    /// Bytes that they may have.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let more = |used: u64| used.checked_add(bytes).filter(|all| *all <= self.max);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+/// Keys and values of 64 positions, a block of each layer that they are kept for. Zeroed memory from the system: what no
+/// position has reached costs nothing.
+#[derive(Debug)]
+pub struct Page {
+    bytes: Pages,
+    budget: Arc<Budget>,
+}
+
+impl Page {
+    /// A page of `len` bytes.
     ///
-    /// # Panics
-    /// If there is no such slot or the lengths do not agree.
-    pub fn store(&mut self, kernels: &Kernels, slot: usize, k: &[f32], v: &[f32]) {
-        // SAFETY: nobody else has the cache.
-        unsafe { self.slots().store(kernels, slot, k, v) }
-    }
-
-    fn slots(&mut self) -> Slots<'_> {
-        let places = match &mut self.stored {
-            Stored::F16 { keys, values } => Places::F16 { keys: Out::new(keys), values: Out::new(values) },
-            Stored::F32 { keys, values } => Places::F32 { keys: Out::new(keys), values: Out::new(values) },
-            Stored::Q8 { keys, values, scales } => {
-                Places::Q8 { keys: Out::new(keys), values: Out::new(values), scales: Out::new(scales) }
+    /// # Errors
+    /// When the budget or the system has no more.
+    pub fn new(len: usize, budget: &Arc<Budget>) -> io::Result<Self> {
+        if !budget.take(len as u64) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        match Pages::small(len) {
+            Ok(bytes) => Ok(Self { bytes, budget: budget.clone() }),
+            Err(e) => {
+                budget.used.fetch_sub(len as u64, Ordering::Relaxed);
+                Err(e)
             }
-        };
-        Slots {
-            n_head_kv: self.n_head_kv,
-            head_dim: self.head_dim,
-            n_slots: self.n_slots,
-            places,
-            of: PhantomData,
         }
     }
+
+    /// Another one with the same bytes.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn copy(&self) -> io::Result<Self> {
+        let mut copy = Self::new(self.bytes.len(), &self.budget)?;
+        copy.bytes.copy_from_slice(&self.bytes);
+        Ok(copy)
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
 }
 
-/// The slots of a cache, for threads that store to some of them each.
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// The block of a layer in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockShape {
+    /// How it stores.
+    pub kind: KvType,
+    /// Key-value heads.
+    pub n_head_kv: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// Bytes of a head in a block, and where its values and their scales begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadShape {
+    pub values: usize,
+    pub scales: usize,
+    pub bytes: usize,
+}
+
+impl BlockShape {
+    pub(super) fn head(self) -> HeadShape {
+        let (d, lanes) = (self.head_dim, self.head_dim.next_multiple_of(PANEL));
+        let (keys, values, scales) = match self.kind {
+            KvType::F16 => (2 * d * ATTN_BLOCK, 2 * lanes * ATTN_BLOCK, 0),
+            KvType::F32 => (4 * d * ATTN_BLOCK, 4 * lanes * ATTN_BLOCK, 0),
+            KvType::Q8_0 => (
+                key_panel_bytes(d) * (ATTN_BLOCK / PANEL),
+                lanes * ATTN_BLOCK,
+                2 * d.div_ceil(Q8_BLOCK) * ATTN_BLOCK,
+            ),
+        };
+        HeadShape { values: keys, scales: keys + values, bytes: keys + values + scales }
+    }
+
+    /// Bytes of a block: a whole number of 64.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        self.n_head_kv * self.head().bytes
+    }
+}
+
+/// What a sequence keeps of one layer: a block in each of its pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks<'a> {
+    /// The blocks.
+    pub shape: BlockShape,
+    /// Where in each page they begin, in bytes; a whole number of 64.
+    pub at: usize,
+    /// The pages, one after the other.
+    pub pages: &'a [Arc<Page>],
+    /// Position of the first one, in pages.
+    pub first: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// Bytes of head `head` at the positions of page `page` of all.
+    pub(super) fn head(&self, page: usize, head: usize) -> &'a [u8] {
+        let bytes = self.shape.head().bytes;
+        &self.pages[page - self.first].bytes[self.at + head * bytes..][..bytes]
+    }
+
+    /// Positions that are there.
+    pub(super) fn positions(&self) -> std::ops::Range<usize> {
+        self.first * ATTN_BLOCK..(self.first + self.pages.len()) * ATTN_BLOCK
+    }
+}
+
+/// Bytes as numbers.
+///
+/// # Panics
+/// If they are no whole number of them, or lie at an odd place.
+pub(super) fn numbers<T: FromBytes + Immutable>(bytes: &[u8]) -> &[T] {
+    <[T]>::ref_from_bytes(bytes).expect("blocks begin at whole numbers of 64")
+}
+
+/// The same, to be stored to.
+#[derive(Debug)]
+pub struct BlocksMut<'a> {
+    /// The blocks.
+    pub shape: BlockShape,
+    /// Where in each page they begin, in bytes; a whole number of 64.
+    pub at: usize,
+    /// The pages; those that are stored to are nobody else's.
+    pub pages: &'a mut [Arc<Page>],
+    /// Position of the first one, in pages.
+    pub first: usize,
+}
+
+/// Pages that a step of one sequence stores to.
+const N_PAGE: usize = PREFILL_CHUNK_MAX / ATTN_BLOCK + 1;
+
+/// Blocks that threads store to, some positions each.
 struct Slots<'a> {
-    n_head_kv: usize,
-    head_dim: usize,
-    n_slots: usize,
-    places: Places,
-    of: PhantomData<&'a mut Cache>,
+    shape: BlockShape,
+    /// Of the pages from `first` on.
+    blocks: [Option<Out<u8>>; N_PAGE],
+    first: usize,
+    of: std::marker::PhantomData<&'a mut [Arc<Page>]>,
 }
 
-/// As [`Stored`].
-enum Places {
-    F16 { keys: Out<f16>, values: Out<f16> },
-    F32 { keys: Out<f32>, values: Out<f32> },
-    Q8 { keys: Out<u8>, values: Out<i8>, scales: Out<f16> },
+impl BlocksMut<'_> {
+    /// The blocks of the `n` positions from `pos` on.
+    ///
+    /// # Panics
+    /// If there are none, or somebody else has them too.
+    fn slots(&mut self, pos: usize, n: usize) -> Slots<'_> {
+        let (first, end) = (pos / ATTN_BLOCK, (pos + n).div_ceil(ATTN_BLOCK));
+        assert!(end - first <= N_PAGE, "{n} positions at once");
+        let (at, bytes) = (self.at, self.shape.bytes());
+        let mut blocks = [const { None }; N_PAGE];
+        let pages = &mut self.pages[first - self.first..end - self.first];
+        for (block, page) in blocks.iter_mut().zip(pages) {
+            let page = Arc::get_mut(page).expect("pages that are stored to are nobody else's");
+            *block = Some(Out::new(&mut page.bytes[at..at + bytes]));
+        }
+        Slots { shape: self.shape, blocks, first, of: std::marker::PhantomData }
+    }
+
+    /// Stores the keys and values of position `pos`, `[n_head_kv, head_dim]` each.
+    ///
+    /// # Panics
+    /// If there is no such position or the lengths do not agree.
+    pub fn store(&mut self, kernels: &Kernels, pos: usize, k: &[f32], v: &[f32]) {
+        // SAFETY: nobody else has the blocks.
+        unsafe { self.slots(pos, 1).store(kernels, pos, k, v) }
+    }
 }
 
 impl Slots<'_> {
-    /// As [`Cache::store`].
+    /// As [`BlocksMut::store`].
     ///
     /// # Safety
-    /// Nobody else uses the slot meanwhile.
-    unsafe fn store(&self, kernels: &Kernels, slot: usize, k: &[f32], v: &[f32]) {
-        let (d, n_slots) = (self.head_dim, self.n_slots);
-        assert!(slot < n_slots, "slot {slot} of {n_slots}");
-        assert_eq!(
-            (k.len(), v.len()),
-            (self.n_head_kv * d, self.n_head_kv * d),
-            "keys and values of a position"
-        );
+    /// Nobody else uses the position meanwhile.
+    unsafe fn store(&self, kernels: &Kernels, pos: usize, k: &[f32], v: &[f32]) {
+        let BlockShape { kind, n_head_kv, head_dim: d } = self.shape;
+        assert_eq!((k.len(), v.len()), (n_head_kv * d, n_head_kv * d), "keys and values of a position");
+        let Some(block) = &self.blocks[pos / ATTN_BLOCK - self.first] else { panic!("no page for {pos}") };
+        let (slot, of) = (pos % ATTN_BLOCK, self.shape.head());
+        let (panel, lane) = (slot / PANEL, slot % PANEL);
         for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
-            let key_at = (head * n_slots + slot / PANEL * PANEL) * d + slot % PANEL;
-            match &self.places {
-                Places::F16 { keys, values } => {
+            let (keys, values) = (head * of.bytes, head * of.bytes + of.values);
+            // SAFETY, of all below: head < n_head_kv and slot < 64, so what is written lies inside the block of
+            // `self.shape.bytes()` (see `BlockShape::head`); each element belongs to one position, the caller's.
+            match kind {
+                KvType::F16 => {
                     let mut half = [f16::ZERO; HEAD_DIM_MAX];
                     let half = &mut half[..d];
                     kernels.store_f16(k, half);
-                    // SAFETY: head < n_head_kv and slot < n_slots, so the elements lie inside the arrays that
-                    // `Cache::new` made; each belongs to one slot, the caller's.
-                    unsafe { keys.scatter(key_at, PANEL, half) };
+                    // SAFETY: as above.
+                    unsafe { scatter(block, keys + 2 * (panel * d * PANEL + lane), half) };
                     kernels.store_f16(v, half);
                     // SAFETY: as above.
-                    unsafe { self.values(values, head, slot, half) };
+                    unsafe { in_panels(block, values, slot, half) };
                 }
-                Places::F32 { keys, values } => {
+                KvType::F32 => {
                     // SAFETY: as above.
                     unsafe {
-                        keys.scatter(key_at, PANEL, k);
-                        self.values(values, head, slot, v);
+                        scatter(block, keys + 4 * (panel * d * PANEL + lane), k);
+                        in_panels(block, values, slot, v);
                     }
                 }
-                Places::Q8 { keys, values, scales } => {
+                KvType::Q8_0 => {
                     let n_blocks = d.div_ceil(Q8_BLOCK);
-                    let (mut codes, mut own) = ([0; HEAD_DIM_MAX], [f16::ZERO; HEAD_DIM_MAX / Q8_BLOCK]);
+                    let (mut codes, mut own) = ([0_i8; HEAD_DIM_MAX], [f16::ZERO; HEAD_DIM_MAX / Q8_BLOCK]);
                     let (codes, own) = (&mut codes[..n_blocks * Q8_BLOCK], &mut own[..n_blocks]);
                     kernels.store_q8(k, &mut codes[..d], own);
-                    let panel = (head * n_slots + slot) / PANEL * key_panel_bytes(d);
+                    let panel = keys + panel * key_panel_bytes(d);
                     let floats = panel + Q8.sections(codes.len())[3];
                     for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                        let at = panel + 4 * (i * PANEL + slot % PANEL);
                         // SAFETY: as above.
-                        unsafe { keys.scatter(at, 1, &four.map(|code| code as u8)) };
+                        unsafe { block.scatter(panel + 4 * (i * PANEL + lane), 1, four.as_bytes()) };
                     }
                     for (i, scale) in own.iter().enumerate() {
-                        let at = floats + 2 * (i * PANEL + slot % PANEL);
                         // SAFETY: as above.
-                        unsafe { keys.scatter(at, 1, &scale.to_le_bytes()) };
+                        unsafe { block.scatter(floats + 2 * (i * PANEL + lane), 1, scale.as_bytes()) };
                     }
                     kernels.store_q8(v, &mut codes[..d], own);
                     // SAFETY: as above.
-                    unsafe {
-                        self.values(values, head, slot, &codes[..d]);
-                        scales.scatter(head * n_blocks * n_slots + slot, n_slots, own);
+                    unsafe { in_panels(block, values, slot, &codes[..d]) };
+                    for (i, scale) in own.iter().enumerate() {
+                        let at = head * of.bytes + of.scales + 2 * (i * ATTN_BLOCK + slot);
+                        // SAFETY: as above.
+                        unsafe { block.scatter(at, 1, scale.as_bytes()) };
                     }
                 }
             }
         }
     }
+}
 
-    /// Writes the values of a head.
-    ///
-    /// # Safety
-    /// There are this head and slot, and nobody else uses them meanwhile.
-    unsafe fn values<T: Copy>(&self, values: &Out<T>, head: usize, slot: usize, v: &[T]) {
-        let n_panels = self.head_dim.div_ceil(PANEL);
-        for (i, part) in v.chunks(PANEL).enumerate() {
-            let at = ((head * n_panels + i) * self.n_slots + slot) * PANEL;
-            // SAFETY: the caller's promise; a panel of values has 16 for each slot.
-            unsafe { values.scatter(at, 1, part) };
-        }
+/// Writes the dimensions of a key, one to each row of 16 positions, the first at byte `at`.
+///
+/// # Safety
+/// They lie inside the block, at whole numbers of `T`, and nobody else uses them meanwhile.
+unsafe fn scatter<T: Copy>(block: &Out<u8>, at: usize, x: &[T]) {
+    // SAFETY: the caller's promise.
+    unsafe { block.cast::<T>(at).scatter(0, PANEL, x) };
+}
+
+/// Writes the dimensions of the value of slot `slot`, 16 of them together; the head's values begin at byte `at`.
+///
+/// # Safety
+/// As of [`scatter`].
+unsafe fn in_panels<T: Copy>(block: &Out<u8>, at: usize, slot: usize, x: &[T]) {
+    for (i, part) in x.chunks(PANEL).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { block.cast::<T>(at).scatter((i * ATTN_BLOCK + slot) * PANEL, 1, part) };
     }
 }
 
@@ -264,31 +398,47 @@ pub struct Heads<'a> {
 type OnHeads<'a> = dyn Fn(usize, Heads<'_>) + Sync + 'a;
 
 impl Pool {
-    /// Calls `f(t, rows)` for the rows of each token, and stores its keys and values in `cache`: those of the first in
-    /// slot `slot`, the others behind it, around the end.
+    /// Calls `f(t, rows)` for the rows of each token, and stores its keys and values in `blocks`: those of the first at
+    /// position `pos`, the others behind it.
     ///
     /// # Panics
-    /// If shapes do not agree, or there are more tokens than slots.
-    pub fn store_heads(&self, heads: Heads<'_>, cache: &mut Cache, slot: usize, f: &OnHeads<'_>) {
-        let (n_kv, n_slots) = (cache.n_head_kv * cache.head_dim, cache.n_slots);
+    /// If shapes do not agree, or there are no blocks for so many.
+    pub fn store_heads(&self, heads: Heads<'_>, mut blocks: BlocksMut<'_>, pos: usize, f: &OnHeads<'_>) {
+        let n_kv = blocks.shape.n_head_kv * blocks.shape.head_dim;
         let Heads { q, k, v } = heads;
         let n = k.len() / n_kv;
         let n_q = q.len() / n.max(1);
         assert_eq!((q.len(), k.len(), v.len()), (n * n_q, n * n_kv, n * n_kv), "rows of heads");
-        assert!(slot < n_slots && n <= n_slots, "{n} tokens from slot {slot} of {n_slots}");
-        let (wide, before) = (q.len() >= SMALL, slot % PANEL);
-        let (q, k, v, slots) = (Out::new(q), Out::new(k), Out::new(v), cache.slots());
+        let slots = blocks.slots(pos, n);
+        let (wide, before) = (q.len() >= SMALL, pos % PANEL);
+        let (q, k, v) = (Out::new(q), Out::new(k), Out::new(v));
         let kernels = self.kernels();
-        // Slots of a panel share lines of the cache: they are one thread's.
+        // Positions of a panel share lines of the cache: they are one thread's.
         self.for_each((before + n).div_ceil(PANEL), wide, &|panel| {
             for t in (panel * PANEL).max(before) - before..((panel + 1) * PANEL - before).min(n) {
                 // SAFETY: t < n, so the rows lie inside their arrays; each token is in one panel, taken by one thread.
                 let (q, k, v) =
                     unsafe { (q.slice(t * n_q, n_q), k.slice(t * n_kv, n_kv), v.slice(t * n_kv, n_kv)) };
                 f(t, Heads { q: &mut *q, k: &mut *k, v: &mut *v });
-                // SAFETY: no two of at most n_slots tokens have the same slot.
-                unsafe { slots.store(kernels, (slot + t) % n_slots, k, v) };
+                // SAFETY: each token has a position of its own.
+                unsafe { slots.store(kernels, pos + t, k, v) };
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_counted() {
+        let budget = Budget::new(200);
+        let page = Page::new(128, &budget).expect("room");
+        assert_eq!((budget.used(), page.len()), (128, 128));
+        assert!(Page::new(73, &budget).is_err() && page.copy().is_err());
+        drop(page);
+        assert_eq!(budget.used(), 0);
+        assert!(Page::new(usize::MAX, &Budget::new(u64::MAX)).is_err());
     }
 }

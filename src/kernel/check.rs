@@ -1,6 +1,8 @@
 //! Conformance: every kernel of every tier that this machine has, against the scalar definition, on seeded input.
 //! Integers must be equal bit for bit; float sums of n products may differ by `n * 2^-23` of the sum of magnitudes.
 
+use std::sync::Arc;
+
 use half::f16;
 
 use super::pool::SMALL;
@@ -399,19 +401,39 @@ fn elementwise_kernels_agree() {
     }
 }
 
-/// A cache of `n` positions in as many slots as `window` asks for, and what it holds as floats, keys and values
-/// `[n][n_head_kv, d]`.
-fn cache(k: &Kernels, kind: KvType, (n_head_kv, d): (usize, usize), keys: &[f32], values: &[f32]) -> Cache {
-    let n = keys.len() / (n_head_kv * d);
-    let mut cache = Cache::new(kind, n_head_kv, d, n.next_multiple_of(ATTN_BLOCK)).expect("room");
-    for (slot, (k_row, v_row)) in keys.chunks(n_head_kv * d).zip(values.chunks(n_head_kv * d)).enumerate() {
-        cache.store(k, slot, k_row, v_row);
+/// Pages, and the shape of their only block.
+struct Held {
+    shape: BlockShape,
+    pages: Vec<Arc<Page>>,
+}
+
+impl Held {
+    fn new(shape: BlockShape, n: usize) -> Self {
+        let budget = Budget::new(u64::MAX);
+        let page = |_| Arc::new(Page::new(shape.bytes(), &budget).expect("room"));
+        Self { shape, pages: (0..n.div_ceil(ATTN_BLOCK)).map(page).collect() }
     }
-    cache
+
+    fn blocks(&self, first: usize) -> Blocks<'_> {
+        Blocks { shape: self.shape, at: 0, pages: &self.pages[first..], first }
+    }
+
+    fn blocks_mut(&mut self) -> BlocksMut<'_> {
+        BlocksMut { shape: self.shape, at: 0, pages: &mut self.pages, first: 0 }
+    }
+}
+
+/// Keys and values `[n][n_head_kv, d]`, stored.
+fn held(k: &Kernels, kind: KvType, (n_head_kv, d): (usize, usize), keys: &[f32], values: &[f32]) -> Held {
+    let mut held = Held::new(BlockShape { kind, n_head_kv, head_dim: d }, keys.len() / (n_head_kv * d));
+    for (pos, (k_row, v_row)) in keys.chunks(n_head_kv * d).zip(values.chunks(n_head_kv * d)).enumerate() {
+        held.blocks_mut().store(k, pos, k_row, v_row);
+    }
+    held
 }
 
 fn attend(pool: &Pool, a: &Attention<'_>) -> Vec<f32> {
-    let mut room = vec![f32::NAN; Attention::room(a.n_head, a.cache.head_dim)];
+    let mut room = vec![f32::NAN; Attention::room(a.n_head, a.cache.shape.head_dim)];
     let mut out = vec![f32::NAN; a.q.len()];
     pool.attention(std::slice::from_ref(a), &mut room, &mut out);
     out
@@ -419,7 +441,7 @@ fn attend(pool: &Pool, a: &Attention<'_>) -> Vec<f32> {
 
 /// Attention as the formula has it, in f64.
 fn exact(a: &Attention<'_>, keys: &[f32], values: &[f32]) -> Vec<f32> {
-    let (d, n_head_kv) = (a.cache.head_dim, a.cache.n_head_kv);
+    let (d, n_head_kv) = (a.cache.shape.head_dim, a.cache.shape.n_head_kv);
     let heads = a.q.chunks(d).enumerate().map(|(i, q)| {
         let (t, head) = (i / a.n_head, i % a.n_head);
         let of = |x: &[f32], pos: usize, c: usize| {
@@ -455,10 +477,10 @@ fn attention_is_what_the_formula_says() {
                 let q = floats(&mut rng, n_tokens * group * n_head_kv * d);
                 let sinks = floats(&mut rng, group * n_head_kv);
                 for (kind, bound) in [(KvType::F32, 2e-5), (KvType::F16, 1e-3), (KvType::Q8_0, 2e-2)] {
-                    let cache = cache(k, kind, (n_head_kv, d), &keys, &values);
+                    let held = held(k, kind, (n_head_kv, d), &keys, &values);
                     let a = Attention {
                         q: &q,
-                        cache: &cache,
+                        cache: held.blocks(0),
                         n_head: group * n_head_kv,
                         pos: n - n_tokens.min(n),
                         window: [None, Some(1), Some(66)][(i + n) % 3],
@@ -506,7 +528,7 @@ fn rotations_and_stored_codes_are_equal_in_all_tiers() {
     }
 }
 
-/// However a sequence was cut, on however many threads, in a cache that wraps or not.
+/// However a sequence was cut, on however many threads, with or without the pages that a window has left behind.
 #[test]
 fn chunks_and_threads_change_no_bit_of_attention() {
     let mut rng = Rng::new(14);
@@ -519,10 +541,10 @@ fn chunks_and_threads_change_no_bit_of_attention() {
             let width = group * n_head_kv * d;
             let last = n - 40..n;
             for kind in KvType::ALL {
-                let whole = cache(k, kind, (n_head_kv, d), &keys, &values);
+                let whole = held(k, kind, (n_head_kv, d), &keys, &values);
                 let at = |pos: usize, n: usize| Attention {
                     q: &q[pos * width..(pos + n) * width],
-                    cache: &whole,
+                    cache: whole.blocks(0),
                     n_head: group * n_head_kv,
                     pos,
                     window,
@@ -540,16 +562,9 @@ fn chunks_and_threads_change_no_bit_of_attention() {
                     }
                 }
                 let Some(window) = window else { continue };
-                // The same positions in a ring, what fell out of it overwritten.
-                let n_slots = (window + 39_usize).next_multiple_of(ATTN_BLOCK);
-                let mut ring = Cache::new(kind, n_head_kv, d, n_slots).expect("room");
-                for (pos, (k_row, v_row)) in
-                    keys.chunks(n_head_kv * d).zip(values.chunks(n_head_kv * d)).enumerate()
-                {
-                    ring.store(k, pos % n_slots, k_row, v_row);
-                }
-                let found = attend(&pools[1], &Attention { cache: &ring, ..at(last.start, last.len()) });
-                assert_eq!(found, wanted, "{k:?} {kind:?}: a ring of {n_slots}");
+                let cache = whole.blocks((last.start + 1 - window) / ATTN_BLOCK);
+                let found = attend(&pools[1], &Attention { cache, ..at(last.start, last.len()) });
+                assert_eq!(found, wanted, "{k:?} {kind:?}: from page {} on", cache.first);
             }
         }
     }

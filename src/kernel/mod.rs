@@ -22,7 +22,7 @@ mod ways;
 mod x86;
 
 pub use attention::Attention;
-pub use cache::{Cache, Heads, KvType};
+pub use cache::{BlockShape, Blocks, BlocksMut, Budget, Heads, KvType, Page};
 use half::{bf16, f16};
 pub use pool::Pool;
 pub use tensor::{

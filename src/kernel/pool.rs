@@ -415,6 +415,15 @@ impl<T> Out<T> {
         Self(array.as_mut_ptr())
     }
 
+    /// The array from its byte `at` on, as elements of another type.
+    ///
+    /// # Safety
+    /// `at` lies inside the array, at a whole number of `U`.
+    pub(super) unsafe fn cast<U>(&self, at: usize) -> Out<U> {
+        // SAFETY: the caller's promise.
+        Out(unsafe { self.0.byte_add(at) }.cast())
+    }
+
     /// Writes `x[i]` to element `start + i * stride`.
     ///
     /// # Safety

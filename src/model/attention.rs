@@ -58,8 +58,8 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
         let (q, k, v) = (&mut q[span.of(n_q)], &mut k[span.of(n_kv)], &mut v[span.of(n_kv)]);
         match a.kv {
             Some(_) => {
-                let (cache, slot) = feed.kv.slots(a.cache, span.pos, span.n);
-                step.pool.store_heads(Heads { q, k, v }, cache, slot, &|t, Heads { q, k, v }| {
+                let blocks = feed.kv.blocks_mut(a.cache);
+                step.pool.store_heads(Heads { q, k, v }, blocks, span.pos, &|t, Heads { q, k, v }| {
                     queries(t, q);
                     turned(span.first + t, k, a.k_norm.as_deref());
                     norm_heads(kernels, v, a.v_norm.as_deref(), eps);
@@ -72,7 +72,7 @@ pub(super) fn mix(step: &Step<'_>, s: &mut Scratch, feeds: &mut [Feed<'_>], a: &
     let attn = &mut s.attn[..n * n_q];
     let of = |i: usize| kernel::Attention {
         q: &q[step.spans[i].of(n_q)],
-        cache: feeds[i].kv.cache(a.cache),
+        cache: feeds[i].kv.blocks(a.cache),
         n_head: a.n_head,
         pos: step.spans[i].pos,
         window: a.window,

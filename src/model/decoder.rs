@@ -1,7 +1,9 @@
 //! The forward pass, the only one. It branches on the architecture per layer, never per element.
 
+use std::sync::Arc;
+
 use super::arch::Rope;
-use super::kv::Kv;
+use super::kv::{Budget, Kv, Paging};
 use super::layer::{Layer, Linear, Mixer, Norm};
 use super::load::Model;
 use super::profile::{Op, Profile};
@@ -50,7 +52,7 @@ pub struct Decoder {
 /// What a sequence brings to a step.
 #[derive(Debug)]
 pub struct Feed<'a> {
-    /// What it keeps.
+    /// What it keeps, with room for its tokens.
     pub kv: &'a mut Kv,
     /// Its next tokens, at the positions after those in `kv`.
     pub tokens: &'a [Token],
@@ -105,14 +107,18 @@ impl Decoder {
         self.profile.take()
     }
 
-    /// A cache of `n_ctx` positions for `model`, in this decoder's precision.
+    /// A sequence of `model` with room for `n_ctx` positions, in this decoder's precision.
     ///
     /// # Errors
     /// When the memory cannot be had, or the model has no positions for so many.
     pub fn kv(&self, model: &Model, n_ctx: usize) -> Result<Kv, ModelError> {
         match model.n_ctx_max() {
             Some(max) if max < n_ctx => Err(ModelError::Positions { asked: n_ctx, max }),
-            _ => Kv::new(model.layout(), self.precision.kv, n_ctx, self.n_tokens_max),
+            _ => {
+                let paging = Arc::new(Paging::new(model.layout(), self.precision.kv));
+                let mut kv = Kv::new(&paging, &Budget::new(u64::MAX), n_ctx, self.n_tokens_max)?;
+                kv.reserve_all().map(|()| kv)
+            }
         }
     }
 

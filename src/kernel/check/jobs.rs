@@ -91,16 +91,16 @@ fn codes_of_a_product_are_those_of_its_floats() {
     }
 }
 
-/// What many threads store is what one does, token by token, around the end of the slots as well.
+/// What many threads store is what one does, token by token, in several pages as well.
 #[test]
 fn heads_are_stored_by_all_threads() {
     let mut rng = Rng::new(20);
-    let (n_head, n_head_kv, n_slots) = (4, 2, 64);
+    let (n_head, n_head_kv) = (4, 2);
     for head_dim in [20, 64] {
         for kind in KvType::ALL {
-            for (n, slot) in [(1, 5), (37, 11), (64, 63)] {
+            for (n, pos) in [(1, 5), (37, 11), (64, 63), (128, 63)] {
                 let pool = Pool::new(select(None).expect("some tier"), 3).expect("threads");
-                let room = || Cache::new(kind, n_head_kv, head_dim, n_slots).expect("room");
+                let room = || Held::new(BlockShape { kind, n_head_kv, head_dim }, 192);
                 let (mut found, mut wanted) = (room(), room());
                 let [n_q, n_kv] = [n_head, n_head_kv].map(|heads| heads * head_dim);
                 // Enough to be worth other threads.
@@ -109,14 +109,16 @@ fn heads_are_stored_by_all_threads() {
                     (floats(&mut rng, n * wide), floats(&mut rng, n * n_kv), floats(&mut rng, n * n_kv));
                 for t in 0..n {
                     let doubled: Vec<f32> = k[t * n_kv..][..n_kv].iter().map(|x| 2.0 * x).collect();
-                    wanted.store(pool.kernels(), (slot + t) % n_slots, &doubled, &v[t * n_kv..][..n_kv]);
+                    wanted.blocks_mut().store(pool.kernels(), pos + t, &doubled, &v[t * n_kv..][..n_kv]);
                 }
                 let heads = Heads { q: &mut q, k: &mut k.clone(), v: &mut v.clone() };
-                pool.store_heads(heads, &mut found, slot, &|t, Heads { q, k, .. }| {
+                pool.store_heads(heads, found.blocks_mut(), pos, &|t, Heads { q, k, .. }| {
                     q.fill(t as f32);
                     k.iter_mut().for_each(|x| *x *= 2.0);
                 });
-                assert_eq!(found.stored, wanted.stored, "{kind:?}, {n} tokens from slot {slot}");
+                for (page, (found, wanted)) in found.pages.iter().zip(&wanted.pages).enumerate() {
+                    assert!(found.bytes() == wanted.bytes(), "{kind:?}, {n} tokens from {pos}, page {page}");
+                }
                 assert!(q.chunks_exact(wide).enumerate().all(|(t, row)| row.iter().all(|x| *x == t as f32)));
             }
         }
