@@ -208,6 +208,8 @@ pub(super) struct EngineKeys {
     pub pack: PackName,
     pub pack_cache_gib: Int<1, 65_536>,
     pub prefill_chunk: Int<1, 128>,
+    pub max_sequences: Int<1, 16>,
+    pub prefix_cache_mib: Int<0, 65_536>,
 }
 
 impl Default for EngineKeys {
@@ -221,6 +223,8 @@ impl Default for EngineKeys {
             pack: PackName::Cache,
             pack_cache_gib: Int(PACK_CACHE_GIB),
             prefill_chunk: Int(128),
+            max_sequences: Int(4),
+            prefix_cache_mib: Int(128),
         }
     }
 }
@@ -230,6 +234,8 @@ impl Default for EngineKeys {
 pub(super) struct Scheduler {
     pub queue_max: Int<0, 4_096>,
     pub queue_max_per_uid: Int<0, 4_096>,
+    pub quantum_ms: Int<1, 10_000>,
+    pub background_share: Int<0, 50>,
     pub queue_timeout_s: Int<1, 86_400>,
     pub deadline_s: Int<1, 86_400>,
     pub max_tokens: Int<0, 16_777_216>,
@@ -240,6 +246,8 @@ impl Default for Scheduler {
         Self {
             queue_max: Int(32),
             queue_max_per_uid: Int(8),
+            quantum_ms: Int(50),
+            background_share: Int(5),
             queue_timeout_s: Int(120),
             deadline_s: Int(600),
             max_tokens: Int(0),
@@ -339,6 +347,10 @@ impl Config {
             },
             cache: super::cache(self.engine.pack_cache_gib.0),
             prefill_chunk: self.engine.prefill_chunk.size(),
+            max_sequences: self.engine.max_sequences.size(),
+            prefix_cache_bytes: self.engine.prefix_cache_mib.0 << 20,
+            quantum_ms: self.scheduler.quantum_ms.0,
+            background_share: self.scheduler.background_share.0,
             queue_max: self.scheduler.queue_max.size(),
             queue_max_per_uid: self.scheduler.queue_max_per_uid.size(),
             queue_timeout_s: self.scheduler.queue_timeout_s.0,

@@ -17,6 +17,7 @@ pub(super) struct Ask {
     pub(super) effort: Effort,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
+    pub(super) cache: Option<bool>,
     pub(super) class: Class,
     pub(super) deadline_ms: Option<u64>,
 }
@@ -40,6 +41,7 @@ impl Ask {
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
+            cache: self.cache.unwrap_or(true),
             class: self.class,
             deadline_ms: self.deadline_ms,
         }
@@ -66,6 +68,7 @@ impl Ask {
             Some("background") => Class::Background,
             Some(_) => return Err(invalid(&fields.path("class"), "allowed is interactive or background")),
         };
+        self.cache = fields.flag("cache")?;
         self.deadline_ms = fields.whole("deadline_ms", 1, u64::from(u32::MAX))?;
         Ok(())
     }
@@ -92,7 +95,6 @@ pub(super) fn is_empty(value: &Value) -> bool {
 }
 
 const SERVICE_NOT_YET: &[NotYet] = &[
-    NotYet { key: "cache", kind: Kind::Bool, neutral: |v| *v == true },
     NotYet { key: "grammar", kind: Kind::Text, neutral: |_| false },
     NotYet { key: "regex", kind: Kind::Text, neutral: |_| false },
     NotYet { key: "choices", kind: Kind::List, neutral: |_| false },
@@ -265,7 +267,6 @@ mod tests {
             (r#""reasoning_effort":"max""#, "reasoning_effort", Code::InvalidValue),
             (r#""max_tokens":4,"min_tokens":5"#, "min_tokens", Code::InvalidValue),
             (r#""schema":{}"#, "schema", Code::UnsupportedField),
-            (r#""cache":false"#, "cache", Code::UnsupportedField),
             (r#""temperature":2.5"#, "temperature", Code::InvalidValue),
             (r#""temperature":true"#, "temperature", Code::InvalidValue),
             (r#""top_p":0"#, "top_p", Code::InvalidValue),

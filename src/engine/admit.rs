@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
 use super::run::{Command, Job};
+use super::scheduler::ModelKey;
 use super::{Admitted, Code, Effort, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
@@ -21,6 +22,8 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
+    /// Names it in the scheduler.
+    pub key: ModelKey,
     pub id: String,
     /// Its file.
     pub path: PathBuf,
@@ -31,10 +34,15 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// Opens a model file with its tokenizer and template; its packed form where `cache` has one.
-    pub(super) fn open(id: &str, path: &Path, cache: Option<&Cache>) -> Result<Self, ModelError> {
+    pub(super) fn open(
+        key: ModelKey,
+        id: &str,
+        path: &Path,
+        cache: Option<&Cache>,
+    ) -> Result<Self, ModelError> {
         let packed = match cache.map(|cache| cache.find(path)) {
             None | Some(Ok(None)) => None,
-            Some(Ok(Some(found))) => Some(Self::new(id, path, found)),
+            Some(Ok(Some(found))) => Some(Self::new(key, id, path, found)),
             Some(Err(e)) => Some(Err(e)),
         };
         match packed {
@@ -42,10 +50,10 @@ impl Loaded {
             Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
             None => {}
         }
-        Self::new(id, path, format::open(path)?)
+        Self::new(key, id, path, format::open(path)?)
     }
 
-    fn new(id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+    fn new(key: ModelKey, id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
@@ -59,7 +67,7 @@ impl Loaded {
         // A value that is no text is refused here, not when somebody asks.
         let template = model.checkpoint().str(CHAT_TEMPLATE)?;
         let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
+        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
     }
 
     /// The source of its chat template.
@@ -101,11 +109,13 @@ pub(super) struct Admission {
     engine: Sender<Command>,
     /// Opened models; one whose last user is gone is opened anew.
     open: HashMap<String, Weak<Loaded>>,
+    /// Models opened so far.
+    n_opened: u32,
 }
 
 impl Admission {
     pub(super) fn new(shared: Arc<Shared>, engine: Sender<Command>) -> Self {
-        Self { shared, engine, open: HashMap::new() }
+        Self { shared, engine, open: HashMap::new(), n_opened: 0 }
     }
 
     /// Serves until every sender is gone.
@@ -193,7 +203,8 @@ impl Admission {
         }
         self.shared.set_state(&id, ModelState::Loading);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
-        match Loaded::open(&id, &path, self.shared.cache()) {
+        self.n_opened = self.n_opened.wrapping_add(1);
+        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache()) {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

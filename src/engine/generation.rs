@@ -28,14 +28,19 @@ pub(super) struct Generation {
     /// When the last position or progress was told.
     pub told_us: Micros,
     request: Request,
-    prompt: Vec<Token>,
+    /// Those of the prompt, then those drawn.
+    tokens: Vec<Token>,
+    n_prompt: usize,
+    /// Tokens that its sequence keeps.
+    n_kept: usize,
+    /// Tokens of the prompt that were read or taken from the prefix cache, and those of them that were taken.
     n_prefilled: usize,
+    n_cached: usize,
     /// Tokens that may be generated, by the request or by the context.
     n_max: usize,
     /// What reaching `n_max` means.
     max_detail: StopDetail,
     n_drawn: usize,
-    last: Token,
     /// Made when the engine is its own: it has buffers as long as the vocabulary.
     chain: Option<Chain>,
     seed: u64,
@@ -76,12 +81,14 @@ impl Generation {
             told_us: 0,
             stops: StopFilter::new(request.stop.clone()),
             request,
-            prompt: tokens,
+            n_prompt: tokens.len(),
+            tokens,
+            n_kept: 0,
             n_prefilled: 0,
+            n_cached: 0,
             n_max,
             max_detail,
             n_drawn: 0,
-            last: Token(0),
             chain: None,
             seed,
             top: Vec::new(),
@@ -98,7 +105,7 @@ impl Generation {
         }
     }
 
-    /// It has the engine now.
+    /// It has a place now.
     pub(super) fn started(&mut self, now: Micros) {
         self.start = Some(now);
         self.position = None;
@@ -109,8 +116,8 @@ impl Generation {
         let ends = if self.request.sampling.min_tokens > 0 { self.model.tokenizer.ends() } else { &[] };
         let n_vocab = self.model.tokenizer.n_vocab();
         let mut chain = Chain::new(settings(&self.request.sampling), ends, self.seed, n_vocab);
-        for i in self.prompt.len().saturating_sub(chain.n_past())..self.prompt.len() {
-            chain.accept(self.prompt[i], self.breaks(self.prompt[i]));
+        for i in self.n_prompt.saturating_sub(chain.n_past())..self.n_prompt {
+            chain.accept(self.tokens[i], self.breaks(self.tokens[i]));
         }
         self.chain = Some(chain);
         self.top.reserve(self.request.sampling.logprobs.unwrap_or(0) as usize);
@@ -139,37 +146,57 @@ impl Generation {
         self.start.unwrap_or(self.submitted)
     }
 
-    /// Its model is ready.
-    pub(super) fn loaded(&mut self, now: Micros) {
-        self.loaded = Some(now);
-        self.told_us = 0;
+    /// Tokens of the prompt, and most that are drawn.
+    pub(super) fn bounds(&self) -> (usize, usize) {
+        (self.n_prompt, self.n_max)
     }
 
-    /// The next `n` tokens of the prompt.
-    pub(super) fn next_prompt(&self, n: usize) -> &[Token] {
-        &self.prompt[self.n_prefilled..self.n_prefilled + n]
+    /// What it is to read, whether it keeps it already or not.
+    pub(super) fn tokens(&self) -> &[Token] {
+        &self.tokens
     }
 
-    /// `n` tokens of the prompt were read; `tell` says whether the caller hears of it.
-    pub(super) fn prefilled(&mut self, n: usize, now: Micros, tell: bool) {
-        self.n_prefilled += n;
-        if self.n_prefilled == self.prompt.len() {
+    /// Whose beginnings it may go on from, and leave; `None`: nobody's.
+    pub(super) fn caches_for(&self) -> Option<u32> {
+        self.request.cache.then_some(self.request.caller.uid)
+    }
+
+    /// Its model is ready, and it begins with `n` tokens from the prefix cache.
+    pub(super) fn begun(&mut self, n: usize, now: Micros) {
+        self.n_kept = n;
+        if self.loaded.is_none() {
+            self.loaded = Some(now);
+            self.told_us = 0;
+            (self.n_cached, self.n_prefilled) = (n, n);
+        }
+    }
+
+    /// Its next `n` tokens.
+    pub(super) fn next(&self, n: usize) -> &[Token] {
+        &self.tokens[self.n_kept..self.n_kept + n]
+    }
+
+    /// It keeps `n` tokens more; tells the caller of the prompt, at the end of it and `every` so often.
+    pub(super) fn stepped(&mut self, n: usize, now: Micros, every: Micros) {
+        self.n_kept += n;
+        let read = self.n_kept.min(self.n_prompt);
+        if self.n_prefilled >= read {
+            return;
+        }
+        self.n_prefilled = read;
+        let last = read == self.n_prompt;
+        if last {
             self.prefilled = Some(now);
         }
-        if tell {
+        if last || now >= self.told_us + every {
             self.told_us = now;
-            self.progress(&Event::Prefill { done: self.n_prefilled, total: self.prompt.len(), cached: 0 });
+            self.progress(&Event::Prefill { done: read, total: self.n_prompt, cached: self.n_cached });
         }
     }
 
     /// Position of the token whose logits were computed last.
     pub(super) fn pos(&self) -> usize {
-        self.prompt.len() + self.n_drawn - 1
-    }
-
-    /// The token to feed next.
-    pub(super) fn last_token(&self) -> Token {
-        self.last
+        self.tokens.len() - 1
     }
 
     /// Draws the next token; `None` if no logit is finite. Rows behind the vocabulary, to which some models are
@@ -190,7 +217,7 @@ impl Generation {
             return Some(StopDetail::Eos);
         }
         self.n_drawn += 1;
-        self.last = token;
+        self.tokens.push(token);
         let breaks = self.breaks(token);
         if let Some(chain) = &mut self.chain {
             chain.accept(token, breaks);
@@ -294,8 +321,8 @@ impl Generation {
             stop_detail,
             seed: self.seed,
             usage: Usage {
-                prompt_tokens: self.prompt.len(),
-                cached_tokens: 0,
+                prompt_tokens: self.n_prompt,
+                cached_tokens: self.n_cached,
                 completion_tokens: self.n_drawn,
             },
             timings: self.timings(now),
@@ -327,7 +354,8 @@ impl Generation {
             sotto_class = self.request.class.as_str(),
             sotto_code = code,
             sotto_finish = finish,
-            sotto_prompt_tokens = self.prompt.len(),
+            sotto_prompt_tokens = self.n_prompt,
+            sotto_cached_tokens = self.n_cached,
             sotto_completion_tokens = self.n_drawn,
             sotto_queue_ms = t.queue_ms as u64,
             sotto_load_ms = t.load_ms as u64,
@@ -338,7 +366,7 @@ impl Generation {
             self.request.id,
             if code.is_empty() { "finished, " } else { "failed, " },
             if code.is_empty() { finish } else { code },
-            self.prompt.len(),
+            self.n_prompt,
             self.n_prefilled,
             self.n_drawn,
         );

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::admit::{Admission, Loaded, Submission, ToAdmit};
 use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Request, Sink};
-use crate::base::limits::{ADMIT_QUEUE_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use crate::base::limits::{ADMIT_QUEUE_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
 use crate::kernel::Kernels;
-use crate::model::{Cache, KvType, Pack, Part};
+use crate::model::{Cache, KvType, Pack};
 use crate::os::{clock, thread};
 
 /// A model file that the engine may load.
@@ -44,10 +44,18 @@ pub struct Options {
     pub cache: Option<Cache>,
     /// Tokens of one prefill product, 1 to 128.
     pub prefill_chunk: usize,
+    /// Sequences that are decoded together, 1 to 16.
+    pub max_sequences: usize,
+    /// Bytes of beginnings that are kept for later requests.
+    pub prefix_cache_bytes: u64,
     /// Requests that may wait, in all.
     pub queue_max: usize,
     /// Requests that one uid may have waiting.
     pub queue_max_per_uid: usize,
+    /// Time of the engine that a caller is served in a row while others wait, milliseconds.
+    pub quantum_ms: u64,
+    /// Percent of the engine's time that background requests have while others are served.
+    pub background_share: u64,
     /// Longest wait in the queue, seconds.
     pub queue_timeout_s: u64,
     /// Default and upper bound of a request's deadline, seconds.
@@ -73,8 +81,12 @@ impl Default for Options {
             pack: Pack::Off,
             cache: None,
             prefill_chunk: 128,
+            max_sequences: 4,
+            prefix_cache_bytes: 128 << 20,
             queue_max: 32,
             queue_max_per_uid: 8,
+            quantum_ms: 50,
+            background_share: 5,
             queue_timeout_s: 120,
             deadline_s: 600,
             max_tokens: 0,
@@ -311,17 +323,6 @@ impl Shared {
         }
     }
 
-    /// Whether a step may begin `part` of a layer for the caller of `live`.
-    pub(super) fn go_on(&self, live: &Live, part: Part) -> bool {
-        if live.cancelled() {
-            return false;
-        }
-        if part == Part::Attention {
-            self.layers.fetch_add(1, Ordering::AcqRel);
-        }
-        true
-    }
-
     /// A submission left the admission queue.
     pub(super) fn admitted_one(&self) {
         self.admitting.fetch_sub(1, Ordering::AcqRel);
@@ -355,6 +356,12 @@ impl Engine {
             return bad(format!(
                 "engine.prefill_chunk is {}, 1 to {PREFILL_CHUNK_MAX} possible",
                 options.prefill_chunk
+            ));
+        }
+        if !(1..=N_FEED_MAX).contains(&options.max_sequences) {
+            return bad(format!(
+                "engine.max_sequences is {}, 1 to {N_FEED_MAX} possible",
+                options.max_sequences
             ));
         }
         if options.threads > N_THREADS_MAX {

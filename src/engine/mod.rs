@@ -11,6 +11,7 @@ mod handle;
 mod load;
 mod machine;
 mod perplexity;
+mod prefix;
 mod request;
 mod run;
 mod scheduler;

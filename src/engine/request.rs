@@ -227,6 +227,8 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// The answer ends before the first of these; at most `N_STOP_MAX`, none empty.
     pub stop: Vec<String>,
+    /// Whether it may go on from what an earlier request of the same caller began with, and leave its own beginning.
+    pub cache: bool,
     /// Service class.
     pub class: Class,
     /// Time until it must have ended, from submission; `None`: the configured one.

@@ -1,5 +1,5 @@
-//! The engine thread: it owns decoder, cache and scheduler, does one step after the other, and looks at what came in
-//! between two steps.
+//! The engine thread: it owns models, what sequences keep, and the scheduler, does one step after the other, and looks at
+//! what came in between two steps.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,13 +12,17 @@ use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::load::Load;
-use super::scheduler::{Action, Cut, Input, Limits, Micros, Scheduler, Slot, Step, Ticket};
+use super::prefix::{NodeId, PrefixCache, Scope};
+use super::scheduler::{
+    Action, Capacity, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
+};
 use super::tuning::Tuning;
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
+use crate::base::limits::{ATTN_BLOCK, PREFILL_CHUNK_MAX};
 use crate::kernel::Pool;
-use crate::model::{Decoder, Feed, Kv, Model, ModelError, Part, Precision, Want};
-use crate::os::clock;
+use crate::model::{Budget, Decoder, Feed, Kv, Model, ModelError, Paging, Part, Precision, Want};
+use crate::os::{clock, pages};
 
 /// A request that passed admission.
 pub(super) struct Job {
@@ -53,8 +57,21 @@ struct Ready {
     /// What of it runs.
     weights: Arc<Model>,
     decoder: Decoder,
-    kv: Kv,
     tuning: Tuning,
+    paging: Arc<Paging>,
+    budget: Arc<Budget>,
+    prefix: PrefixCache,
+    n_ctx: usize,
+    /// Tokens of its largest step.
+    n_tokens_max: usize,
+}
+
+/// What a request keeps.
+struct Kept {
+    model: ModelKey,
+    kv: Kv,
+    /// The block of the prefix cache that it began with.
+    pin: Option<NodeId>,
 }
 
 /// A model being read in.
@@ -77,22 +94,31 @@ pub(super) struct Runner {
     shared: Arc<Shared>,
     scheduler: Scheduler,
     jobs: BTreeMap<Slot, Generation>,
+    kept: BTreeMap<Slot, Kept>,
     draining: Vec<Draining>,
     next_slot: u64,
-    ready: Option<Ready>,
+    ready: BTreeMap<ModelKey, Ready>,
     loading: Option<Loading>,
+    /// Models that the scheduler knows by their keys.
+    models: BTreeMap<ModelKey, Arc<Loaded>>,
     pool: Option<Pool>,
-    actions: Vec<Action>,
-    /// The tokens of the chunk that is being read.
-    chunk: Vec<Token>,
-    /// A step over many tokens is under way.
-    stepping: bool,
+    /// Blocks of prefix caches that an ended request began with.
+    unpin: Vec<(ModelKey, NodeId)>,
+    /// The tokens of the step under way.
+    tokens: Vec<Token>,
     /// When each uid was last told of in the log for want of room.
     told_full: BTreeMap<u32, Micros>,
-    /// Models to load that were named while a step ran.
-    later: Vec<Arc<Loaded>>,
     /// Microseconds that a generation took lately; what `retry_after_ms` is guessed from.
     typical_us: Micros,
+}
+
+/// Leaves in the cache what a sequence has come to keep in whole blocks by its last `n` tokens.
+fn keep_beginning(prefix: &mut PrefixCache, job: &Generation, kv: &Kv, n: usize) {
+    if let Some(uid) = job.caches_for()
+        && kv.len() / ATTN_BLOCK > (kv.len() - n) / ATTN_BLOCK
+    {
+        prefix.insert(Scope::Uid(uid), &job.tokens()[..kv.len()], |i| kv.share(i));
+    }
 }
 
 impl Runner {
@@ -104,21 +130,25 @@ impl Runner {
             queue_timeout: o.queue_timeout_s * 1_000_000,
             stall_timeout: o.stall_timeout_s * 1_000_000,
             prefill_chunk: o.prefill_chunk,
+            max_sequences: o.max_sequences,
+            quantum: o.quantum_ms * 1_000,
+            background_share: o.background_share,
+            max_loaded: 1,
         });
         Self {
             shared,
             scheduler,
             jobs: BTreeMap::new(),
+            kept: BTreeMap::new(),
             draining: Vec::new(),
             next_slot: 0,
-            ready: None,
+            ready: BTreeMap::new(),
             loading: None,
+            models: BTreeMap::new(),
             pool: None,
-            actions: Vec::new(),
-            chunk: Vec::new(),
-            stepping: false,
+            unpin: Vec::new(),
+            tokens: Vec::new(),
             told_full: BTreeMap::new(),
-            later: Vec::new(),
             typical_us: 1_000_000,
         }
     }
@@ -141,12 +171,8 @@ impl Runner {
 
     fn serve(&mut self, inbox: &Receiver<Command>) {
         loop {
-            for model in std::mem::take(&mut self.later) {
-                self.take(Command::Preload(model));
-            }
             let now = self.look_around(inbox);
-            match self.scheduler.plan(now) {
-                Step::Idle(_) if self.loading.is_some() => self.load_on(now),
+            match self.plan(now) {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
                     self.shared.busy.store(false, Ordering::Release);
@@ -162,9 +188,8 @@ impl Runner {
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
-                Step::Load(slot) => self.load(slot, now),
-                Step::Prefill { slot, n, last } => self.prefill(inbox, slot, n, last),
-                Step::Decode(slot) => self.decode(slot),
+                Step::Load(key) => self.load(key, now),
+                Step::Run(key) => self.step(inbox, key),
             }
             self.shared.progress.fetch_add(1, Ordering::AcqRel);
         }
@@ -179,7 +204,7 @@ impl Runner {
         self.look(now);
         self.tell_positions(now);
         self.shared.queue_length.store(self.scheduler.queue_len(), Ordering::Relaxed);
-        self.shared.active.store(usize::from(self.scheduler.running().is_some()), Ordering::Relaxed);
+        self.shared.active.store(self.scheduler.n_active(), Ordering::Relaxed);
         now
     }
 
@@ -191,24 +216,19 @@ impl Runner {
                 let o = &self.shared.options;
                 let deadline_max = o.deadline_s.saturating_mul(1_000);
                 let deadline_ms = job.request.deadline_ms.unwrap_or(deadline_max).min(deadline_max);
-                let ticket = Ticket {
-                    slot,
-                    uid: job.request.caller.uid,
-                    class: job.request.class,
-                    n_prompt: job.tokens.len(),
-                    deadline: job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000)),
-                };
+                let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
+                let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
+                self.models.entry(model).or_insert_with(|| job.model.clone());
                 let n_ctx = o.n_ctx.min(job.model.model.hyper().n_ctx_train);
                 let generation = Generation::new(*job, n_ctx, o.max_tokens);
+                let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
-                self.input(Input::Submit(ticket));
+                self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
             }
-            // A step has the model that is ready in its hands.
-            Command::Preload(model) if self.stepping => self.later.push(model),
             Command::Preload(model) => {
-                if self.ready.is_none() && self.loading.is_none() {
-                    self.begin_load(model, clock::now_us());
-                }
+                let key = model.key;
+                self.models.entry(key).or_insert(model);
+                self.input(Input::Preload(key));
             }
             Command::Look => {}
         }
@@ -217,24 +237,105 @@ impl Runner {
     /// Tells the scheduler and does what it says.
     fn input(&mut self, input: Input) {
         let now = clock::now_us();
-        let mut actions = std::mem::take(&mut self.actions);
+        let mut actions = Vec::new();
         self.scheduler.on(now, input, &mut actions);
-        for action in actions.drain(..) {
+        self.carry_out(actions, now);
+    }
+
+    /// The next step, once there is nothing more to be done before it.
+    fn plan(&mut self, now: Micros) -> Step {
+        loop {
+            let mut actions = Vec::new();
+            let step = self.scheduler.plan(now, &mut actions);
+            let again = actions.iter().any(|action| matches!(action, Action::Begin(_)));
+            self.carry_out(actions, now);
+            if !again {
+                return step;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>, now: Micros) {
+        for action in actions {
             match action {
-                Action::Position(slot, position) => {
-                    if let Some(job) = self.jobs.get_mut(&slot) {
-                        job.position = Some(position);
-                    }
-                }
-                Action::Start(slot) => {
+                Action::Place(slot) => {
                     if let Some(job) = self.jobs.get_mut(&slot) {
                         job.started(now);
                     }
                 }
+                Action::Begin(slot) => self.begin(slot, now),
+                Action::Drop(slot) => self.release(slot),
+                Action::Unload(key) => self.unload(key),
                 Action::Cut(slot, cut) => self.cut(slot, cut, now),
             }
         }
-        self.actions = actions;
+    }
+
+    /// Gives a request what a sequence keeps, as much of it as the prefix cache has.
+    fn begin(&mut self, slot: Slot, now: Micros) {
+        let Some(job) = self.jobs.get_mut(&slot) else { return };
+        let key = job.model.key;
+        let Some(ready) = self.ready.get_mut(&key) else { return };
+        let mut kv = match Kv::new(&ready.paging, &ready.budget, ready.n_ctx, ready.n_tokens_max) {
+            Ok(kv) => kv,
+            Err(e) => {
+                let fault = load_fault(&ready.model.id, &e);
+                return self.fail(slot, fault);
+            }
+        };
+        let mut pin = None;
+        if let Some(uid) = job.caches_for()
+            && let Some((id, blocks)) = ready.prefix.find(uid, job.tokens(), &ready.paging)
+        {
+            kv.adopt(&blocks.iter().collect::<Vec<_>>());
+            pin = Some(id);
+        }
+        let n = kv.len();
+        job.begun(n, now);
+        self.kept.insert(slot, Kept { model: key, kv, pin });
+        self.input(Input::Begun(slot, n));
+    }
+
+    /// Takes from a request what its sequence keeps.
+    fn release(&mut self, slot: Slot) {
+        if let Some(kept) = self.kept.remove(&slot) {
+            self.give_back(kept);
+        }
+    }
+
+    fn give_back(&mut self, kept: Kept) {
+        let Kept { model, kv, pin } = kept;
+        drop(kv);
+        self.unpin.extend(pin.map(|pin| (model, pin)));
+        self.settle();
+    }
+
+    /// Tells prefix caches who ended, but for those of a model that is in the hands of a step.
+    fn settle(&mut self) {
+        self.unpin.retain(|(model, pin)| match self.ready.get_mut(model) {
+            Some(ready) => {
+                ready.prefix.unpin(*pin);
+                false
+            }
+            None => self.models.contains_key(model),
+        });
+    }
+
+    /// Forgets a model that no request uses.
+    fn unload(&mut self, key: ModelKey) {
+        let Some(old) = self.ready.remove(&key) else { return };
+        self.shared.set_state(&old.model.id, ModelState::Available);
+        log::info!(
+            message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
+            "model {} unloaded, another one is wanted", old.model.id
+        );
+        self.forget_models();
+    }
+
+    /// Models stay open while they are loaded or somebody asks for them.
+    fn forget_models(&mut self) {
+        let (scheduler, jobs) = (&self.scheduler, &self.jobs);
+        self.models.retain(|key, _| scheduler.uses(*key) || jobs.values().any(|job| job.model.key == *key));
     }
 
     /// Looks at the flags of all requests: who left, whose reader made room, who has read too slowly.
@@ -243,14 +344,13 @@ impl Runner {
         for slot in gone {
             self.input(Input::Cancel(slot));
         }
-        if let Some(slot) = self.scheduler.running()
-            && let Some(job) = self.jobs.get_mut(&slot)
-            && job.live.take_drained()
-        {
-            match job.flush() {
-                Offer::Taken => self.input(Input::Drained(slot)),
-                Offer::Full => {}
-                Offer::Gone => self.input(Input::Cancel(slot)),
+        let drained: Vec<Slot> =
+            self.jobs.iter().filter(|(_, j)| j.live.take_drained()).map(|(s, _)| *s).collect();
+        for slot in drained {
+            match self.jobs.get_mut(&slot).map(Generation::flush) {
+                Some(Offer::Taken) => self.input(Input::Drained(slot)),
+                Some(Offer::Gone) => self.input(Input::Cancel(slot)),
+                Some(Offer::Full) | None => {}
             }
         }
         self.draining.retain_mut(|d| {
@@ -268,16 +368,18 @@ impl Runner {
     }
 
     fn tell_positions(&mut self, now: Micros) {
-        for job in self.jobs.values_mut() {
-            if let Some(position) = job.position
+        let Self { scheduler, jobs, .. } = self;
+        scheduler.positions(|slot, position| {
+            if let Some(job) = jobs.get_mut(&slot)
+                && job.position != Some(position)
                 && now >= job.told_us + QUEUED_EVERY
             {
-                job.position = None;
+                job.position = Some(position);
                 job.told_us = now;
                 // A missed position is no loss: the next one counts.
                 job.progress(&Event::Queued { position });
             }
-        }
+        });
     }
 
     /// Ends a request for a reason outside it.
@@ -335,6 +437,7 @@ impl Runner {
     /// Sends the terminal event, now or when the reader has made room, and forgets the request.
     fn end(&mut self, slot: Slot, how: Result<StopDetail, Fault>, now: Micros) {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
+        self.release(slot);
         if how.is_ok() {
             let took = now.saturating_sub(job.start_us());
             self.typical_us = (self.typical_us * 7 + took) / 8;
@@ -345,52 +448,37 @@ impl Runner {
             let (sink, live, events) = job.into_rest();
             self.draining.push(Draining { sink, live, events, until });
         }
+        self.forget_models();
     }
 
-    /// Fails the running request and lets the scheduler go on.
+    /// Fails a request and lets the scheduler go on.
     fn fail(&mut self, slot: Slot, fault: Fault) {
         self.end(slot, Err(fault), clock::now_us());
         self.input(Input::Ended(slot));
     }
 
-    /// Makes the running request's model ready, a slice at a time.
-    fn load(&mut self, slot: Slot, now: Micros) {
-        let Some(job) = self.jobs.get_mut(&slot) else { return self.input(Input::Ended(slot)) };
-        let model = job.model.clone();
-        if let Some(ready) = &mut self.ready
-            && Arc::ptr_eq(&ready.model, &model)
-        {
-            job.loaded(now);
-            ready.kv.truncate(0);
-            return self.input(Input::Loaded(slot));
+    /// Makes a model ready, a slice at a time.
+    fn load(&mut self, key: ModelKey, now: Micros) {
+        if self.loading.as_ref().is_none_or(|l| l.model.key != key) {
+            let Some(model) = self.models.get(&key).cloned() else {
+                return self.input(Input::Unloaded(key));
+            };
+            self.shared.set_state(&model.id, ModelState::Loading);
+            let o = &self.shared.options;
+            let load = Load::new(&model, o.pack, o.cache.as_ref());
+            self.loading = Some(Loading { model, load, since: now });
         }
-        if self.loading.as_ref().is_none_or(|l| !Arc::ptr_eq(&l.model, &model)) {
-            self.begin_load(model, now);
-        }
-        if let Some(l) = &self.loading
-            && let Some(job) = self.jobs.get_mut(&slot)
-            && let (done, total) = l.load.progress()
-            && (now >= job.told_us + PROGRESS_EVERY || done == total)
-        {
-            job.told_us = now;
-            job.progress(&Event::Loading { model: l.model.id.clone(), done, total });
+        let Some(l) = &self.loading else { return };
+        let (done, total) = l.load.progress();
+        for slot in self.scheduler.placed(key) {
+            if let Some(job) = self.jobs.get_mut(&slot)
+                && (now >= job.told_us + PROGRESS_EVERY || done == total)
+            {
+                job.told_us = now;
+                job.progress(&Event::Loading { model: l.model.id.clone(), done, total });
+            }
         }
         self.load_on(now);
-    }
-
-    fn begin_load(&mut self, model: Arc<Loaded>, now: Micros) {
-        // The old one goes first: two may not fit.
-        if let Some(old) = self.ready.take() {
-            self.shared.set_state(&old.model.id, ModelState::Available);
-            log::info!(
-                message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
-                "model {} unloaded for {}", old.model.id, model.id
-            );
-        }
-        self.shared.set_state(&model.id, ModelState::Loading);
-        let o = &self.shared.options;
-        let load = Load::new(&model, o.pack, o.cache.as_ref());
-        self.loading = Some(Loading { model, load, since: now });
     }
 
     /// Reads the next slice, and makes the buffers after the last.
@@ -407,15 +495,16 @@ impl Runner {
         }
         let total = l.load.progress().1;
         match started.and_then(|()| self.make_ready(model.clone(), l.load.finish(&model))) {
-            Ok(ready) => {
+            Ok((ready, capacity)) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
-                self.ready = Some(ready);
+                self.ready.insert(model.key, ready);
                 log::info!(
                     message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
                     sotto_bytes = total, sotto_load_ms = (now.saturating_sub(since)) / 1_000;
                     "model {} loaded, kernels {}, weights {}", model.id, self.shared.kernels.tier().name(), how
                 );
+                self.input(Input::Loaded(model.key, capacity));
             }
             Err(e) => {
                 self.shared.set_state(&model.id, ModelState::Failed);
@@ -423,9 +512,12 @@ impl Runner {
                     message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str();
                     "model {}: {e}", model.id
                 );
-                if let Some(slot) = self.scheduler.running() {
+                let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
+                for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
                     self.fail(slot, load_fault(&model.id, &e));
                 }
+                self.input(Input::Unloaded(model.key));
+                self.forget_models();
             }
         }
     }
@@ -440,67 +532,139 @@ impl Runner {
         Ok(())
     }
 
-    fn make_ready(&self, model: Arc<Loaded>, weights: Arc<Model>) -> Result<Ready, ModelError> {
+    fn make_ready(&self, model: Arc<Loaded>, weights: Arc<Model>) -> Result<(Ready, Capacity), ModelError> {
         let o = &self.shared.options;
         let precision = Precision { kv: o.kv, ..Precision::default() };
-        let decoder = Decoder::new(&weights, precision, o.prefill_chunk, 1);
-        let kv = decoder.kv(&weights, o.n_ctx.min(weights.hyper().n_ctx_train))?;
-        let pool = self.pool.as_ref().expect("started before");
-        let tuning = Tuning::new(&weights, pool, o.threads_decode);
-        Ok(Ready { model, weights, decoder, kv, tuning })
+        let n_tokens_max = (o.prefill_chunk + o.max_sequences).min(PREFILL_CHUNK_MAX);
+        let n_ctx = o.n_ctx.min(weights.hyper().n_ctx_train);
+        weights.check_positions(n_ctx)?;
+        let paging = Arc::new(Paging::new(weights.layout(), o.kv));
+        // Those that rest keep what they have, so there is room for twice as many as run, if the machine has it.
+        let (one, page) = (n_ctx.div_ceil(ATTN_BLOCK), paging.page_bytes().max(1));
+        let fit = pages::available().map_or(u64::MAX, |bytes| bytes / 4 * 3 / page);
+        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * o.max_sequences * one);
+        let decoder = Decoder::new(&weights, precision, n_tokens_max, o.max_sequences);
+        let ready = Ready {
+            decoder,
+            tuning: Tuning::new(&weights, self.pool.as_ref().expect("started before"), o.threads_decode),
+            budget: Budget::new((n_pages as u64).saturating_mul(page).saturating_add(o.prefix_cache_bytes)),
+            prefix: PrefixCache::new(o.prefix_cache_bytes),
+            paging,
+            n_ctx,
+            n_tokens_max,
+            model,
+            weights,
+        };
+        // That there is memory for the longest sequence is found out now, not within an answer.
+        Kv::new(&ready.paging, &ready.budget, n_ctx, n_tokens_max)?.reserve_all()?;
+        let at_pages = ready.paging.resumes_at_steps();
+        Ok((ready, Capacity { n_pages, at_pages }))
     }
 
-    /// Reads `n` tokens of a prompt. That may take seconds, so others are looked at before each layer: who asks hears at
-    /// once that the queue is full, and who left leaves it.
-    fn prefill(&mut self, inbox: &Receiver<Command>, slot: Slot, n: usize, last: bool) {
-        let (Some(job), Some(mut ready), Some(pool)) =
-            (self.jobs.get(&slot), self.ready.take(), self.pool.take())
-        else {
-            return self.fail(slot, Fault::new(Code::Internal, "no model is loaded for a running request"));
+    /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before
+    /// each layer: who asks hears at once that the queue is full, and who left leaves it. A step ends early only where
+    /// nobody wants it any more.
+    fn step(&mut self, inbox: &Receiver<Command>, key: ModelKey) {
+        let shares = self.scheduler.parts().to_vec();
+        let (Some(mut ready), Some(pool)) = (self.ready.remove(&key), self.pool.take()) else {
+            return self.fail_all(&shares, "no model is loaded for a running request");
         };
-        let (live, shared) = (job.live.clone(), self.shared.clone());
-        let mut tokens = std::mem::take(&mut self.chunk);
+        let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
-        tokens.extend_from_slice(job.next_prompt(n));
-        self.stepping = true;
-        let mut go_on = |part| {
-            if part == Part::Attention {
-                self.look_around(inbox);
+        let mut going: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
+        for share in &shares {
+            let (Some(job), Some(mut kept)) = (self.jobs.get(&share.slot), self.kept.remove(&share.slot))
+            else {
+                continue;
+            };
+            match kept.kv.reserve(share.n) {
+                Ok(()) => {
+                    tokens.extend_from_slice(job.next(share.n));
+                    going.push((*share, kept));
+                }
+                Err(e) => {
+                    self.kept.insert(share.slot, kept);
+                    let fault = load_fault(&ready.model.id, &e);
+                    self.fail(share.slot, fault);
+                }
             }
-            self.jobs.contains_key(&slot) && shared.go_on(&live, part)
-        };
-        let want = if last { Want::Last } else { Want::None };
-        let feed = Feed { kv: &mut ready.kv, tokens: &tokens, want };
-        let logits = ready.decoder.step(&ready.weights, &pool, &mut [feed], &mut go_on).ok();
-        self.stepping = false;
+        }
+        let began = clock::now_us();
+        let drawn = (!going.is_empty()).then(|| self.advance(inbox, &mut ready, &pool, &mut going, &tokens));
         let now = clock::now_us();
-        let done = self.jobs.get_mut(&slot).zip(logits).map(|(job, logits)| {
-            let drawn = last.then(|| job.sample(logits));
-            job.prefilled(n, now, last || now >= job.told_us + PROGRESS_EVERY);
-            drawn
-        });
-        (self.ready, self.pool, self.chunk) = (Some(ready), Some(pool), tokens);
-        let Some(drawn) = done else { return self.input(Input::Cancel(slot)) };
-        self.input(Input::Prefilled(slot, n));
-        if let Some(drawn) = drawn {
-            self.emit(slot, drawn, now);
+        let through = drawn.as_ref().is_some_and(Option::is_some);
+        for (share, kept) in going {
+            match self.jobs.get_mut(&share.slot) {
+                Some(job) => {
+                    if through {
+                        job.stepped(share.n, now, PROGRESS_EVERY);
+                        keep_beginning(&mut ready.prefix, job, &kept.kv, share.n);
+                    }
+                    self.kept.insert(share.slot, kept);
+                }
+                // It ended meanwhile.
+                None => self.give_back(kept),
+            }
+        }
+        self.ready.insert(key, ready);
+        self.settle();
+        (self.pool, self.tokens) = (Some(pool), tokens);
+        if let Some(drawn) = drawn.flatten() {
+            self.input(Input::StepDone(now.saturating_sub(began)));
+            for (slot, token) in drawn {
+                self.emit(slot, token, now);
+            }
         }
     }
 
-    fn decode(&mut self, slot: Slot) {
-        let (Some(job), Some(ready), Some(pool)) = (self.jobs.get_mut(&slot), &mut self.ready, &self.pool)
-        else {
-            return self.fail(slot, Fault::new(Code::Internal, "no model is loaded for a running request"));
+    /// Does a step and draws; `None` if it was stopped.
+    fn advance(
+        &mut self,
+        inbox: &Receiver<Command>,
+        ready: &mut Ready,
+        pool: &Pool,
+        going: &mut [(Share, Kept)],
+        tokens: &[Token],
+    ) -> Option<Vec<(Slot, Option<Token>)>> {
+        let slots: Vec<Slot> =
+            going.iter().filter(|(share, _)| share.draws).map(|(share, _)| share.slot).collect();
+        let all: Vec<Slot> = going.iter().map(|(share, _)| share.slot).collect();
+        let mut rest = tokens;
+        let mut feeds = Vec::with_capacity(going.len());
+        for (share, kept) in going {
+            let (own, others) = rest.split_at(share.n);
+            rest = others;
+            feeds.push(Feed {
+                kv: &mut kept.kv,
+                tokens: own,
+                want: if share.draws { Want::Last } else { Want::None },
+            });
+        }
+        let many = tokens.len() > all.len();
+        let mut go_on = |part| {
+            if part == Part::Attention {
+                self.shared.layers.fetch_add(1, Ordering::AcqRel);
+                if many {
+                    self.look_around(inbox);
+                }
+            }
+            all.iter().any(|slot| self.jobs.get(slot).is_some_and(|job| !job.live.cancelled()))
         };
-        let (live, shared) = (job.live.clone(), &self.shared);
-        let mut go_on = |part| shared.go_on(&live, part);
-        let token = [job.last_token()];
-        let feed = Feed { kv: &mut ready.kv, tokens: &token, want: Want::Last };
         let Ready { weights, decoder, tuning, .. } = ready;
-        let step = || decoder.step(weights, pool, &mut [feed], &mut go_on);
-        let Ok(logits) = tuning.decode(pool, step) else { return self.input(Input::Cancel(slot)) };
-        let drawn = job.sample(logits);
-        self.emit(slot, drawn, clock::now_us());
+        let alone = tokens.len() == 1;
+        let logits =
+            tuning.decode(pool, alone, || decoder.step(weights, pool, &mut feeds, &mut go_on)).ok()?;
+        let n_vocab = weights.hyper().n_vocab;
+        let rows = slots.into_iter().zip(logits.chunks_exact(n_vocab.max(1)));
+        let draw =
+            |(slot, logits): (Slot, &[f32])| self.jobs.get_mut(&slot).map(|job| (slot, job.sample(logits)));
+        Some(rows.filter_map(draw).collect())
+    }
+
+    fn fail_all(&mut self, shares: &[Share], what: &str) {
+        for share in shares {
+            self.fail(share.slot, Fault::new(Code::Internal, what));
+        }
     }
 
     /// Passes a drawn token on and ends the request where it ends.

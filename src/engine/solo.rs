@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::admit::{Loaded, load_fault};
 use super::load::Load;
+use super::scheduler::ModelKey;
 use super::{Code, Fault, ModelFile};
 use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
@@ -37,7 +38,8 @@ impl Solo {
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
         let here = cache.filter(|_| pack == Pack::Cache);
-        let loaded = Loaded::open(&file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
+        let loaded =
+            Loaded::open(ModelKey(0), &file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => thread::n_cores().min(N_THREADS_MAX),
             n => n,

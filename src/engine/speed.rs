@@ -145,10 +145,10 @@ impl Measured<'_> {
         self.done += n as u64;
         let mut feeds: Vec<_> = kvs.iter_mut().map(|kv| Feed { kv, tokens, want }).collect();
         let (decoder, pool) = (&mut self.decoder, &self.solo.pool);
-        let mut step = || decoder.step(self.solo.model(), pool, &mut feeds, &mut |_| true).map(|_| ());
-        // Several tokens wait for arithmetic as well.
-        let done = if n == 1 { self.tuning.decode(pool, step) } else { step() };
-        done.map_err(|_| Fault::new(Code::Internal, "a step was stopped that nobody stops"))
+        let step = || decoder.step(self.solo.model(), pool, &mut feeds, &mut |_| true).map(|_| ());
+        self.tuning
+            .decode(pool, n == 1, step)
+            .map_err(|_| Fault::new(Code::Internal, "a step was stopped that nobody stops"))
     }
 
     /// Reads a prompt, and its last logits.

@@ -75,8 +75,17 @@ impl Tuning {
         !self.trying.is_empty()
     }
 
-    /// Runs a step that decodes one token, with the number of threads that is fastest, or with one that is tried.
-    pub(super) fn decode<T, E>(&mut self, pool: &Pool, step: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    /// Runs a step. One that is `alone`, a single token of a single sequence, gets the number of threads that is fastest, or
+    /// one that is tried; others wait for arithmetic as well and get all.
+    pub(super) fn decode<T, E>(
+        &mut self,
+        pool: &Pool,
+        alone: bool,
+        step: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        if !alone {
+            return step();
+        }
         pool.set_active(self.threads_decode());
         let began = clock::now_ns();
         let done = step();

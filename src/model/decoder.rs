@@ -112,14 +112,10 @@ impl Decoder {
     /// # Errors
     /// When the memory cannot be had, or the model has no positions for so many.
     pub fn kv(&self, model: &Model, n_ctx: usize) -> Result<Kv, ModelError> {
-        match model.n_ctx_max() {
-            Some(max) if max < n_ctx => Err(ModelError::Positions { asked: n_ctx, max }),
-            _ => {
-                let paging = Arc::new(Paging::new(model.layout(), self.precision.kv));
-                let mut kv = Kv::new(&paging, &Budget::new(u64::MAX), n_ctx, self.n_tokens_max)?;
-                kv.reserve_all().map(|()| kv)
-            }
-        }
+        model.check_positions(n_ctx)?;
+        let paging = Arc::new(Paging::new(model.layout(), self.precision.kv));
+        let mut kv = Kv::new(&paging, &Budget::new(u64::MAX), n_ctx, self.n_tokens_max)?;
+        kv.reserve_all().map(|()| kv)
     }
 
     /// Bytes of a decoder with these sizes, without its cache.

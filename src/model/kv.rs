@@ -124,6 +124,13 @@ impl Paging {
         self.states.iter().map(|s| 4 * (s.conv + s.state) as u64).sum()
     }
 
+    /// Whether others can go on from a sequence only where a step of it ended: states are known there alone, and a window
+    /// leaves behind what came before.
+    #[must_use]
+    pub fn resumes_at_steps(&self) -> bool {
+        !self.states.is_empty() || self.groups.iter().any(|g| g.window.is_some())
+    }
+
     /// From how many of `blocks`, those of a beginning, a sequence can go on; 0: it has to begin anew.
     #[must_use]
     pub fn resumable(&self, blocks: &[&Block]) -> usize {
@@ -378,6 +385,12 @@ impl Kv {
             table.pages.rotate_left(left);
             table.first += left;
         }
+    }
+
+    /// As if a step had filled the positions up to `len`.
+    #[cfg(test)]
+    pub(crate) fn advance_for_test(&mut self, len: usize) {
+        self.advance(len);
     }
 
     /// Room to store keys and values of cache `index` in.

@@ -198,10 +198,15 @@ impl Model {
         &self.layout
     }
 
-    /// Most positions it can run: those it was trained for, where positions are learned.
-    #[must_use]
-    pub fn n_ctx_max(&self) -> Option<usize> {
-        self.position_embd.as_ref().map(|p| p.n_rows)
+    /// Whether it can run `n_ctx` positions: where they are learned, it has those it was trained for.
+    ///
+    /// # Errors
+    /// When it has fewer.
+    pub fn check_positions(&self, n_ctx: usize) -> Result<(), ModelError> {
+        match &self.position_embd {
+            Some(p) if p.n_rows < n_ctx => Err(ModelError::Positions { asked: n_ctx, max: p.n_rows }),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn arch(&self) -> &'static Arch {

@@ -25,7 +25,7 @@ pub use cache::Cache;
 pub use decoder::{Decoder, Feed, Part, Stopped, Want};
 pub use error::ModelError;
 pub use hyper::Hyper;
-pub use kv::{Block, Budget, Kv, KvType, Layout, Paging};
+pub use kv::{Block, Budget, CacheShape, Kv, KvType, Layout, Paging, StateShape};
 pub use load::Model;
 pub use packed::{Pack, PackError, Packer};
 pub use profile::{Cost, Op, Profile};

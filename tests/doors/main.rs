@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
 
+mod batch;
 #[cfg(feature = "dbus")]
 mod dbus;
 #[path = "../support/mod.rs"]

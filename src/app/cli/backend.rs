@@ -274,6 +274,7 @@ async fn local(
         sampling: question.sampling.clone(),
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),
+        cache: true,
         class: Class::Interactive,
         deadline_ms: None,
     };

@@ -1,0 +1,496 @@
+//! Who is served next, and what ends. Pure: no clock, channel, thread or randomness; time comes in as a number.
+//!
+//! Requests wait in a bounded queue until they get a place; those with a place share each pass over the weights. The
+//! caller feeds [`Input`]s, asks [`Scheduler::plan`] for the next step, carries out the [`Action`]s that both bring, does the
+//! step, and reports it.
+//!
+//! - `interactive` goes before `background`, which has a small share of the engine's time while it waits.
+//! - Within a class, uids are served in turn, by the engine's time that they had ([`accounts`]).
+//! - A sequence grows only while every one that has begun can still end ([`room`]), so that memory never locks.
+
+mod accounts;
+mod plan;
+mod room;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use super::Class;
+use crate::base::limits::ATTN_BLOCK;
+use accounts::Accounts;
+
+/// Microseconds on the caller's monotonic clock.
+pub(super) type Micros = u64;
+
+/// Names a request to the scheduler. Later ones have larger numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Slot(pub u64);
+
+/// Names a model to the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ModelKey(pub u32);
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Requests that may wait, in all.
+    pub queue_max: usize,
+    /// Requests that one uid may have waiting.
+    pub queue_max_per_uid: usize,
+    /// Longest wait.
+    pub queue_timeout: Micros,
+    /// Longest time a reader may leave its output full.
+    pub stall_timeout: Micros,
+    /// Most prompt tokens of a step.
+    pub prefill_chunk: usize,
+    /// Sequences of a step, of each class.
+    pub max_sequences: usize,
+    /// How far a uid may be ahead of another one that has no place: twice this.
+    pub quantum: Micros,
+    /// Percent of the engine's time that background work has while others are served.
+    pub background_share: u64,
+    /// Models in memory at a time.
+    pub max_loaded: usize,
+}
+
+/// What the scheduler must know of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    /// Its name.
+    pub slot: Slot,
+    /// Who asks.
+    pub uid: u32,
+    /// Its class.
+    pub class: Class,
+    /// Its model.
+    pub model: ModelKey,
+    /// Tokens of the prompt, at least 1.
+    pub n_prompt: usize,
+    /// Most tokens of the answer.
+    pub n_max: usize,
+    /// When it must have ended.
+    pub deadline: Micros,
+}
+
+/// What a loaded model allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capacity {
+    /// Pages of 64 positions that its sequences may have together; at least those of the longest one.
+    pub n_pages: usize,
+    /// Prompts are to be cut where pages end, because what is kept of a sequence can be shared only there.
+    pub at_pages: bool,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// A request passed admission.
+    Submit(Ticket),
+    /// Its caller left, or asked to stop.
+    Cancel(Slot),
+    /// A model is wanted though nobody asks it.
+    Preload(ModelKey),
+    /// A model is ready.
+    Loaded(ModelKey, Capacity),
+    /// It is not ready any more, or could not be loaded. Its requests are ended by the caller.
+    Unloaded(ModelKey),
+    /// A request that was told to [`Action::Begin`] has so many tokens already.
+    Begun(Slot, usize),
+    /// A step took so long.
+    StepDone(Micros),
+    /// Text went out.
+    Sent(Slot),
+    /// Its output is full.
+    Full(Slot),
+    /// Its output has room again.
+    Drained(Slot),
+    /// It ended by itself.
+    Ended(Slot),
+    /// Time passed.
+    Tick,
+}
+
+/// Why a request ends without its own doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Its caller left.
+    Cancelled,
+    /// It waited too long in the queue.
+    QueueTimeout,
+    /// Its deadline passed before any text.
+    Deadline,
+    /// Its deadline passed after text: the answer ends here.
+    DeadlineWithText,
+    /// Its reader did not read.
+    Stalled,
+    /// The queue has no room.
+    QueueFull {
+        /// Waiting now: all, or those of this uid.
+        waiting: usize,
+        /// The bound that is reached.
+        max: usize,
+        /// It is the bound for one uid.
+        per_uid: bool,
+    },
+}
+
+/// What the caller must do, in this order. After [`Action::Cut`] the slot is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It has a place: its model is loaded, or will be.
+    Place(Slot),
+    /// Its model is ready: give it what a sequence keeps, and report [`Input::Begun`].
+    Begin(Slot),
+    /// Take away what it keeps; it will begin anew, with what it has written so far as its prompt.
+    Drop(Slot),
+    /// Forget a model that no request uses.
+    Unload(ModelKey),
+    /// End it.
+    Cut(Slot, Cut),
+}
+
+/// The next thing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing before this time, or before the next input.
+    Idle(Option<Micros>),
+    /// Make this model ready, or a part of that.
+    Load(ModelKey),
+    /// Take the tokens of [`Scheduler::parts`] through this model.
+    Run(ModelKey),
+}
+
+/// What a sequence brings to a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The request.
+    pub slot: Slot,
+    /// Its next tokens: so many of the prompt, or the one drawn last.
+    pub n: usize,
+    /// A token is drawn after them.
+    pub draws: bool,
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has nothing yet, or nothing any more.
+    Waiting,
+    /// So many tokens are still to be read.
+    Prefill {
+        left: usize,
+    },
+    Decode,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    ticket: Ticket,
+    since: Micros,
+    phase: Phase,
+    /// It has a place.
+    active: bool,
+    /// Tokens that it keeps, or that were read and drawn before they were dropped.
+    n_tokens: usize,
+    /// Pages it keeps for itself.
+    n_pages: usize,
+    /// Pages that it began with: those are the prefix cache's.
+    n_shared: usize,
+    /// It was placed before: it does not count as waiting.
+    started: bool,
+    /// Since when its output is full.
+    full_since: Option<Micros>,
+    sent_text: bool,
+}
+
+impl Sequence {
+    fn begun(&self) -> bool {
+        self.phase != Phase::Waiting
+    }
+
+    fn waits(&self) -> bool {
+        !self.started
+    }
+}
+
+/// A model that is loaded.
+#[derive(Debug)]
+struct Loaded {
+    capacity: Capacity,
+    /// When it was last used.
+    used: Micros,
+}
+
+/// The scheduler.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    limits: Limits,
+    sequences: BTreeMap<Slot, Sequence>,
+    /// Of `interactive`, then of `background`.
+    accounts: [Accounts; 2],
+    models: BTreeMap<ModelKey, Loaded>,
+    /// The one that is being loaded.
+    loading: Option<ModelKey>,
+    /// Models that are wanted though nobody asks them.
+    preloads: Vec<ModelKey>,
+    /// What the step under way takes.
+    parts: Vec<Part>,
+    /// What background work has still to get, in hundredths of microseconds of the engine.
+    background_due: i64,
+    /// Microseconds for a token of a prompt, lately.
+    token_us: u64,
+    /// The last step was a part of loading.
+    loaded_last: bool,
+}
+
+fn class(class: Class) -> usize {
+    usize::from(class == Class::Background)
+}
+
+impl Scheduler {
+    /// An idle scheduler.
+    #[must_use]
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sequences: BTreeMap::new(),
+            accounts: Default::default(),
+            models: BTreeMap::new(),
+            loading: None,
+            preloads: Vec::new(),
+            parts: Vec::new(),
+            background_due: 0,
+            token_us: 0,
+            loaded_last: false,
+        }
+    }
+
+    /// Requests waiting.
+    #[must_use]
+    pub(super) fn queue_len(&self) -> usize {
+        self.sequences.values().filter(|s| s.waits()).count()
+    }
+
+    /// Requests that have a place, or had one.
+    #[must_use]
+    pub(super) fn n_active(&self) -> usize {
+        self.sequences.len() - self.queue_len()
+    }
+
+    /// Requests that have a place until `model` is loaded.
+    pub(super) fn placed(&self, model: ModelKey) -> impl Iterator<Item = Slot> {
+        let of = move |s: &&Sequence| s.ticket.model == model && s.active;
+        self.sequences.values().filter(of).map(|s| s.ticket.slot)
+    }
+
+    /// What each sequence brings to the step that was planned last.
+    #[must_use]
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Whether `model` is loaded, or about to be.
+    #[must_use]
+    pub(super) fn uses(&self, model: ModelKey) -> bool {
+        self.models.contains_key(&model) || self.loading == Some(model) || self.preloads.contains(&model)
+    }
+
+    /// Takes an input. One about a slot that is not known (ended already) changes nothing.
+    pub(super) fn on(&mut self, now: Micros, input: Input, actions: &mut Vec<Action>) {
+        match input {
+            Input::Submit(ticket) => self.submit(now, ticket, actions),
+            Input::Cancel(slot) => {
+                if self.forget(slot) {
+                    actions.push(Action::Cut(slot, Cut::Cancelled));
+                }
+            }
+            Input::Preload(model) => {
+                if !self.uses(model) {
+                    self.preloads.push(model);
+                }
+            }
+            Input::Loaded(model, capacity) => {
+                self.loading = self.loading.filter(|loading| *loading != model);
+                self.preloads.retain(|wanted| *wanted != model);
+                self.models.insert(model, Loaded { capacity, used: now });
+            }
+            Input::Unloaded(model) => {
+                self.loading = self.loading.filter(|loading| *loading != model);
+                self.preloads.retain(|wanted| *wanted != model);
+                self.models.remove(&model);
+            }
+            Input::Begun(slot, n) => self.begun(slot, n),
+            Input::StepDone(us) => self.step_done(us),
+            Input::Sent(slot) => {
+                if let Some(s) = self.sequences.get_mut(&slot) {
+                    s.sent_text = true;
+                }
+            }
+            Input::Full(slot) => {
+                if let Some(s) = self.sequences.get_mut(&slot) {
+                    s.full_since.get_or_insert(now);
+                }
+            }
+            Input::Drained(slot) => {
+                if let Some(s) = self.sequences.get_mut(&slot) {
+                    s.full_since = None;
+                }
+            }
+            Input::Ended(slot) => {
+                self.forget(slot);
+            }
+            Input::Tick => {}
+        }
+        self.expire(now, actions);
+    }
+
+    fn forget(&mut self, slot: Slot) -> bool {
+        let Some(s) = self.sequences.remove(&slot) else { return false };
+        let others =
+            self.sequences.values().any(|o| (o.ticket.uid, o.ticket.class) == (s.ticket.uid, s.ticket.class));
+        if !others {
+            self.accounts[class(s.ticket.class)].leave(s.ticket.uid);
+        }
+        true
+    }
+
+    fn submit(&mut self, now: Micros, ticket: Ticket, actions: &mut Vec<Action>) {
+        let (mut waiting, mut of_uid, mut placed) = (0, 0, 0);
+        for s in self.sequences.values() {
+            waiting += usize::from(s.waits());
+            of_uid += usize::from(s.waits() && s.ticket.uid == ticket.uid);
+            placed += usize::from(s.active && s.ticket.class == ticket.class);
+        }
+        let l = &self.limits;
+        // Those that wait for a place that is free do not count.
+        let free = l.max_sequences.saturating_sub(placed);
+        let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
+        if waiting >= l.queue_max + free {
+            return actions.push(full(waiting, l.queue_max, false));
+        }
+        if of_uid >= l.queue_max_per_uid + free {
+            return actions.push(full(of_uid, l.queue_max_per_uid, true));
+        }
+        self.accounts[class(ticket.class)].enter(ticket.uid);
+        let sequence = Sequence {
+            ticket,
+            since: now,
+            phase: Phase::Waiting,
+            active: false,
+            n_tokens: 0,
+            n_pages: 0,
+            n_shared: 0,
+            started: false,
+            full_since: None,
+            sent_text: false,
+        };
+        self.sequences.insert(ticket.slot, sequence);
+    }
+
+    fn begun(&mut self, slot: Slot, n: usize) {
+        let Some(s) = self.sequences.get_mut(&slot) else { return };
+        let all = s.n_tokens.max(s.ticket.n_prompt);
+        s.phase = Phase::Prefill { left: all - n.min(all - 1) };
+        (s.n_pages, s.n_shared) = (0, n / ATTN_BLOCK);
+    }
+
+    /// The parts of the step are through.
+    fn step_done(&mut self, us: Micros) {
+        let n_rows: usize = self.parts.iter().map(|part| part.n).sum();
+        let mut n_decoded = 0;
+        for part in &self.parts {
+            let Some(s) = self.sequences.get_mut(&part.slot) else { continue };
+            match s.phase {
+                Phase::Prefill { left } => {
+                    let left = left.saturating_sub(part.n);
+                    let all = s.n_tokens.max(s.ticket.n_prompt);
+                    s.phase = if left == 0 { Phase::Decode } else { Phase::Prefill { left } };
+                    // What is drawn at the end is a token more.
+                    s.n_tokens = if left == 0 { all + 1 } else { s.n_tokens };
+                }
+                Phase::Decode => {
+                    s.n_tokens += 1;
+                    n_decoded += 1;
+                }
+                Phase::Waiting => {}
+            }
+            // A shared step is divided by rows.
+            let cost = us * part.n as u64 / n_rows.max(1) as u64;
+            self.accounts[class(s.ticket.class)].serve(s.ticket.uid, cost);
+            let share = self.limits.background_share as i64;
+            self.background_due += match s.ticket.class {
+                Class::Interactive => cost as i64 * share,
+                Class::Background => -(cost as i64 * 100),
+            };
+        }
+        if n_rows >= plan::N_MEASURED && n_decoded * 4 < n_rows {
+            let own = us / n_rows as u64;
+            self.token_us = if self.token_us == 0 { own } else { (3 * self.token_us + own) / 4 };
+        }
+        let waits =
+            self.sequences.values().any(|s| s.ticket.class == Class::Background && s.full_since.is_none());
+        // What nobody asks for is not saved up, nor is a debt: a second is enough.
+        self.background_due = if waits { self.background_due.clamp(-DUE_MAX, DUE_MAX) } else { 0 };
+        self.parts.clear();
+    }
+
+    /// Ends what ran out of time.
+    fn expire(&mut self, now: Micros, actions: &mut Vec<Action>) {
+        let l = self.limits;
+        let cut = |s: &Sequence| {
+            let stalled = s.full_since.is_some_and(|t| now >= t.saturating_add(l.stall_timeout));
+            match now >= s.ticket.deadline {
+                _ if stalled => Some(Cut::Stalled),
+                true if s.sent_text => Some(Cut::DeadlineWithText),
+                true => Some(Cut::Deadline),
+                false if s.waits() && now >= s.since.saturating_add(l.queue_timeout) => {
+                    Some(Cut::QueueTimeout)
+                }
+                false => None,
+            }
+        };
+        let before = actions.len();
+        actions.extend(self.sequences.values().filter_map(|s| Some(Action::Cut(s.ticket.slot, cut(s)?))));
+        for action in &actions[before..] {
+            if let Action::Cut(slot, _) = *action {
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// The place in the queue of each request that waits, 1 is the next one: uids in turn, in the order in which they
+    /// are to be served as things stand.
+    pub(super) fn positions(&self, mut tell: impl FnMut(Slot, usize)) {
+        let mut of_uid = BTreeMap::new();
+        let mut all: Vec<_> = self
+            .sequences
+            .values()
+            .filter(|s| s.waits())
+            .map(|s| {
+                let class = class(s.ticket.class);
+                let turn: &mut usize = of_uid.entry((class, s.ticket.uid)).or_default();
+                *turn += 1;
+                (class, *turn, self.accounts[class].served(s.ticket.uid), s.ticket.slot)
+            })
+            .collect();
+        all.sort_unstable();
+        all.iter().enumerate().for_each(|(i, (.., slot))| tell(*slot, i + 1));
+    }
+
+    /// When the next thing runs out of time.
+    fn next_expiry(&self) -> Option<Micros> {
+        let of = |s: &Sequence| {
+            let stall = s.full_since.map_or(Micros::MAX, |t| t.saturating_add(self.limits.stall_timeout));
+            let wait =
+                if s.waits() { s.since.saturating_add(self.limits.queue_timeout) } else { Micros::MAX };
+            s.ticket.deadline.min(stall).min(wait)
+        };
+        self.sequences.values().map(of).min()
+    }
+}
+
+/// A second, in hundredths of microseconds.
+const DUE_MAX: i64 = 100_000_000;

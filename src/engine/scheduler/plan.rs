@@ -1,0 +1,280 @@
+//! Who has a place, and what the next step takes.
+
+use super::room::{Holder, pages, safe};
+use super::{Action, Class, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, class};
+use crate::base::limits::{ATTN_BLOCK, N_FEED_MAX};
+
+/// What a chunk of a prompt may take while others want something, in microseconds.
+const SLICE: Micros = 50_000;
+/// Tokens of the shortest chunk: fewer take as long, because weights are read once either way. From so many on it is
+/// measured how long a token takes.
+pub(super) const N_MEASURED: usize = 16;
+
+impl Scheduler {
+    /// The next step at time `now`. If [`Action::Begin`] is among the actions, they are to be carried out and this is to be
+    /// asked again.
+    pub(in crate::engine) fn plan(&mut self, now: Micros, actions: &mut Vec<Action>) -> Step {
+        self.parts.clear();
+        for class in [Class::Interactive, Class::Background] {
+            self.place(class, actions);
+        }
+        self.preload(actions);
+        let due = self.background_due > 0;
+        let order = match due {
+            true => [Class::Background, Class::Interactive],
+            false => [Class::Interactive, Class::Background],
+        };
+        let run = order.into_iter().find_map(|class| self.fill(now, class, actions));
+        match (self.loading, run) {
+            (Some(model), None) => Step::Load(model),
+            (Some(model), Some(_)) if !self.loaded_last => {
+                self.loaded_last = true;
+                self.parts.clear();
+                Step::Load(model)
+            }
+            (_, Some(model)) => {
+                self.loaded_last = false;
+                Step::Run(model)
+            }
+            (None, None) => Step::Idle(self.next_expiry().map(|t| t.max(now))),
+        }
+    }
+
+    fn served(&self, s: &Sequence) -> Micros {
+        self.accounts[class(s.ticket.class)].served(s.ticket.uid)
+    }
+
+    fn of(&self, class: Class) -> impl Iterator<Item = &Sequence> {
+        self.sequences.values().filter(move |s| s.ticket.class == class)
+    }
+
+    /// Gives places to requests of a class, and begins those whose model is ready.
+    fn place(&mut self, of: Class, actions: &mut Vec<Action>) {
+        // Whose reader does not read needs none.
+        for s in self.sequences.values_mut().filter(|s| s.full_since.is_some()) {
+            s.active = false;
+        }
+        self.rotate(of);
+        // Once one waits for room for its model, no others begin whose models are in its way.
+        let mut blocked: Option<ModelKey> = None;
+        while self.of(of).filter(|s| s.active).count() < self.limits.max_sequences {
+            let n_active = |uid| self.of(of).filter(|s| s.active && s.ticket.uid == uid).count();
+            let waits = |s: &&Sequence| {
+                !s.active
+                    && s.full_since.is_none()
+                    && blocked.is_none_or(|model| s.begun() && s.ticket.model != model)
+            };
+            let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
+            let Some(next) = self.of(of).filter(waits).min_by_key(key).map(|s| s.ticket) else { break };
+            if !self.make_room(next.model, of, actions) {
+                blocked = Some(next.model);
+                continue;
+            }
+            let Some(s) = self.sequences.get_mut(&next.slot) else { break };
+            s.active = true;
+            if !s.started {
+                s.started = true;
+                actions.push(Action::Place(next.slot));
+            }
+        }
+        for s in self.sequences.values().filter(|s| s.active && !s.begun() && s.ticket.class == of) {
+            if self.models.contains_key(&s.ticket.model) {
+                actions.push(Action::Begin(s.ticket.slot));
+            }
+        }
+    }
+
+    /// Takes the place of the uid that is furthest ahead, where one that is far behind has none.
+    fn rotate(&mut self, of: Class) {
+        let active = || self.of(of).filter(|s| s.active);
+        if active().count() < self.limits.max_sequences {
+            return;
+        }
+        let placed = |uid| active().any(|s| s.ticket.uid == uid);
+        let waits = |s: &&Sequence| !s.active && s.full_since.is_none() && !placed(s.ticket.uid);
+        let behind = self.of(of).filter(waits).map(|s| self.served(s)).min();
+        // Of its sequences the newest.
+        let ahead = active().map(|s| (self.served(s), s.ticket.slot)).max();
+        if let (Some(behind), Some((ahead, slot))) = (behind, ahead)
+            && ahead > behind + 2 * self.limits.quantum
+            && let Some(s) = self.sequences.get_mut(&slot)
+        {
+            s.active = false;
+        }
+    }
+
+    /// Whether `model` is loaded or about to be; makes it so where that is possible.
+    fn make_room(&mut self, model: ModelKey, by: Class, actions: &mut Vec<Action>) -> bool {
+        if self.models.contains_key(&model) || self.loading == Some(model) {
+            return true;
+        }
+        if self.loading.is_some() {
+            return false;
+        }
+        if self.models.len() >= self.limits.max_loaded {
+            // Background work gives way.
+            let in_use = |s: &&Sequence| match by {
+                Class::Interactive => s.ticket.class == Class::Interactive && (s.active || s.begun()),
+                Class::Background => s.active || s.begun(),
+            };
+            let unused =
+                |key: &ModelKey| !self.sequences.values().filter(in_use).any(|s| s.ticket.model == *key);
+            let models = self.models.iter().filter(|(key, _)| unused(key));
+            let Some(old) = models.min_by_key(|(_, m)| m.used).map(|(key, _)| *key) else { return false };
+            for s in self.sequences.values_mut().filter(|s| s.ticket.model == old) {
+                s.active = false;
+                if s.begun() {
+                    actions.push(Action::Drop(s.ticket.slot));
+                    drop_kept(s);
+                }
+            }
+            self.models.remove(&old);
+            actions.push(Action::Unload(old));
+        }
+        self.loading = Some(model);
+        true
+    }
+
+    fn preload(&mut self, actions: &mut Vec<Action>) {
+        if let Some(&model) = self.preloads.first()
+            && self.loading.is_none()
+        {
+            self.make_room(model, Class::Background, actions);
+        }
+    }
+
+    /// Chooses what the sequences of a class bring to a step; `None` if none can go on.
+    fn fill(&mut self, now: Micros, of: Class, actions: &mut Vec<Action>) -> Option<ModelKey> {
+        let runs = |s: &&Sequence| s.active && s.begun() && s.full_since.is_none();
+        let used = |s: &Sequence| (self.models.get(&s.ticket.model).map(|m| m.used), s.ticket.model);
+        let mut models: Vec<_> = self.of(of).filter(runs).map(used).collect();
+        models.sort_unstable();
+        models.dedup();
+        for (_, model) in models {
+            loop {
+                let of_model = self.of(of).filter(runs).filter(|s| s.ticket.model == model);
+                let mut slots: Vec<_> = of_model.map(|s| (self.served(s), s.ticket.slot)).collect();
+                slots.sort_unstable();
+                self.decode_parts(model, &slots, actions);
+                self.prefill_parts(model, &slots, actions);
+                if !self.parts.is_empty() {
+                    if let Some(m) = self.models.get_mut(&model) {
+                        m.used = now;
+                    }
+                    return Some(model);
+                }
+                if !self.swap(of, model) {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// Where all who have a place wait for memory: gives the place of who wants most to who wants less and may therefore
+    /// go on. False if there is nobody.
+    fn swap(&mut self, of: Class, model: ModelKey) -> bool {
+        let missing = |s: &Sequence| most(s).saturating_sub(s.n_pages);
+        let begun = || self.of(of).filter(|s| s.begun() && s.full_since.is_none() && s.ticket.model == model);
+        let blocked = begun().filter(|s| s.active).map(|s| (missing(s), s.ticket.slot)).max();
+        let rests = begun().filter(|s| !s.active).map(|s| (missing(s), s.ticket.slot)).min();
+        match (blocked, rests) {
+            (Some((more, blocked)), Some((less, rests))) if less < more => {
+                for (slot, active) in [(blocked, false), (rests, true)] {
+                    if let Some(s) = self.sequences.get_mut(&slot) {
+                        s.active = active;
+                    }
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn decode_parts(&mut self, model: ModelKey, slots: &[(Micros, Slot)], actions: &mut Vec<Action>) {
+        for (_, slot) in slots {
+            if self.parts.len() < N_FEED_MAX
+                && let Some(s) = self.sequences.get(slot)
+                && s.phase == Phase::Decode
+                && let n_tokens = s.n_tokens
+                && self.grant(model, *slot, n_tokens, actions)
+            {
+                self.parts.push(Part { slot: *slot, n: 1, draws: true });
+            }
+        }
+    }
+
+    fn prefill_parts(&mut self, model: ModelKey, slots: &[(Micros, Slot)], actions: &mut Vec<Action>) {
+        let at_pages = self.models.get(&model).is_some_and(|m| m.capacity.at_pages);
+        let mut left_of_chunk = self.limits.prefill_chunk;
+        if self.sequences.len() > 1 {
+            let n = SLICE.checked_div(self.token_us).unwrap_or(Micros::MAX);
+            left_of_chunk = left_of_chunk.min(usize::try_from(n).unwrap_or(usize::MAX).max(N_MEASURED));
+        }
+        for (_, slot) in slots {
+            if self.parts.len() == N_FEED_MAX || left_of_chunk == 0 {
+                return;
+            }
+            let Some(s) = self.sequences.get(slot) else { continue };
+            let Phase::Prefill { left } = s.phase else { continue };
+            let all = s.n_tokens.max(s.ticket.n_prompt);
+            let done = all - left;
+            let mut n = left.min(left_of_chunk);
+            if at_pages {
+                let end = (done + n) / ATTN_BLOCK * ATTN_BLOCK;
+                n = if end > done { end - done } else { n };
+            }
+            if self.grant(model, *slot, done + n, actions) {
+                self.parts.push(Part { slot: *slot, n, draws: n == left });
+                left_of_chunk -= n;
+            }
+        }
+    }
+
+    /// Whether a sequence may come to hold `n` tokens: then it has the pages for it.
+    fn grant(&mut self, model: ModelKey, slot: Slot, n: usize, actions: &mut Vec<Action>) -> bool {
+        loop {
+            let Some(s) = self.sequences.get(&slot) else { return false };
+            let Some(capacity) = self.models.get(&model).map(|m| m.capacity) else { return false };
+            let wanted = pages(n).saturating_sub(s.n_shared);
+            if wanted <= s.n_pages {
+                return true;
+            }
+            let begun = self.sequences.values().filter(|s| s.begun() && s.ticket.model == model);
+            let mut holders: Vec<_> = begun
+                .map(|s| Holder {
+                    held: if s.ticket.slot == slot { wanted } else { s.n_pages },
+                    most: most(s),
+                })
+                .collect();
+            if safe(&mut holders, capacity.n_pages) {
+                if let Some(s) = self.sequences.get_mut(&slot) {
+                    s.n_pages = wanted;
+                }
+                return true;
+            }
+            // Background work that rests gives way to who is waited for, the newest first.
+            let rests = |s: &&mut Sequence| {
+                s.ticket.model == model && s.begun() && s.ticket.class == Class::Background && s.n_pages > 0
+            };
+            let interactive = s.ticket.class == Class::Interactive;
+            let Some(s) = self.sequences.values_mut().rev().filter(|_| interactive).find(rests) else {
+                return false;
+            };
+            s.active = false;
+            drop_kept(s);
+            actions.push(Action::Drop(s.ticket.slot));
+        }
+    }
+}
+
+/// Pages of its own that a sequence may come to want.
+fn most(s: &Sequence) -> usize {
+    pages(s.ticket.n_prompt + s.ticket.n_max).saturating_sub(s.n_shared)
+}
+
+/// What the sequence keeps is gone; it begins anew.
+fn drop_kept(s: &mut Sequence) {
+    s.phase = Phase::Waiting;
+    (s.n_pages, s.n_shared) = (0, 0);
+}

@@ -1,0 +1,348 @@
+//! The scheduler under seeded traffic with a clock of its own: clients that come, leave, do not read, and want other models.
+//! A failure prints its seed; `SOTTO_SIM_SEED` replays one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::base::limits::N_FEED_MAX;
+use crate::base::rng::Rng;
+
+/// What a simulated client knows of its request.
+#[derive(Debug)]
+struct Client {
+    ticket: Ticket,
+    since: Micros,
+    /// Tokens it will have: the model ends there.
+    n_answer: usize,
+    n_drawn: usize,
+    begun: bool,
+    full: bool,
+    sent: bool,
+}
+
+struct World {
+    seed: u64,
+    rng: Rng,
+    now: Micros,
+    scheduler: Scheduler,
+    clients: BTreeMap<Slot, Client>,
+    next: u64,
+    loaded: BTreeSet<ModelKey>,
+    n_pages: usize,
+    /// Engine time of each uid and class.
+    served: BTreeMap<(usize, u32), Micros>,
+    trace: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let limits = Limits {
+            queue_max: 1 + rng.below(20),
+            queue_max_per_uid: 1 + rng.below(8),
+            queue_timeout: 2_000_000,
+            stall_timeout: 300_000,
+            prefill_chunk: [1, 16, 100, 128][rng.below(4)],
+            max_sequences: 1 + rng.below(6),
+            quantum: 50_000,
+            background_share: 5,
+            max_loaded: 1 + rng.below(2),
+        };
+        Self {
+            seed,
+            rng,
+            now: 0,
+            scheduler: Scheduler::new(limits),
+            clients: BTreeMap::new(),
+            next: 0,
+            loaded: BTreeSet::new(),
+            n_pages: 0,
+            served: BTreeMap::new(),
+            trace: 0,
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut actions = Vec::new();
+        self.scheduler.on(self.now, input, &mut actions);
+        self.carry_out(actions);
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            self.trace = self.trace.wrapping_mul(31).wrapping_add(match action {
+                Action::Place(Slot(n)) => n,
+                Action::Begin(Slot(n)) => n + 1_000_000,
+                Action::Drop(Slot(n)) => n + 2_000_000,
+                Action::Unload(ModelKey(n)) => u64::from(n) + 3_000_000,
+                Action::Cut(Slot(n), _) => n + 4_000_000,
+            });
+            match action {
+                Action::Place(slot) => {
+                    assert!(self.clients.contains_key(&slot), "seed {}: placed a stranger", self.seed)
+                }
+                Action::Begin(slot) => {
+                    let c = self.clients.get_mut(&slot).expect("a client");
+                    assert!(self.loaded.contains(&c.ticket.model) && !c.begun, "seed {}: {c:?}", self.seed);
+                    c.begun = true;
+                    let n_kept = (c.ticket.n_prompt - 1) / ATTN_BLOCK * ATTN_BLOCK;
+                    let n = if self.rng.below(3) == 0 && c.n_drawn == 0 { n_kept } else { 0 };
+                    self.input(Input::Begun(slot, n));
+                }
+                Action::Drop(slot) => {
+                    let c = self.clients.get_mut(&slot).expect("a client");
+                    assert!(
+                        c.ticket.class == Class::Background,
+                        "seed {}: who is waited for keeps all",
+                        self.seed
+                    );
+                    c.begun = false;
+                }
+                Action::Unload(model) => {
+                    assert!(self.loaded.remove(&model), "seed {}: {model:?} was not loaded", self.seed);
+                    let holds = |c: &Client| c.begun && c.ticket.model == model;
+                    assert!(!self.clients.values().any(holds), "seed {}: {model:?} is in use", self.seed);
+                }
+                Action::Cut(slot, cut) => {
+                    let c = self.clients.remove(&slot).expect("one terminal event");
+                    let (now, l) = (self.now, self.scheduler.limits);
+                    match cut {
+                        Cut::Deadline => assert!(now >= c.ticket.deadline && !c.sent),
+                        Cut::DeadlineWithText => assert!(now >= c.ticket.deadline && c.sent),
+                        Cut::QueueTimeout => assert!(now >= c.since + l.queue_timeout && !c.begun),
+                        Cut::Stalled => assert!(c.full),
+                        Cut::Cancelled | Cut::QueueFull { .. } => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self) {
+        let slot = Slot(self.next);
+        self.next += 1;
+        let class = if self.rng.below(4) == 0 { Class::Background } else { Class::Interactive };
+        let n_max = 1 + self.rng.below(200);
+        let ticket = Ticket {
+            slot,
+            uid: self.rng.below(5) as u32,
+            class,
+            model: ModelKey(u32::from(self.rng.below(10) == 0)),
+            n_prompt: 1 + self.rng.below(300),
+            n_max,
+            deadline: self.now + [500_000, 5_000_000, 60_000_000][self.rng.below(3)],
+        };
+        let n_answer = 1 + self.rng.below(n_max);
+        self.clients.insert(
+            slot,
+            Client { ticket, since: self.now, n_answer, n_drawn: 0, begun: false, full: false, sent: false },
+        );
+        self.input(Input::Submit(ticket));
+    }
+
+    /// Something that a client does, or nothing.
+    fn meddle(&mut self) {
+        let Some(slot) = self.clients.keys().nth(self.rng.below(self.clients.len().max(1))).copied() else {
+            return;
+        };
+        let c = self.clients.get_mut(&slot).expect("chosen from them");
+        match self.rng.below(60) {
+            0 => {
+                self.input(Input::Cancel(slot));
+                assert!(!self.clients.contains_key(&slot), "seed {}: cancelled at once", self.seed);
+            }
+            1..=4 if c.sent && !c.full => {
+                c.full = true;
+                self.input(Input::Full(slot));
+            }
+            5..=20 if c.full => {
+                c.full = false;
+                self.input(Input::Drained(slot));
+            }
+            _ => {}
+        }
+    }
+
+    fn step(&mut self) {
+        let step = loop {
+            let mut actions = Vec::new();
+            let step = self.scheduler.plan(self.now, &mut actions);
+            let again = actions.iter().any(|action| matches!(action, Action::Begin(_)));
+            self.carry_out(actions);
+            if !again {
+                break step;
+            }
+        };
+        match step {
+            Step::Idle(until) => {
+                // Who does not read may hold what others need, until that ends it.
+                let stuck = self.clients.values().find(|_| self.clients.values().all(|c| !c.full));
+                assert!(stuck.is_none(), "seed {}: work is left: {stuck:?} {:#?}", self.seed, self.scheduler);
+                self.now = until.unwrap_or(self.now + 10_000).min(self.now + 10_000).max(self.now + 1);
+                self.input(Input::Tick);
+            }
+            Step::Load(model) => {
+                self.now += 20_000;
+                if self.rng.below(3) == 0 {
+                    assert!(self.loaded.len() < self.scheduler.limits.max_loaded, "seed {}", self.seed);
+                    self.loaded.insert(model);
+                    // At least the longest sequence.
+                    self.n_pages = 8 + self.rng.below(20);
+                    let capacity = Capacity { n_pages: self.n_pages, at_pages: self.rng.below(2) == 0 };
+                    self.input(Input::Loaded(model, capacity));
+                }
+            }
+            Step::Run(model) => self.run(model),
+        }
+    }
+
+    fn run(&mut self, model: ModelKey) {
+        let parts = self.scheduler.parts().to_vec();
+        let l = self.scheduler.limits;
+        let (seed, rows): (_, usize) = (self.seed, parts.iter().map(|part| part.n).sum());
+        assert!(
+            !parts.is_empty() && parts.len() <= N_FEED_MAX.min(l.max_sequences),
+            "seed {seed}: {parts:?}"
+        );
+        let mut seen = BTreeSet::new();
+        let mut prompt = 0;
+        for part in &parts {
+            let c =
+                self.clients.get(&part.slot).unwrap_or_else(|| panic!("seed {seed}: a step for who is gone"));
+            assert!(
+                seen.insert(part.slot) && c.begun && !c.full && c.ticket.model == model,
+                "seed {seed}: {c:?}"
+            );
+            assert!(part.n > 0 && (part.draws || c.n_drawn == 0 || part.n >= 1));
+            prompt += if part.n == 1 && part.draws { 0 } else { part.n };
+        }
+        assert!(prompt <= l.prefill_chunk, "seed {seed}: {parts:?}");
+        for (key, loaded) in &self.scheduler.models {
+            let of = |s: &&Sequence| s.ticket.model == *key;
+            let held: usize = self.scheduler.sequences.values().filter(of).map(|s| s.n_pages).sum();
+            assert!(held <= loaded.capacity.n_pages, "seed {seed}: {held} pages");
+        }
+        let us = 2_000 + 500 * rows as u64 + self.rng.below(500) as u64;
+        // Some leave while it runs.
+        for _ in 0..self.rng.below(3) {
+            self.meddle();
+        }
+        self.now += us;
+        self.input(Input::StepDone(us));
+        for part in parts {
+            let Some(c) = self.clients.get_mut(&part.slot) else { continue };
+            *self.served.entry((class(c.ticket.class), c.ticket.uid)).or_default() +=
+                us * part.n as u64 / rows as u64;
+            if part.draws {
+                c.n_drawn += 1;
+                c.sent = true;
+                if c.n_drawn == c.n_answer {
+                    self.clients.remove(&part.slot);
+                    self.input(Input::Ended(part.slot));
+                } else {
+                    self.input(Input::Sent(part.slot));
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's own switch")]
+fn seeds(n: u64) -> Vec<u64> {
+    match std::env::var("SOTTO_SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => vec![seed],
+        None => (0..n).collect(),
+    }
+}
+
+#[test]
+fn whatever_comes_the_rules_hold() {
+    let go = |seed: u64| {
+        let mut world = World::new(seed);
+        let busy = 1 + world.rng.below(12);
+        for _ in 0..3_000 {
+            if world.rng.below(12) < busy {
+                world.arrive();
+            }
+            world.meddle();
+            world.step();
+        }
+        // Nobody comes any more, everybody reads: all end, and nothing is left.
+        for _ in 0..200_000 {
+            for slot in world.clients.iter().filter(|(_, c)| c.full).map(|(s, _)| *s).collect::<Vec<_>>() {
+                world.clients.get_mut(&slot).expect("one of them").full = false;
+                world.input(Input::Drained(slot));
+            }
+            if world.clients.is_empty() {
+                break;
+            }
+            world.step();
+        }
+        assert!(
+            world.clients.is_empty() && world.scheduler.sequences.is_empty(),
+            "seed {seed}: {:?}",
+            world.clients
+        );
+        world.trace
+    };
+    for seed in seeds(60) {
+        let trace = go(seed);
+        if seed % 10 == 0 {
+            assert_eq!(go(seed), trace, "seed {seed}: the same again");
+        }
+    }
+}
+
+/// Uids that always want something are served alike, however many requests each has.
+#[test]
+fn callers_are_served_alike() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed);
+        world.scheduler.limits = Limits {
+            queue_max: 100,
+            queue_max_per_uid: 20,
+            max_sequences: 1 + seed as usize % 4,
+            prefill_chunk: 64,
+            queue_timeout: Micros::MAX,
+            ..world.scheduler.limits
+        };
+        let model = ModelKey(1);
+        world.loaded.insert(model);
+        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
+        let wanted = [8, 4, 3, 8, 5];
+        while world.now < 60_000_000 {
+            for (uid, n) in (0_u32..).zip(wanted) {
+                while world.clients.values().filter(|c| c.ticket.uid == uid).count() < n {
+                    let slot = Slot(world.next);
+                    world.next += 1;
+                    let (n_prompt, n_max) = (1 + world.rng.below(300), 1 + world.rng.below(300));
+                    let ticket = Ticket {
+                        slot,
+                        uid,
+                        class: Class::Interactive,
+                        model,
+                        n_prompt,
+                        n_max,
+                        deadline: Micros::MAX,
+                    };
+                    let since = world.now;
+                    let client = Client {
+                        ticket,
+                        since,
+                        n_answer: n_max,
+                        n_drawn: 0,
+                        begun: false,
+                        full: false,
+                        sent: false,
+                    };
+                    world.clients.insert(slot, client);
+                    world.input(Input::Submit(ticket));
+                }
+            }
+            world.step();
+        }
+        let served: Vec<Micros> = (0..5).map(|uid| world.served[&(0, uid)]).collect();
+        let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+        assert!(most - least <= 2 * world.scheduler.limits.quantum + 200_000, "seed {seed}: {served:?}");
+    }
+}

@@ -1,0 +1,251 @@
+use super::*;
+
+const LIMITS: Limits = Limits {
+    queue_max: 3,
+    queue_max_per_uid: 2,
+    queue_timeout: 100,
+    stall_timeout: 30,
+    prefill_chunk: 8,
+    max_sequences: 1,
+    quantum: 50,
+    background_share: 5,
+    max_loaded: 1,
+};
+
+const MODEL: ModelKey = ModelKey(1);
+const ROOMY: Capacity = Capacity { n_pages: 1_000, at_pages: false };
+
+fn ticket(n: u64, uid: u32, class: Class) -> Ticket {
+    Ticket { slot: Slot(n), uid, class, model: MODEL, n_prompt: 20, n_max: 100, deadline: 1_000 }
+}
+
+fn on(s: &mut Scheduler, now: Micros, input: Input) -> Vec<Action> {
+    let mut actions = Vec::new();
+    s.on(now, input, &mut actions);
+    actions
+}
+
+fn submit(s: &mut Scheduler, now: Micros, n: u64, uid: u32, class: Class) -> Vec<Action> {
+    on(s, now, Input::Submit(ticket(n, uid, class)))
+}
+
+/// The next step, with everything done that is to be done before it.
+fn plan(s: &mut Scheduler, now: Micros) -> (Step, Vec<Action>) {
+    let mut all = Vec::new();
+    loop {
+        let mut actions = Vec::new();
+        let step = s.plan(now, &mut actions);
+        let begin: Vec<Slot> = actions
+            .iter()
+            .filter_map(|a| if let Action::Begin(slot) = a { Some(*slot) } else { None })
+            .collect();
+        all.append(&mut actions);
+        if begin.is_empty() {
+            return (step, all);
+        }
+        for slot in begin {
+            on(s, now, Input::Begun(slot, 0));
+        }
+    }
+}
+
+/// Plans and does a step that takes `us`; what it took.
+fn run(s: &mut Scheduler, now: Micros, us: Micros) -> Vec<(u64, usize)> {
+    let (step, _) = plan(s, now);
+    assert_eq!(step, Step::Run(MODEL));
+    let parts = s.parts().iter().map(|part| (part.slot.0, part.n)).collect();
+    on(s, now, Input::StepDone(us));
+    parts
+}
+
+fn ready(limits: Limits) -> Scheduler {
+    let mut s = Scheduler::new(limits);
+    on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
+    s
+}
+
+fn positions(s: &Scheduler) -> Vec<(u64, usize)> {
+    let mut all = Vec::new();
+    s.positions(|slot, position| all.push((slot.0, position)));
+    all
+}
+
+#[test]
+fn a_request_runs_through_its_phases() {
+    let mut s = Scheduler::new(LIMITS);
+    assert_eq!(plan(&mut s, 0).0, Step::Idle(None));
+    assert_eq!(submit(&mut s, 0, 1, 0, Class::Interactive), []);
+    assert_eq!(plan(&mut s, 0), (Step::Load(MODEL), vec![Action::Place(Slot(1))]));
+    assert_eq!(s.placed(MODEL).collect::<Vec<_>>(), [Slot(1)]);
+    on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
+    assert_eq!(run(&mut s, 0, 1), [(1, 8)]);
+    assert_eq!(run(&mut s, 0, 1), [(1, 8)]);
+    let (step, _) = plan(&mut s, 0);
+    assert_eq!((step, s.parts()), (Step::Run(MODEL), &[Part { slot: Slot(1), n: 4, draws: true }][..]));
+    on(&mut s, 0, Input::StepDone(1));
+    assert_eq!(run(&mut s, 0, 1), [(1, 1)]);
+    on(&mut s, 1, Input::Full(Slot(1)));
+    assert_eq!(plan(&mut s, 2).0, Step::Idle(Some(31)));
+    on(&mut s, 3, Input::Drained(Slot(1)));
+    assert_eq!(run(&mut s, 3, 1), [(1, 1)]);
+    assert_eq!(on(&mut s, 4, Input::Ended(Slot(1))), []);
+    assert_eq!(on(&mut s, 4, Input::Cancel(Slot(1))), [], "an input after the end changes nothing");
+    assert_eq!(plan(&mut s, 5).0, Step::Idle(None));
+}
+
+#[test]
+fn a_cached_beginning_is_not_read() {
+    let mut s = ready(LIMITS);
+    on(&mut s, 0, Input::Submit(Ticket { n_prompt: 150, ..ticket(1, 0, Class::Interactive) }));
+    let mut actions = Vec::new();
+    s.plan(0, &mut actions);
+    assert_eq!(actions, [Action::Place(Slot(1)), Action::Begin(Slot(1))]);
+    on(&mut s, 0, Input::Begun(Slot(1), 128));
+    assert_eq!([run(&mut s, 0, 1), run(&mut s, 0, 1), run(&mut s, 0, 1)].concat(), [(1, 8), (1, 8), (1, 6)]);
+}
+
+#[test]
+fn the_queue_is_bounded_and_ordered() {
+    let mut s = ready(LIMITS);
+    submit(&mut s, 0, 1, 7, Class::Interactive);
+    plan(&mut s, 0);
+    submit(&mut s, 0, 2, 7, Class::Interactive);
+    submit(&mut s, 0, 3, 7, Class::Interactive);
+    let full = |n, waiting, max, per_uid| [Action::Cut(Slot(n), Cut::QueueFull { waiting, max, per_uid })];
+    assert_eq!(submit(&mut s, 0, 4, 7, Class::Interactive), full(4, 2, 2, true));
+    submit(&mut s, 0, 5, 8, Class::Interactive);
+    assert_eq!(submit(&mut s, 0, 6, 9, Class::Interactive), full(6, 3, 3, false));
+    assert_eq!(positions(&s), [(2, 1), (5, 2), (3, 3)], "uids in turn");
+    assert_eq!(on(&mut s, 1, Input::Cancel(Slot(2))), [Action::Cut(Slot(2), Cut::Cancelled)]);
+    on(&mut s, 1, Input::Ended(Slot(1)));
+    submit(&mut s, 1, 7, 9, Class::Background);
+    assert_eq!(
+        plan(&mut s, 2).1,
+        [Action::Place(Slot(3)), Action::Begin(Slot(3)), Action::Place(Slot(7)), Action::Begin(Slot(7))]
+    );
+    assert_eq!((s.queue_len(), s.n_active(), positions(&s)), (1, 2, vec![(5, 1)]));
+}
+
+#[test]
+fn time_ends_what_waits_or_stalls() {
+    let mut s = ready(LIMITS);
+    submit(&mut s, 0, 1, 0, Class::Interactive);
+    plan(&mut s, 0);
+    submit(&mut s, 0, 2, 0, Class::Interactive);
+    assert_eq!(plan(&mut s, 0).0, Step::Run(MODEL));
+    assert_eq!(on(&mut s, 100, Input::Tick), [Action::Cut(Slot(2), Cut::QueueTimeout)]);
+    on(&mut s, 100, Input::Full(Slot(1)));
+    assert_eq!(on(&mut s, 130, Input::Tick), [Action::Cut(Slot(1), Cut::Stalled)]);
+    submit(&mut s, 200, 3, 0, Class::Interactive);
+    on(&mut s, 201, Input::Sent(Slot(3)));
+    assert_eq!(on(&mut s, 1_000, Input::Tick), [Action::Cut(Slot(3), Cut::DeadlineWithText)]);
+    assert_eq!(submit(&mut s, 1_000, 4, 0, Class::Interactive), [Action::Cut(Slot(4), Cut::Deadline)]);
+    assert!(s.sequences.is_empty());
+}
+
+#[test]
+fn sequences_share_steps() {
+    let mut s = ready(Limits { max_sequences: 3, prefill_chunk: 32, ..LIMITS });
+    (1..=3).for_each(|n| drop(submit(&mut s, 0, n, n as u32, Class::Interactive)));
+    assert_eq!(run(&mut s, 0, 32), [(1, 20), (2, 12)]);
+    assert_eq!(
+        run(&mut s, 0, 36),
+        [(1, 1), (3, 20), (2, 8)],
+        "who had least first, after tokens that are waited for"
+    );
+    assert_eq!(run(&mut s, 0, 3), [(1, 1), (2, 1), (3, 1)]);
+}
+
+/// One with many long answers does not keep another one waiting, and goes on where it was.
+#[test]
+fn a_uid_that_is_behind_gets_a_place() {
+    let mut s = ready(Limits { max_sequences: 2, ..LIMITS });
+    for n in 1..=2 {
+        on(&mut s, 0, Input::Submit(Ticket { n_prompt: 1, ..ticket(n, 1, Class::Interactive) }));
+    }
+    assert_eq!(run(&mut s, 0, 1_000), [(1, 1), (2, 1)]);
+    on(&mut s, 0, Input::Submit(Ticket { n_prompt: 1, ..ticket(3, 2, Class::Interactive) }));
+    assert_eq!(run(&mut s, 0, 60), [(1, 1), (2, 1)], "what was before it came does not count");
+    assert_eq!(run(&mut s, 0, 60), [(1, 1), (2, 1)]);
+    assert_eq!(run(&mut s, 0, 60), [(1, 1), (3, 1)]);
+    assert_eq!(s.sequences[&Slot(2)].phase, Phase::Decode, "it keeps what it has");
+    on(&mut s, 0, Input::Ended(Slot(3)));
+    assert_eq!(run(&mut s, 0, 60), [(1, 1), (2, 1)]);
+}
+
+#[test]
+fn background_has_its_share_and_no_more() {
+    let mut s = ready(Limits { max_sequences: 2, ..LIMITS });
+    for (n, class) in [(1, Class::Background), (2, Class::Interactive)] {
+        on(&mut s, 0, Input::Submit(Ticket { n_prompt: 1, n_max: 10_000, ..ticket(n, n as u32, class) }));
+    }
+    let (mut background, mut steps) = (0, Vec::new());
+    for _ in 0..1_000 {
+        let parts = run(&mut s, 0, 10);
+        background += usize::from(parts == [(1, 1)]);
+        steps.push(parts);
+    }
+    assert_eq!(steps[0], [(2, 1)]);
+    assert!((45..=55).contains(&background), "{background} of 1,000");
+    on(&mut s, 0, Input::Full(Slot(2)));
+    assert_eq!(run(&mut s, 0, 10), [(1, 1)], "while nobody is waited for it has everything");
+}
+
+#[test]
+fn models_give_way_to_one_another() {
+    let other = |n, class| Ticket { model: ModelKey(2), ..ticket(n, 9, class) };
+    let mut s = ready(Limits { max_sequences: 2, ..LIMITS });
+    submit(&mut s, 0, 1, 1, Class::Interactive);
+    run(&mut s, 0, 1);
+    on(&mut s, 0, Input::Submit(other(2, Class::Interactive)));
+    submit(&mut s, 0, 3, 1, Class::Interactive);
+    assert_eq!(run(&mut s, 0, 1), [(1, 8)], "nobody else begins with the model that is in the way");
+    on(&mut s, 0, Input::Ended(Slot(1)));
+    assert_eq!(
+        plan(&mut s, 0),
+        (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL), Action::Place(Slot(2))])
+    );
+    on(&mut s, 0, Input::Loaded(ModelKey(2), ROOMY));
+    on(&mut s, 0, Input::Cancel(Slot(2)));
+    // Background work loses what it keeps where an answer that is waited for needs another model.
+    on(&mut s, 0, Input::Cancel(Slot(3)));
+    on(&mut s, 0, Input::Submit(other(4, Class::Background)));
+    assert_eq!(plan(&mut s, 0).0, Step::Run(ModelKey(2)));
+    submit(&mut s, 0, 5, 1, Class::Interactive);
+    let (step, actions) = plan(&mut s, 0);
+    assert_eq!(
+        (step, &actions[..2]),
+        (Step::Load(MODEL), &[Action::Drop(Slot(4)), Action::Unload(ModelKey(2))][..])
+    );
+}
+
+/// Pages are granted while all can end; background work gives its own back.
+#[test]
+fn memory_never_locks() {
+    let mut s = Scheduler::new(Limits { max_sequences: 2, prefill_chunk: 64, ..LIMITS });
+    on(&mut s, 0, Input::Loaded(MODEL, Capacity { n_pages: 4, at_pages: false }));
+    let long = |n, class| Ticket { n_prompt: 64, n_max: 128, ..ticket(n, n as u32, class) };
+    on(&mut s, 0, Input::Submit(long(1, Class::Background)));
+    assert_eq!(run(&mut s, 0, 1), [(1, 64)]);
+    on(&mut s, 0, Input::Submit(long(2, Class::Interactive)));
+    on(&mut s, 0, Input::Submit(long(3, Class::Interactive)));
+    let mut dropped = false;
+    for _ in 0..400 {
+        let (step, actions) = plan(&mut s, 0);
+        assert_eq!(step, Step::Run(MODEL), "{s:?}");
+        dropped |= actions.contains(&Action::Drop(Slot(1)));
+        on(&mut s, 0, Input::StepDone(1));
+        let held: usize = s.sequences.values().map(|s| s.n_pages).sum();
+        assert!(held <= 4, "{s:?}");
+        for slot in [2, 3, 1].map(Slot) {
+            if s.sequences.get(&slot).is_some_and(|s| s.n_tokens == 192) {
+                on(&mut s, 0, Input::Ended(slot));
+            }
+        }
+        if s.sequences.is_empty() {
+            assert!(dropped, "background work gave way");
+            return;
+        }
+    }
+    panic!("{s:?}");
+}

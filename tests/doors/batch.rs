@@ -1,0 +1,149 @@
+//! Many requests at once, behind every door: each answer is the one it would be alone, and what one user's requests leave
+//! is found by that user alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use sotto::base::Token;
+use sotto::engine::{
+    Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer, Options,
+    Request, Sampling, Sink,
+};
+
+/// Sends everything on.
+struct Events(Sender<Event>);
+
+impl Sink for Events {
+    fn offer(&mut self, event: &Event) -> Offer {
+        if self.0.send(event.clone()).is_ok() { Offer::Taken } else { Offer::Gone }
+    }
+}
+
+fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request {
+    Request {
+        id: GenerationId::from_bits(id),
+        caller: Caller { uid, pid: None, door: Door::Local },
+        model: None,
+        input: Input::Tokens(tokens.to_vec()),
+        input_field: "input",
+        effort: Effort::None,
+        sampling: Sampling { seed: Some(9), min_tokens: n, ..Sampling::default() },
+        max_tokens: Some(n),
+        stop: Vec::new(),
+        cache,
+        class: Class::Interactive,
+        deadline_ms: None,
+    }
+}
+
+fn submit(engine: &Engine, request: Request) -> (Handle, Receiver<Event>) {
+    let (sink, events) = channel();
+    (engine.submit(request, Box::new(Events(sink))).unwrap(), events)
+}
+
+/// The text and the end of an answer.
+fn answer(events: &Receiver<Event>) -> (String, Done) {
+    let mut all = String::new();
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {
+            Event::Text { text, .. } => all.push_str(&text),
+            Event::Done(done) => return (all, done),
+            Event::Failed(fault) => panic!("{fault}"),
+            _ => {}
+        }
+    }
+}
+
+fn engine(path: PathBuf, max_sequences: usize) -> Engine {
+    let models = vec![ModelFile { id: "inside".into(), path }];
+    let options =
+        Options { models, threads: 2, n_ctx: 400, max_sequences, prefill_chunk: 48, ..Options::default() };
+    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+}
+
+/// Every kind of layer: attention with windows and without, experts, each recurrence, four streams.
+fn models() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join("model.gguf"));
+    let mut files: Vec<PathBuf> =
+        files.filter(|file| file.is_file()).chain([super::support::stories()]).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn an_answer_is_the_same_alone_and_in_any_company() {
+    for file in models() {
+        let engine = engine(file.clone(), 4);
+        // Prompts of several lengths, some with a common beginning.
+        let prompt = |i: u32, n: u32| -> Vec<Token> {
+            (0..n).map(|t| Token(3 + (t * 7 + i * (t / 100)) % 90)).collect()
+        };
+        let prompts: Vec<Vec<Token>> =
+            (0..8).map(|i| prompt(i, [150, 3, 129, 200][i as usize % 4])).collect();
+        let n = 70;
+        let mut id = 0;
+        let mut next = |uid, i: usize, cache| {
+            id += 1;
+            request(id, uid, &prompts[i], n, cache)
+        };
+        let alone: Vec<String> = (0..prompts.len())
+            .map(|i| {
+                let (_handle, events) = submit(&engine, next(1, i, false));
+                let (text, done) = answer(&events);
+                assert_eq!(
+                    (done.usage.cached_tokens, done.usage.completion_tokens),
+                    (0, n as usize),
+                    "{}",
+                    file.display()
+                );
+                text
+            })
+            .collect();
+        for round in 0..2 {
+            let going: Vec<_> =
+                (0..prompts.len()).map(|i| submit(&engine, next(1 + i as u32 % 3, i, true))).collect();
+            for (i, (_handle, events)) in going.iter().enumerate() {
+                let (text, done) = answer(events);
+                assert!(
+                    text == alone[i],
+                    "{}, request {i} of round {round}: {text:?} for {:?}",
+                    file.display(),
+                    alone[i]
+                );
+                let (cached, n_prompt) = (done.usage.cached_tokens, prompts[i].len());
+                // What the same user asked before is known, up to where a block of 64 tokens, or a state, was kept.
+                let known = if round == 1 && n_prompt > 64 { 64..n_prompt } else { 0..n_prompt };
+                assert!(
+                    known.contains(&cached),
+                    "{}, request {i} of round {round}: {cached}",
+                    file.display()
+                );
+            }
+        }
+        let (_handle, events) = submit(&engine, next(77, 0, true));
+        let (text, done) = answer(&events);
+        assert_eq!((text == alone[0], done.usage.cached_tokens), (true, 0), "{}: a stranger", file.display());
+    }
+}
+
+/// One with many long answers does not starve another's question, and a caller that leaves stops nobody.
+#[test]
+fn many_long_answers_leave_room_for_a_question() {
+    let engine = engine(super::support::stories(), 2);
+    let long: Vec<Token> = (0..100).map(Token).collect();
+    let mut going: Vec<_> = (0..6).map(|i| submit(&engine, request(i, 1, &long, 290, true))).collect();
+    let first = |events: &Receiver<Event>| {
+        while !matches!(events.recv_timeout(Duration::from_secs(60)).unwrap(), Event::Text { .. }) {}
+    };
+    first(&going[0].1);
+    let (_handle, events) = submit(&engine, request(100, 2, &long, 20, true));
+    answer(&events);
+    let done = going.iter().filter(|(_, events)| events.try_iter().any(|e| e.is_terminal())).count();
+    assert!(done <= 3, "{done} of 6 long answers ended before a short one of another user");
+    drop(going.remove(1));
+    for (_handle, events) in going.iter().skip(2) {
+        answer(events);
+    }
+}
