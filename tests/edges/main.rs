@@ -226,8 +226,13 @@ fn who_writes_all_before_reading_hears_the_refusal() {
 
 /// A daemon whose prompts take seconds to read, with a time limit for stalled readers of 1 s.
 fn slow(folder: &Folder) -> Daemon {
+    slow_with(folder, "")
+}
+
+/// The same with more keys of `[engine]`.
+fn slow_with(folder: &Folder, engine: &str) -> Daemon {
     let model = folder.write("slow.gguf", gguf::llama(SLOW).bytes());
-    Daemon::start(folder, &model, "[api]\nstall_timeout_s = 1\nkeepalive_s = 1\n")
+    Daemon::start(folder, &model, &format!("{engine}[api]\nstall_timeout_s = 1\nkeepalive_s = 1\n"))
 }
 
 /// A prompt of `n` tokens, none of them special.
@@ -243,7 +248,7 @@ fn cancelled(ending: &Ending) {
 #[test]
 fn who_leaves_while_queued_touches_nobody() {
     let folder = Folder::new();
-    let mut daemon = slow(&folder);
+    let mut daemon = slow_with(&folder, "max_sequences = 1\n");
     let mut first = Call::send(&daemon.socket, &prompt(3_000, 60));
     first.head().event("prefill");
     let mut second = Call::send(&daemon.socket, &prompt(501, 60));
