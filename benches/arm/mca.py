@@ -108,12 +108,12 @@ def alone(body):
 
 
 def together(body):
-    """A pass of the widest tile."""
+    """A pass of the widest tile; of two as wide the one of fewer instructions, which has more tokens and fewer rows."""
     found = []
     for span in spans(body):
         if (code := written_out(body, span, [])) and not any(span[0] <= s[0] and s[1] < span[1] for s in spans(body)):
             found.append((products(code), code))
-    return max(found)
+    return max(found, key=lambda tile: (tile[0], -len(tile[1])))
 
 
 def written_out(body, span, wanted):

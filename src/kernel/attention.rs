@@ -12,8 +12,8 @@ use half::f16;
 
 use super::cache::{Blocks, KvType, key_panel_bytes, numbers};
 use super::pool::{Out, Pool};
-use super::tensor::{Panels, Q8Block, Q8View, Scores};
-use super::{Hints, Kernels, PANEL, Q8_BLOCK, math};
+use super::tensor::{Panels, Q8Block, Q8Four, Q8View, Scores, n_fours};
+use super::{BY_FOURS, Hints, Kernels, PANEL, Q8_BLOCK, math};
 use crate::base::limits::{ATTN_BLOCK, HEAD_DIM_MAX};
 use crate::quant::Quant;
 
@@ -25,6 +25,8 @@ const SPLITS: usize = 16;
 const ROWS: usize = 24;
 /// Most floats of a tile's queries: they live on the stack.
 const FLOATS: usize = 2_048;
+/// Fours of a tile: of all numbers of rows, two have the most.
+const FOURS: usize = if BY_FOURS { FLOATS / Q8_BLOCK / 2 } else { 0 };
 
 /// Attention of the tokens at `pos` and after, each over the keys up to its own or the last `window` of them.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,8 @@ pub(super) struct Tile {
     total: [f32; FLOATS],
     /// Codes of `q`, for keys in 8 bits.
     codes: [Q8Block; FLOATS / Q8_BLOCK],
+    /// Those by fours.
+    fours: [Q8Four; FOURS],
 }
 
 impl Tile {
@@ -78,6 +82,7 @@ impl Tile {
             states: [NOTHING; ROWS],
             total: [0.0; FLOATS],
             codes: [Q8Block::default(); FLOATS / Q8_BLOCK],
+            fours: [Q8Four::default(); FOURS],
         }
     }
 }
@@ -181,7 +186,11 @@ impl Attention<'_> {
             q[d..].fill(0.0);
         }
         if self.cache.shape.kind == KvType::Q8_0 {
-            kernels.quantize(&tile.q[..n * stride], &mut tile.codes[..n * stride / Q8_BLOCK]);
+            let (codes, n_blocks) = (&mut tile.codes[..n * stride / Q8_BLOCK], stride / Q8_BLOCK);
+            kernels.quantize(&tile.q[..n * stride], codes);
+            if kernels.arranges(n) {
+                kernels.arrange(codes, n_blocks, &mut tile.fours[..n_fours(n, n_blocks)]);
+            }
         }
     }
 
@@ -244,7 +253,8 @@ impl Attention<'_> {
             }
             KvType::Q8_0 => {
                 let blocks = &tile.codes[..n * stride / Q8_BLOCK];
-                let queries = Q8View { blocks, n_tokens: n, n_cols: stride };
+                let fours = &tile.fours[..n_fours(n, stride / Q8_BLOCK)];
+                let queries = Q8View { blocks, fours, n_tokens: n, n_cols: stride };
                 let mut sums = [[0.0; PANEL]; ROWS];
                 let panels = keys.chunks_exact(key_panel_bytes(d)).take(panels.end).skip(panels.start);
                 for (i, panel) in panels.enumerate() {

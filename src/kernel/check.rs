@@ -91,9 +91,9 @@ fn codes_are_equal_in_all_tiers() {
                         .for_each(|(i, v)| *v = [127.0, -127.0, 0.5, 1.5, -2.5][i % 5]),
                 }
                 let make = |k: &Kernels| {
-                    let mut acts = Q8Acts::new(1, n);
-                    k.quantize(&x, acts.reshape(1, n));
-                    acts.view().blocks.to_vec()
+                    let mut blocks = vec![Q8Block::default(); n_blocks];
+                    k.quantize(&x, &mut blocks);
+                    blocks
                 };
                 let (found, wanted) = (make(k), make(&SCALAR));
                 assert_eq!(found, wanted, "{k:?}, case {kind}, {n_blocks} blocks");
@@ -108,9 +108,8 @@ fn codes_are_equal_in_all_tiers() {
         {
             let mut x = [1.0; Q8_BLOCK];
             x[at] = odd;
-            let mut acts = Q8Acts::new(1, Q8_BLOCK);
-            k.quantize(&x, acts.reshape(1, Q8_BLOCK));
-            let block = acts.view().blocks[0];
+            let mut block = Q8Block::default();
+            k.quantize(&x, std::slice::from_mut(&mut block));
             assert!(block.codes.iter().all(|c| *c >= -127), "{k:?}");
             assert!(!block.scale.is_finite() && !block.sum.is_finite(), "{k:?}: {odd} at {at} is lost");
         }
@@ -172,8 +171,7 @@ fn products_agree_and_batches_change_no_bit() {
                     if !k.takes_codes(quant) {
                         continue;
                     }
-                    let mut acts = Q8Acts::new(n_tokens, n_cols);
-                    k.quantize(&x, acts.reshape(n_tokens, n_cols));
+                    let acts = coded(k, &x, n_cols);
                     let view = acts.view();
                     let (mut tile, mut wanted) = (vec![0.0; n_rows * n_tokens], vec![0.0; n_rows * n_tokens]);
                     k.rows_q8(quant, &bytes[1..], &view, &mut tile);
@@ -188,8 +186,7 @@ fn products_agree_and_batches_change_no_bit() {
                     }
                     // A token alone gives the same bits as in the batch.
                     for t in 0..n_tokens {
-                        let mut one = Q8Acts::new(1, n_cols);
-                        k.quantize(&x[t * n_cols..(t + 1) * n_cols], one.reshape(1, n_cols));
+                        let one = coded(k, &x[t * n_cols..(t + 1) * n_cols], n_cols);
                         let mut column = vec![0.0; n_rows];
                         k.rows_q8(quant, &bytes[1..], &one.view(), &mut column);
                         let batch: Vec<f32> = tile.iter().skip(t).step_by(n_tokens).copied().collect();
@@ -201,14 +198,25 @@ fn products_agree_and_batches_change_no_bit() {
     }
 }
 
+/// The codes of `x` `[n_tokens, n_cols]`.
+fn coded(k: &Kernels, x: &[f32], n_cols: usize) -> Q8Acts {
+    let n = x.len() / n_cols;
+    let mut acts = Q8Acts::new(n, n_cols);
+    let (blocks, fours) = acts.reshape(n, n_cols);
+    k.quantize(x, blocks);
+    if k.arranges(n) {
+        k.arrange(blocks, n_cols / Q8_BLOCK, fours);
+    }
+    acts
+}
+
 /// The sums of one panel, `[n_tokens][PANEL]`, and the activations.
 fn packed(k: &Kernels, quant: Quant, rows: &[u8], x: &[f32], n_cols: usize) -> Vec<[f32; PANEL]> {
     let n_rows = rows.len() / quant.row_bytes(n_cols).expect("whole blocks");
     let mut panel = vec![0; packed::bytes(quant, n_rows, n_cols).expect("small")];
     Packed::pack_panel(&Rows::new(quant, n_rows, n_cols, rows).expect("whole rows"), 0, &mut panel);
     let n_tokens = x.len() / n_cols;
-    let mut acts = Q8Acts::new(n_tokens, n_cols);
-    k.quantize(x, acts.reshape(n_tokens, n_cols));
+    let acts = coded(k, x, n_cols);
     let both = [0, usize::MAX].map(|unpack_from| {
         let mut sums = vec![[f32::NAN; PANEL]; n_tokens];
         k.packed(quant, &panel, Hints { next: &panel, unpack_from }, &acts.view(), &mut sums);
@@ -306,8 +314,7 @@ fn extreme_codes_do_not_overflow() {
                     // One or two float sums for each 32 weights.
                     let bound =
                         products.map(f64::abs).sum::<f64>() * f64::from(f32::EPSILON) * n_cols as f64 / 16.0;
-                    let mut acts = Q8Acts::new(1, n_cols);
-                    k.quantize(&x, acts.reshape(1, n_cols));
+                    let acts = coded(k, &x, n_cols);
                     let mut y = [0.0];
                     k.rows_q8(quant, &bytes, &acts.view(), &mut y);
                     for y in [y[0], packed(k, quant, &bytes, &x, n_cols)[0][0]] {
@@ -352,8 +359,7 @@ fn damaged_blocks_do_no_harm() {
             let (n_rows, n_cols, n_tokens) = (5, 4 * 256, 5);
             let n_bytes = n_rows * quant.row_bytes(n_cols).expect("whole blocks");
             let x = floats(&mut rng, n_tokens * n_cols);
-            let mut acts = Q8Acts::new(n_tokens, n_cols);
-            k.quantize(&x, acts.reshape(n_tokens, n_cols));
+            let acts = coded(k, &x, n_cols);
             for case in 0..50 {
                 let bytes: Vec<u8> = match case {
                     0 => vec![0x00; n_bytes],

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pool::{Out, Pool};
-use super::tensor::{Input, Output, Product, Q8Acts, Q8Block, Q8View, Weights};
+use super::tensor::{FOUR, Input, Output, Product, Q8Acts, Q8Block, Q8Four, Q8View, Weights};
 use super::{Hints, Kernels, PANEL, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::quant::Quant;
@@ -41,7 +41,8 @@ impl Pool {
                 }
                 Output::Codes(q8) => {
                     assert!(!p.epilogue.add, "nothing is added to codes");
-                    Place::Codes(Out::new(q8.reshape(n, n_rows)))
+                    let (blocks, fours) = q8.reshape(n, n_rows);
+                    Place::Codes(Out::new(blocks), Out::new(fours))
                 }
             };
             n_units += n_rows.div_ceil(PANEL * place.panels());
@@ -63,7 +64,7 @@ impl Pool {
 #[derive(Clone, Copy)]
 enum Place {
     Floats(Out<f32>),
-    Codes(Out<Q8Block>),
+    Codes(Out<Q8Block>, Out<Q8Four>),
 }
 
 impl Place {
@@ -71,7 +72,7 @@ impl Place {
     fn panels(&self) -> usize {
         match self {
             Self::Floats(_) => 1,
-            Self::Codes(_) => CODED,
+            Self::Codes(..) => CODED,
         }
     }
 }
@@ -128,16 +129,25 @@ impl Matmul<'_> {
                         // SAFETY: the rows are below n_rows and t < n_tokens, so they lie inside `y`; each row is in one
                         // panel, each panel is taken by one thread.
                         Place::Floats(y) => unsafe { y.slice(t * n_rows + rows.start, rows.len()) },
-                        Place::Codes(_) => &mut block[t][(panel - first) * PANEL..][..PANEL],
+                        Place::Codes(..) => &mut block[t][(panel - first) * PANEL..][..PANEL],
                     };
                     p.epilogue.write(sums, rows.start, y);
                 }
             }
-            if let Place::Codes(q8) = place {
+            if let Place::Codes(blocks, fours) = place {
                 let n_blocks = p.weights.n_rows() / Q8_BLOCK;
-                for (t, block) in block.iter().enumerate() {
-                    // SAFETY: unit < n_blocks and t < n_tokens, so it lies inside `q8`; each unit is taken by one thread.
-                    self.kernels.quantize(block, unsafe { q8.slice(t * n_blocks + unit, 1) });
+                for (i, floats) in block.chunks(FOUR).enumerate() {
+                    let mut four = [Q8Block::default(); FOUR];
+                    let four = &mut four[..floats.len()];
+                    self.kernels.quantize(floats.as_flattened(), four);
+                    // SAFETY: unit < n_blocks and the tokens are below n_tokens, so their blocks lie inside; each unit is taken
+                    // by one thread.
+                    unsafe { blocks.scatter(i * FOUR * n_blocks + unit, n_blocks, four) };
+                    if self.kernels.arranges(n) {
+                        // SAFETY: as above, of fours.
+                        let fours = unsafe { fours.slice(i * n_blocks + unit, 1) };
+                        self.kernels.arrange(four, 1, fours);
+                    }
                 }
             }
         }

@@ -34,7 +34,7 @@ use zerocopy::{FromBytes, Immutable};
 use crate::base::limits::ATTN_BLOCK;
 use crate::quant::Quant;
 use crate::quant::packed::{self, PANEL, Packing};
-use tensor::{Panels, Q8Block, Q8View};
+use tensor::{FOUR, Panels, Q8Block, Q8Four, Q8View};
 
 /// Instruction-set level, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,6 +162,8 @@ const LANES: usize = 16;
 const UNPACK_FROM: usize = 9;
 /// Weights of a row that are unpacked at a time: whole blocks of every format.
 const STRETCH: usize = 256;
+/// Whether this architecture has tiers that read activations by fours ([`Q8Four`]).
+const BY_FOURS: bool = cfg!(target_arch = "aarch64");
 /// Weights that share one scale of the activations' codes.
 pub const Q8_BLOCK: usize = 32;
 
@@ -170,6 +172,7 @@ type Q8Fn = unsafe fn(&[u8], &Q8View<'_>, &mut [f32]);
 /// Takes a panel, hints, activations and the sums `[n_tokens][PANEL]`.
 type PackedFn = unsafe fn(&[u8], Hints<'_>, &Q8View<'_>, &mut [[f32; PANEL]]);
 type QuantizeFn = unsafe fn(&[f32], &mut [Q8Block]);
+type ArrangeFn = unsafe fn([&[Q8Block]; FOUR], &mut [Q8Four]);
 type RmsNormFn = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
 type SwigluFn = unsafe fn(&mut [f32], &[f32]);
 type RopeFn = unsafe fn(&mut [f32], &[f32], &[f32]);
@@ -216,6 +219,8 @@ pub struct Kernels {
     /// Whether those heed [`Hints::unpack_from`].
     two_ways: [bool; Quant::COUNT],
     quantize: QuantizeFn,
+    /// None: products with packed weights take tokens as they lie.
+    arrange: Option<ArrangeFn>,
     rms_norm: RmsNormFn,
     swiglu: SwigluFn,
     rope_pairs: RopeFn,
@@ -239,6 +244,7 @@ const SCALAR: Kernels = Kernels {
     packed: scalar::PACKED,
     two_ways: [false; Quant::COUNT],
     quantize: scalar::quantize,
+    arrange: None,
     rms_norm: scalar::rms_norm,
     swiglu: scalar::swiglu,
     rope_pairs: scalar::rope_pairs,
@@ -388,6 +394,29 @@ impl Kernels {
         assert_eq!(x.len(), out.len() * Q8_BLOCK, "activations in blocks");
         // SAFETY: the machine has the features of this table (`select`); lengths agree.
         unsafe { (self.quantize)(x, out) }
+    }
+
+    /// Whether codes of `n` tokens are to be arranged by fours as well.
+    fn arranges(&self, n: usize) -> bool {
+        n > 1 && self.arrange.is_some()
+    }
+
+    /// Puts the blocks of four tokens each side by side, in the order of this tier: `[n_tokens, n_blocks]` becomes
+    /// `[n_tokens / 4, n_blocks]`. Panics where it has none.
+    fn arrange(&self, blocks: &[Q8Block], n_blocks: usize, fours: &mut [Q8Four]) {
+        let n = blocks.len() / n_blocks;
+        assert_eq!(
+            (n * n_blocks, n.div_ceil(FOUR) * n_blocks),
+            (blocks.len(), fours.len()),
+            "tokens by fours"
+        );
+        let arrange = self.arrange.expect("asked by arranges before");
+        for (i, fours) in fours.chunks_exact_mut(n_blocks).enumerate() {
+            // The last one stands for those that are lacking.
+            let row = |k: usize| &blocks[(i * FOUR + k).min(n - 1) * n_blocks..][..n_blocks];
+            // SAFETY: the machine has the features of this table (`select`); rows are as long as what is made of them.
+            unsafe { arrange(std::array::from_fn(row), fours) }
+        }
     }
 
     /// `sums[t][r] = Σ_c w[r][c] · x[t][c]` for the rows of a panel by 8-bit codes. Panics where there is no such kernel.

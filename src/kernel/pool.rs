@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::JoinHandle;
 
 use super::attention::Tile;
-use super::tensor::{self, Packed, Q8Acts, Rows};
+use super::tensor::{self, FOUR, Packed, Q8Acts, Rows};
 use super::{Kernels, Q8_BLOCK, UNPACK_FROM, scalar};
 use crate::base::limits::N_THREADS_MAX;
 use crate::os::thread;
@@ -196,13 +196,28 @@ impl Pool {
     /// # Panics
     /// If `n_cols` is no multiple of 32 or `q8` has not enough room.
     pub fn quantize(&self, x: &[f32], n_cols: usize, q8: &mut Q8Acts) {
-        let (n, blocks) = (tensor::n_tokens(x, n_cols), n_cols / Q8_BLOCK);
-        let out = Out::new(q8.reshape(n, n_cols));
-        self.for_each(n, x.len() >= SMALL, &|t| {
-            // SAFETY: token `t` is below `n`, so its blocks lie inside those of `reshape`; each token is taken by one
-            // thread.
-            let out = unsafe { out.slice(t * blocks, blocks) };
-            self.kernels.quantize(&x[t * n_cols..(t + 1) * n_cols], out);
+        let n = tensor::n_tokens(x, n_cols);
+        self.code(n, n_cols, q8, &|t| &x[t * n_cols..(t + 1) * n_cols]);
+    }
+
+    /// Makes the codes of `n` rows that `row` gives, each once.
+    fn code<'x>(&self, n: usize, n_cols: usize, q8: &mut Q8Acts, row: &(dyn Fn(usize) -> &'x [f32] + Sync)) {
+        let blocks = n_cols / Q8_BLOCK;
+        let (out, fours) = q8.reshape(n, n_cols);
+        let (out, fours) = (Out::new(out), Out::new(fours));
+        // One thread makes what is arranged together.
+        let each = if self.kernels.arranges(n) { FOUR } else { 1 };
+        self.for_each(n.div_ceil(each), n * n_cols >= SMALL, &|i| {
+            let tokens = i * each..((i + 1) * each).min(n);
+            // SAFETY: tokens are below `n`, so their blocks lie inside those of `reshape`; each is taken by one thread.
+            let own = unsafe { out.slice(tokens.start * blocks, tokens.len() * blocks) };
+            for (t, out) in tokens.zip(own.chunks_exact_mut(blocks)) {
+                self.kernels.quantize(row(t), out);
+            }
+            if each == FOUR {
+                // SAFETY: as above, of fours.
+                self.kernels.arrange(own, blocks, unsafe { fours.slice(i * blocks, blocks) });
+            }
         });
     }
 
@@ -217,12 +232,12 @@ impl Pool {
         q8: &mut Q8Acts,
         f: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        let (n, blocks) = (tensor::n_tokens(y, n_cols), n_cols / Q8_BLOCK);
-        let out = Out::new(q8.reshape(n, n_cols));
-        self.for_each_row(y, n_cols, &|t, row| {
+        let (n, y) = (tensor::n_tokens(y, n_cols), Out::new(y));
+        self.code(n, n_cols, q8, &|t| {
+            // SAFETY: t < n, so the row lies inside `y`; each row is asked for once.
+            let row = unsafe { y.slice(t * n_cols, n_cols) };
             f(t, row);
-            // SAFETY: as in `quantize`.
-            self.kernels.quantize(row, unsafe { out.slice(t * blocks, blocks) });
+            row
         });
     }
 

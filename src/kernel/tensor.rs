@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Kernels, Q8_BLOCK};
+use super::{BY_FOURS, Kernels, Q8_BLOCK};
 use crate::base::limits::PREFILL_CHUNK_MAX;
 use crate::quant::packed::{self, PANEL};
 use crate::quant::{self, Quant};
@@ -318,6 +318,8 @@ impl Input<'_> {
 pub struct Q8Acts {
     /// `[n_tokens, n_cols / 32]`.
     blocks: Vec<Q8Block>,
+    /// `[n_tokens / 4, n_cols / 32]`; none where no tier wants them.
+    fours: Vec<Q8Four>,
     n_tokens: usize,
     n_cols: usize,
 }
@@ -338,6 +340,23 @@ pub(super) struct Q8Block {
     pub sum: f32,
 }
 
+/// Tokens of a [`Q8Four`].
+pub(super) const FOUR: usize = 4;
+
+/// The blocks of four tokens side by side, as kernels for several tokens read them: made once, where the codes are made,
+/// and not by each panel of weights. Tokens that a batch lacks are whatever was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Q8Four {
+    /// In the order of the tier, [`Kernels::arrange`].
+    pub codes: [[i8; FOUR * 4]; Q8_BLOCK / 4],
+    /// The rest of the blocks.
+    pub first: [Pair; FOUR],
+    pub both: [Pair; FOUR],
+    pub scale: [f32; FOUR],
+    pub sum: [f32; FOUR],
+}
+
 /// Two 16-bit sums of codes: those in places 0 and 1 of every four, in the lower bits, and those in places 2 and 3.
 pub(super) type Pair = u32;
 
@@ -345,27 +364,42 @@ impl Q8Acts {
     /// Room for `n_tokens_max` tokens of `n_cols_max` activations.
     #[must_use]
     pub fn new(n_tokens_max: usize, n_cols_max: usize) -> Self {
-        let n = n_tokens_max * n_cols_max.div_ceil(Q8_BLOCK);
-        Self { blocks: vec![Q8Block::default(); n], n_tokens: 0, n_cols: 0 }
+        let n_blocks = n_cols_max.div_ceil(Q8_BLOCK);
+        Self {
+            blocks: vec![Q8Block::default(); n_tokens_max * n_blocks],
+            fours: vec![Q8Four::default(); n_fours(n_tokens_max, n_blocks)],
+            n_tokens: 0,
+            n_cols: 0,
+        }
     }
 
-    /// Bytes of the codes of a token of `n_cols` activations.
+    /// Bytes of the codes of a batch of tokens of `n_cols` activations.
     #[must_use]
-    pub fn token_bytes(n_cols: usize) -> usize {
-        n_cols.div_ceil(Q8_BLOCK) * size_of::<Q8Block>()
+    pub fn bytes(n_tokens: usize, n_cols: usize) -> usize {
+        let n_blocks = n_cols.div_ceil(Q8_BLOCK);
+        n_tokens * n_blocks * size_of::<Q8Block>() + n_fours(n_tokens, n_blocks) * size_of::<Q8Four>()
     }
 
-    /// Sets the shape and gives the blocks to fill, of all tokens.
-    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> &mut [Q8Block] {
+    /// Sets the shape and gives what is to be filled, of all tokens: the blocks, and the fours that are made of them.
+    pub(super) fn reshape(&mut self, n_tokens: usize, n_cols: usize) -> (&mut [Q8Block], &mut [Q8Four]) {
         assert!(n_cols.is_multiple_of(Q8_BLOCK), "{n_cols} activations in blocks of {Q8_BLOCK}");
         (self.n_tokens, self.n_cols) = (n_tokens, n_cols);
-        &mut self.blocks[..n_tokens * n_cols / Q8_BLOCK]
+        let n_blocks = n_cols / Q8_BLOCK;
+        (&mut self.blocks[..n_tokens * n_blocks], &mut self.fours[..n_fours(n_tokens, n_blocks)])
     }
 
     pub(super) fn view(&self) -> Q8View<'_> {
-        let blocks = &self.blocks[..self.n_tokens * self.n_cols / Q8_BLOCK];
-        Q8View { blocks, n_tokens: self.n_tokens, n_cols: self.n_cols }
+        let Self { n_tokens, n_cols, .. } = *self;
+        let n_blocks = n_cols / Q8_BLOCK;
+        let (blocks, fours) =
+            (&self.blocks[..n_tokens * n_blocks], &self.fours[..n_fours(n_tokens, n_blocks)]);
+        Q8View { blocks, fours, n_tokens, n_cols }
     }
+}
+
+/// Fours of a batch; a token alone has none.
+pub(super) fn n_fours(n_tokens: usize, n_blocks: usize) -> usize {
+    if BY_FOURS && n_tokens > 1 { n_tokens.div_ceil(FOUR) * n_blocks } else { 0 }
 }
 
 /// The codes of a batch.
@@ -373,6 +407,12 @@ impl Q8Acts {
 pub(super) struct Q8View<'a> {
     /// `[n_tokens, n_cols / 32]`.
     pub blocks: &'a [Q8Block],
+    /// The same by fours, `[n_tokens / 4, n_cols / 32]`, for tiers that want it ([`Kernels::arrange`]).
+    #[cfg_attr(
+        not(target_arch = "aarch64"),
+        expect(dead_code, reason = "the kernels of other processors take tokens as they lie")
+    )]
+    pub fours: &'a [Q8Four],
     pub n_tokens: usize,
     pub n_cols: usize,
 }

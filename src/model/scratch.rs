@@ -204,8 +204,9 @@ impl Scratch {
             + 2 * w.streams * w.embd
             + laurel
             + 2 * w.tables * w.pairs;
-        let codes: usize = [w.embd, w.other(), w.ff].map(Q8Acts::token_bytes).iter().sum();
-        (n_tokens_max * (4 * floats + codes + size_of::<usize>())
+        let codes: usize = [w.embd, w.other(), w.ff].map(|n| Q8Acts::bytes(n_tokens_max, n)).iter().sum();
+        (codes
+            + n_tokens_max * (4 * floats + size_of::<usize>())
             + 4 * (w.attn_room + n_logit_rows * w.vocab)) as u64
     }
 }

@@ -15,8 +15,9 @@ pub(super) use neon::NEON;
 /// All but the products of packed weights is that of plain NEON.
 const DOTPROD: Kernels =
     Kernels { tier: Tier::Dotprod, ..NEON }.with_packed(packed::DOTPROD).with_peak(packed::dotprod_peak);
-const I8MM: Kernels =
-    Kernels { tier: Tier::I8mm, ..NEON }.with_packed(packed::I8MM).with_peak(packed::i8mm_peak);
+const I8MM: Kernels = Kernels { tier: Tier::I8mm, arrange: Some(packed::arrange_eights), ..NEON }
+    .with_packed(packed::I8MM)
+    .with_peak(packed::i8mm_peak);
 
 /// The tier of dot products, or the feature that is missing for it.
 pub(super) fn dotprod() -> Result<&'static Kernels, &'static str> {

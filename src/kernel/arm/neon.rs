@@ -18,6 +18,7 @@ use crate::quant::{
 pub(in crate::kernel) const NEON: Kernels = Kernels {
     tier: Tier::Neon,
     quantize,
+    arrange: Some(super::packed::arrange_steps),
     rms_norm,
     swiglu,
     rope_pairs,

@@ -6,7 +6,7 @@ use super::*;
 use crate::kernel::PackedFn;
 use crate::kernel::tensor::Q8View;
 
-products!("neon,dotprod", 1);
+products!("neon,dotprod", 1, true);
 alone!("neon,dotprod", true);
 
 /// `acc` plus four products in each lane, of `w` with the four codes of `x` at `LANE`. The intrinsic is not stable.
@@ -24,52 +24,46 @@ fn dot<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int
     acc
 }
 
-/// What is taken off the sums of a token and a group, see [`start`].
-type Ready = [float32x4_t; 2];
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn nothing() -> Ready {
-    [vdupq_n_f32(MAGIC); 2]
-}
-
-/// Those of a tile for a run of groups.
-#[inline]
-#[target_feature(enable = "neon")]
-fn get_ready<const Q: usize, const T: usize>(x: &[&[Q8Block]; T], ready: &mut [[Ready; 4]; RUN]) {
-    if const { packing(Q).bias } != 0 {
-        for (t, x) in x.iter().enumerate() {
-            for (ready, x) in ready.iter_mut().zip(*x) {
-                ready[t] = start::<Q>(x);
-            }
-        }
-    }
-}
-
-/// The sums of a group of the quad that begins `I` quads behind `place`, not yet ended. They begin with `FIRST` and `SECOND` of
-/// [`magic`].
+/// Adds the products of a step of `F` fours, of which `T` tokens are there.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn quad<const Q: usize, const T: usize, const I: usize, const FIRST: usize, const SECOND: usize>(
+fn multiply<const T: usize, const F: usize>(sums: &mut [int32x4_t; T], w: int8x16_t, x: [int8x16_t; F]) {
+    macro_rules! tokens {
+        ($($t:literal)*) => {$(
+            if $t < T {
+                sums[$t] = dot::<{ $t % FOUR }>(sums[$t], w, x[$t / FOUR]);
+            }
+        )*};
+    }
+    tokens!(0 1 2 3 4 5 6 7);
+}
+
+/// The codes of fours at a step.
+#[inline]
+#[target_feature(enable = "neon")]
+fn at_step<const F: usize, const STEP: usize>(x: &[&Q8Four; F]) -> [int8x16_t; F] {
+    let mut out = [vdupq_n_s8(0); F];
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = vreinterpretq_s8_u8(load_alone!(x.codes.as_flattened(), 0, 16 * STEP));
+    }
+    out
+}
+
+/// The sums of a group of the quad that begins `I` quads behind `place`, not yet ended.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn quad<const Q: usize, const T: usize, const F: usize, const I: usize>(
     place: &Place<'_>,
-    x: &[[int8x16_t; 2]; T],
-    g: usize,
+    x: &[&Q8Four; F],
 ) -> [[int32x4_t; T]; 2] {
     let packing = const { &packing(Q) };
     let mask = mask::<Q>();
-    let mut acc = [magic::<T, FIRST>(g), [vdupq_n_s32(0); T]];
-    if halves(packing) {
-        acc[1] = magic::<T, SECOND>(g);
-    }
+    let mut acc = [magic(), if halves(packing) { magic() } else { [vdupq_n_s32(0); T] }];
     macro_rules! steps {
         ($($first:literal $second:literal)*) => {$(
             let w = two_codes::<Q, I, $first>(place, mask);
-            for (sum, x) in acc[0].iter_mut().zip(x) {
-                *sum = dot::<{ $first % 4 }>(*sum, w[0], x[$first / 4]);
-            }
-            for (sum, x) in acc[if halves(packing) { 1 } else { 0 }].iter_mut().zip(x) {
-                *sum = dot::<{ $second % 4 }>(*sum, w[1], x[$second / 4]);
-            }
+            multiply(&mut acc[0], w[0], at_step::<F, $first>(x));
+            multiply(&mut acc[if halves(packing) { 1 } else { 0 }], w[1], at_step::<F, $second>(x));
         )*};
     }
     steps!(0 4  1 5  2 6  3 7);
@@ -79,16 +73,13 @@ fn quad<const Q: usize, const T: usize, const I: usize, const FIRST: usize, cons
 /// The sums of a group, of a token and four quads.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn exact<const Q: usize, const T: usize, const N: usize>(
-    place: &Place<'_>,
-    x: &[&Q8Block; T],
-    g: usize,
-) -> Exact<T, N> {
+fn exact<const Q: usize, const T: usize, const N: usize>(place: &Place<'_>, x: &Q8Block) -> Exact<T, N> {
     const { assert!(T == 1 && N == 4) };
     let packing = const { &packing(Q) };
-    let (start, x) = (start::<Q>(x[0]), load_codes(&x[0].codes));
+    let start = start::<Q>([vdupq_n_u32(x.first), vdupq_n_u32(x.both)]);
+    let x = [load_alone!(x.codes, 0, 0), load_alone!(x.codes, 0, 16)].map(|x| vreinterpretq_s8_u8(x));
     let mask = mask::<Q>();
-    let mut acc = [magic::<N, 0>(g), if halves(packing) { magic::<N, 4>(g) } else { [vdupq_n_s32(0); N] }];
+    let mut acc = [magic(), if halves(packing) { magic() } else { [vdupq_n_s32(0); N] }];
     macro_rules! steps {
         ($($i:literal)*) => {
             steps!(0 4: $($i)*);
@@ -125,48 +116,61 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
 /// Adds the products of the `j`-th group of a run to those found.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn tile<const Q: usize, const T: usize>(
+fn tile<const Q: usize, const T: usize, const F: usize, const N: usize>(
     place: &Place<'_>,
-    x: &[&Q8Block; T],
-    start: &[Ready; 4],
+    x: &[&Q8Four; F],
     run: &Run<1>,
     j: usize,
     first: usize,
-    found: &mut Found<T>,
+    found: &mut Found<T, N>,
 ) {
     let packing = const { &packing(Q) };
-    let start = if packing.bias != 0 { start } else { &[nothing(); 4] };
-    let mut codes = [[vdupq_n_s8(0); 2]; T];
-    for (codes, x) in codes.iter_mut().zip(x) {
-        *codes = load_codes(&x.codes);
-    }
+    let one = vreinterpretq_f32_u8(hidden(vreinterpretq_u8_f32(vdupq_n_f32(1.0))));
     macro_rules! finish {
         ($i:literal $acc:ident) => {
             let factors = run.quad::<Q>(j, first + $i);
-            for t in 0..T {
-                let mut exact = [vdupq_n_f32(0.0); 2];
-                for half in 0..2 {
-                    exact[half] = vsubq_f32(vreinterpretq_f32_s32($acc[$i][half][t]), start[t][half]);
-                }
-                found[t][$i] = finish::<Q, 1>(&factors, 0, &Token::new::<Q>(x[t]), exact, found[t][$i]);
+            for f in 0..F {
+                let (tokens, start) = Token::four::<Q>(x[f]);
+                finish!($i $acc factors tokens start f: 0 1 2 3);
             }
         };
+        ($i:literal $acc:ident $factors:ident $tokens:ident $start:ident $f:ident: $($lane:literal)*) => {$(
+            let t = FOUR * $f + $lane;
+            if t < T {
+                let mut exact = [vdupq_n_f32(0.0); 2];
+                for half in 0..2 {
+                    let sum = vreinterpretq_f32_s32($acc[$i][half][t]);
+                    // By element there is a product with 1, which the compiler would not leave, and no difference.
+                    exact[half] = if packing.bias != 0 {
+                        vfmsq_laneq_f32::<$lane>(sum, one, $start[half])
+                    } else {
+                        vsubq_f32(sum, $start[half])
+                    };
+                }
+                let token = $tokens.with(|x| vdupq_laneq_f32::<$lane>(x));
+                found[t][$i] = finish::<Q, 1>(&$factors, 0, &token, exact, found[t][$i]);
+            }
+        )*};
     }
     // A quad with all tokens at a time: that many sums stay in registers beside those found.
     macro_rules! quads {
         ($($i:literal)*) => {{
-            let mut acc = [[[vdupq_n_s32(0); T]; 2]; QUADS];
-            $(
-                acc[$i] = quad::<Q, T, $i, { 4 * $i }, { 16 + 4 * $i }>(place, &codes, j);
+            let mut acc = [[[vdupq_n_s32(0); T]; 2]; N];
+            $(if $i < N {
+                acc[$i] = quad::<Q, T, F, $i>(place, x);
                 if halves(packing) {
                     pin!(acc[$i].as_flattened_mut());
                     finish!($i acc);
                 }
-            )*
+            })*
             if !halves(packing) {
                 // What the sums are multiplied with is loaded behind this: before, it would have no room.
-                $(pin!(&mut acc[$i][0]);)*
-                $(finish!($i acc);)*
+                $(if $i < N {
+                    pin!(&mut acc[$i][0]);
+                })*
+                $(if $i < N {
+                    finish!($i acc);
+                })*
             }
         }};
     }

@@ -150,14 +150,43 @@ pub(super) struct Token {
 impl Token {
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn new<const Q: usize>(x: &Q8Block) -> Self {
-        let mut token =
-            Self { scale: vdupq_n_f32(x.scale), sum: vdupq_n_f32(x.sum), halves: [vdupq_n_f32(0.0); 2] };
+    pub(super) fn new<const Q: usize>(scale: f32, sum: f32, [first, both]: [Pair; 2]) -> Self {
+        Self::of::<Q>(vdupq_n_f32(scale), vdupq_n_f32(sum), [vdupq_n_u32(first), vdupq_n_u32(both)])
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn of<const Q: usize>(scale: float32x4_t, sum: float32x4_t, pairs: [uint32x4_t; 2]) -> Self {
+        let mut halves = [vdupq_n_f32(0.0); 2];
         if let Integers::HalvesAndMins = const { &packing(Q) }.integers {
-            let halves = vcvt_f32_s32(sums_of_halves(x));
-            token.halves = [vdupq_lane_f32::<0>(halves), vdupq_lane_f32::<1>(halves)];
+            halves = sums_of_halves(pairs).map(|sum| vcvtq_f32_s32(sum));
         }
-        token
+        Self { scale, sum, halves }
+    }
+
+    /// Those of four tokens, a lane each, and what is taken off their sums ([`start`]).
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn four<const Q: usize>(x: &Q8Four) -> (Self, [float32x4_t; 2]) {
+        let x = std::slice::from_ref(x);
+        let pairs = [
+            load_alone!(x, 0, std::mem::offset_of!(Q8Four, first)),
+            load_alone!(x, 0, std::mem::offset_of!(Q8Four, both)),
+        ];
+        let floats = [
+            load_alone!(x, 0, std::mem::offset_of!(Q8Four, scale)),
+            load_alone!(x, 0, std::mem::offset_of!(Q8Four, sum)),
+        ];
+        let pairs = pairs.map(|pair| vreinterpretq_u32_u8(pair));
+        let [scale, sum] = floats.map(|x| vreinterpretq_f32_u8(x));
+        (Self::of::<Q>(scale, sum, pairs), start::<Q>(pairs))
+    }
+
+    /// The same with other lanes.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn with(&self, lanes: impl Fn(float32x4_t) -> float32x4_t) -> Self {
+        Self { scale: lanes(self.scale), sum: lanes(self.sum), halves: self.halves.map(lanes) }
     }
 }
 

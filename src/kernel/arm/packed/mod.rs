@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::kernel::tensor::Q8Block;
+use crate::kernel::tensor::{FOUR, Pair, Q8Block, Q8Four};
 use crate::kernel::{Hints, PANEL, Q8_BLOCK};
 use crate::quant::Quant;
 use crate::quant::packed::{Integers, Packing};
@@ -219,13 +219,13 @@ fn codes<const Q: usize, const BY_TWOS: bool>(
     }
 }
 
-/// 16 bytes of a section, or of the activations of a block, `$behind` (a constant) and `$at` from its first. By themselves: two
+/// 16 bytes of a section, or of activations, `$behind` (a constant) and `$at` from its first. By themselves: two
 /// such loads in one instruction take a Cortex-A55 longer.
 macro_rules! load_alone {
     ($section:expr, $at:expr, $behind:expr) => {{
         let out: uint8x16_t;
-        // SAFETY: sections hold all groups and blocks of the columns, blocks of activations 32 codes, and callers ask for
-        // those alone; the load takes any alignment.
+        // SAFETY: sections hold all groups and blocks of the columns, and callers ask for those alone, as for what blocks and
+        // fours of activations hold; the load takes any alignment.
         unsafe {
             asm!(
                 "ldr {out:q}, [{from}, #{behind}]",
@@ -235,13 +235,6 @@ macro_rules! load_alone {
         }
         out
     }};
-}
-
-/// The activations of a block.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_codes(codes: &[i8; Q8_BLOCK]) -> [int8x16_t; 2] {
-    [load_alone!(codes, 0, 0), load_alone!(codes, 0, 16)].map(|codes| vreinterpretq_s8_u8(codes))
 }
 
 /// The [`bits`] of steps `STEP` and `STEP + 4`, which share bytes in most formats, of quad `I` behind `place`.
@@ -272,68 +265,91 @@ fn two_codes<const Q: usize, const I: usize, const STEP: usize>(
     [codes::<Q, true>(first, STEP, mask), codes::<Q, true>(second, STEP + 4, mask)]
 }
 
-/// Sums of the codes of a token's block in four parts.
-#[inline]
+/// Puts the blocks of four tokens side by side: of each step the four codes of each token.
 #[target_feature(enable = "neon")]
-fn pairs(x: &Q8Block) -> int16x4_t {
-    let (first, both) = (vdup_n_u32(x.first), vdup_n_u32(x.both));
-    let second = vsub_s16(vreinterpret_s16_u32(both), vreinterpret_s16_u32(first));
-    vreinterpret_s16_u32(vset_lane_u32::<0>(x.first, vreinterpret_u32_s16(second)))
+pub(super) fn arrange_steps(rows: [&[Q8Block]; FOUR], out: &mut [Q8Four]) {
+    arrange::<false>(rows, out);
 }
 
-/// The sums of the codes of both halves.
+/// The same: of every two steps the eight codes of each token, so that `smmla` has two tokens in a register.
+#[target_feature(enable = "neon")]
+pub(super) fn arrange_eights(rows: [&[Q8Block]; FOUR], out: &mut [Q8Four]) {
+    arrange::<true>(rows, out);
+}
+
 #[inline]
 #[target_feature(enable = "neon")]
-fn sums_of_halves(x: &Q8Block) -> int32x2_t {
-    vpaddl_s16(pairs(x))
+fn arrange<const EIGHTS: bool>(rows: [&[Q8Block]; FOUR], out: &mut [Q8Four]) {
+    // A block and a four are whole registers: 32 codes, then four words; those of four tokens.
+    const { assert!(size_of::<Q8Block>() == 48 && size_of::<Q8Four>() == FOUR * 48) };
+    for (g, out) in out.iter_mut().enumerate() {
+        for at in [0, 16, 32] {
+            let of = |row: &[Q8Block]| {
+                let from = std::ptr::from_ref(&row[g]).cast::<i32>();
+                // SAFETY: `at` and the 16 bytes behind it lie inside a block; the load takes any alignment.
+                unsafe { vld1q_s32(from.add(at / 4)) }
+            };
+            let (a, b, c, d) = (of(rows[0]), of(rows[1]), of(rows[2]), of(rows[3]));
+            let to = std::ptr::from_mut(out).cast::<i32>();
+            // SAFETY: four times `at` and the 64 bytes behind it lie inside a four; the stores take any alignment.
+            unsafe {
+                let to = to.add(at);
+                if EIGHTS && at < Q8_BLOCK {
+                    let [a, b, c, d] = [a, b, c, d].map(|x| vreinterpretq_s64_s32(x));
+                    vst4q_s64(to.cast(), int64x2x4_t(a, b, c, d));
+                } else {
+                    vst4q_s32(to, int32x4x4_t(a, b, c, d));
+                }
+            }
+        }
+    }
+}
+
+/// The sums of the codes of both halves, of the [`Pair`]s of each lane.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sums_of_halves([first, both]: [uint32x4_t; 2]) -> [int32x4_t; 2] {
+    let [first, both] = [first, both].map(|x| vreinterpretq_s16_u32(x));
+    [vpaddlq_s16(first), vpaddlq_s16(vsubq_s16(both, first))]
 }
 
 /// 1.5 · 2^23. Its bits and those of a whole number of up to 2^22, added as integers, are the sum of both as a float:
 /// cheaper than a conversion, which is slow on most cores.
 const MAGIC: f32 = 12_582_912.0;
-static MAGICS: [[f32; 4]; 40] = [[MAGIC; 4]; 40];
 
 /// What sums of products begin with, `N` registers: loads, because cores load beside their multiplications, and copy registers
-/// instead of them. They are of different places, up to `AT` (32 at most), and of others for each `g`: of one place the
-/// compiler would make copies.
+/// instead of them.
 #[inline]
 #[target_feature(enable = "neon")]
-fn magic<const N: usize, const AT: usize>(g: usize) -> [int32x4_t; N] {
+fn magic<const N: usize>() -> [int32x4_t; N] {
+    static LANES: [f32; 4] = [MAGIC; 4];
     let mut out = [vdupq_n_s32(0); N];
-    let from = MAGICS[g % 8..].as_ptr();
-    macro_rules! load {
-        ($($i:literal)*) => {$(
-            if $i < N {
-                // SAFETY: four floats are there: 7 + 28 + 3 is less than 40.
-                unsafe {
-                    asm!(
-                        "ldr {out:q}, [{from}, #16 * ({i})]",
-                        out = lateout(vreg) out[$i], from = in(reg) from, i = const AT + $i,
-                        options(pure, readonly, nostack, preserves_flags)
-                    );
-                }
-            }
-        )*};
+    for out in &mut out {
+        // SAFETY: four floats are there. Not said to be pure: of one such load the compiler would make copies.
+        unsafe {
+            asm!(
+                "ldr {out:q}, [{from}]",
+                out = lateout(vreg) *out, from = in(reg) LANES.as_ptr(),
+                options(readonly, nostack, preserves_flags)
+            );
+        }
     }
-    load!(0 1 2 3);
     out
 }
 
-/// What is taken off sums that began with [`MAGIC`], of both halves, or of the group in the first; the same for each row:
-/// that, and what making codes unsigned added.
+/// What is taken off sums that began with [`MAGIC`], of both halves, or of the group in the first, for the [`Pair`]s of each
+/// lane: that, and what making codes unsigned added.
 #[inline]
 #[target_feature(enable = "neon")]
-fn start<const Q: usize>(x: &Q8Block) -> [float32x4_t; 2] {
+fn start<const Q: usize>([first, both]: [uint32x4_t; 2]) -> [float32x4_t; 2] {
     let packing = const { &packing(Q) };
     let magic = vdupq_n_s32(MAGIC.to_bits() as i32);
     let mut out = [magic; 2];
     if packing.bias != 0 {
         let shift = packing.bias.trailing_zeros() as i32;
-        let both = vpaddlq_s16(vreinterpretq_s16_u32(vdupq_n_u32(x.both)));
-        out[0] = both;
+        out[0] = vpaddlq_s16(vreinterpretq_s16_u32(both));
         if halves(packing) {
-            out[0] = vpaddlq_s16(vreinterpretq_s16_u32(vdupq_n_u32(x.first)));
-            out[1] = vsubq_s32(both, out[0]);
+            out = sums_of_halves([first, both]);
         }
         for out in &mut out[..1 + usize::from(halves(packing))] {
             *out = vaddq_s32(magic, vshlq_s32(*out, vdupq_n_s32(shift)));
@@ -368,18 +384,15 @@ macro_rules! table {
     }};
 }
 
-/// Quads of a tile of several tokens.
-const QUADS: usize = 2;
-
-/// The products of a tier over its `alone`, for one token, and its `tile` for several. A macro, because a function cannot be
-/// generic over its features.
+/// The products of a tier over its `alone`, for one token, and its `tile` for several, up to eight where it is `$wide`. A macro,
+/// because a function cannot be generic over its features.
 macro_rules! products {
-    ($features:literal, $twice:literal) => {
+    ($features:literal, $twice:literal, $wide:literal) => {
         /// Indexed by format.
         pub(in crate::kernel::arm) const PRODUCTS: [Option<PackedFn>; Quant::COUNT] = table!(product);
 
-        /// The products of a panel with all tokens: four or two at a time, or one alone. A tile of three is not worth its
-        /// code. Tiles take a run of groups each in turn, which stays in the first-level cache with its factors.
+        /// The products of a panel with all tokens: eight, four or two at a time, or one alone. A tile of three is not worth
+        /// its code. Tiles take a run of groups each in turn, which stays in the first-level cache with its factors.
         #[target_feature(enable = $features)]
         fn product<const Q: usize>(panel: &[u8], _: Hints<'_>, x: &Q8View<'_>, sums: &mut [[f32; PANEL]]) {
             let panel = Panel::new(const { &packing(Q) }, panel, x.n_cols);
@@ -393,51 +406,48 @@ macro_rules! products {
             }
             together.fill([0.0; PANEL]);
             let mut run = Run::<$twice>::new();
-            let mut ready = [[nothing(); 4]; RUN];
             for g in (0..n_groups).step_by(RUN) {
                 let n = RUN.min(n_groups - g);
                 run.fill::<Q>(&panel, g, n);
-                let mut first = 0;
-                while first < together.len() {
-                    let row = |t: usize| &x.row(first + t)[g..][..n];
-                    first += match &mut together[first..] {
-                        [a, b, c, d, ..] => some::<Q, 4>(
-                            &panel,
-                            &run,
-                            &mut ready,
-                            g,
-                            &[row(0), row(1), row(2), row(3)],
-                            [a, b, c, d],
-                        ),
-                        [a, b, ..] => some::<Q, 2>(&panel, &run, &mut ready, g, &[row(0), row(1)], [a, b]),
+                let (mut sums, mut fours) = (&mut *together, x.fours);
+                while !sums.is_empty() {
+                    let four = |i: usize| &fours[i * n_groups..][g..g + n];
+                    let taken = match &mut *sums {
+                        [a, b, c, d, e, f, h, i, ..] if $wide => {
+                            let sums = [a, b, c, d, e, f, h, i];
+                            some::<Q, 8, 2, 1>(&panel, &run, g, [four(0), four(1)], sums)
+                        }
+                        [a, b, c, d, ..] => some::<Q, 4, 1, 2>(&panel, &run, g, [four(0)], [a, b, c, d]),
+                        [a, b, ..] => some::<Q, 2, 1, 2>(&panel, &run, g, [four(0)], [a, b]),
                         _ => break,
                     };
+                    sums = &mut sums[taken..];
+                    fours = &fours[taken.div_ceil(FOUR) * n_groups..];
                 }
             }
         }
 
-        /// Adds the products of a run of groups from `g` on with `T` tokens; tells how many those are.
+        /// Adds the products of a run of groups from `g` on with `T` tokens, which are in `F` fours, `N` quads at a time; tells
+        /// how many tokens those are.
         #[target_feature(enable = $features)]
-        fn some<const Q: usize, const T: usize>(
+        fn some<const Q: usize, const T: usize, const F: usize, const N: usize>(
             panel: &Panel<'_>,
             run: &Run<$twice>,
-            ready: &mut [[Ready; 4]; RUN],
             g: usize,
-            x: &[&[Q8Block]; T],
+            x: [&[Q8Four]; F],
             mut sums: [&mut [f32; PANEL]; T],
         ) -> usize {
-            let n = x[0].len();
-            get_ready::<Q, T>(x, ready);
-            for first in (0..4).step_by(QUADS) {
+            let n = x[0].len().min(RUN);
+            for first in (0..4).step_by(N) {
                 let mut found = begin(&sums, first);
                 for j in 0..n {
-                    let mut blocks = [&x[0][0]; T];
-                    for (block, x) in blocks.iter_mut().zip(x) {
+                    let mut fours = [&x[0][0]; F];
+                    for (four, x) in fours.iter_mut().zip(x) {
                         // A length that need not be checked.
-                        *block = &x[..n][j];
+                        *four = &x[..n][j];
                     }
                     let place = panel.codes(const { &packing(Q) }, g + j, 4 * first);
-                    tile::<Q, T>(&place, &blocks, &ready[j], run, j, first, &mut found);
+                    tile::<Q, T, F, N>(&place, &fours, run, j, first, &mut found);
                 }
                 end(&found, &mut sums, first);
             }
@@ -456,9 +466,9 @@ macro_rules! alone {
             let mut found = [vdupq_n_f32(0.0); 4];
             macro_rules! group {
                 ($odd:literal, $floats:expr, $g:expr, $x:expr) => {
-                    let exact = exact::<Q, 1, 4>(&panel.codes(const { &packing(Q) }, $g, 0), &[$x], $g);
+                    let exact = exact::<Q, 1, 4>(&panel.codes(const { &packing(Q) }, $g, 0), $x);
                     let factors = factors::<Q, $odd, $zip>(panel, $floats, $g);
-                    let token = Token::new::<Q>($x);
+                    let token = Token::new::<Q>($x.scale, $x.sum, [$x.first, $x.both]);
                     for (i, found) in found.iter_mut().enumerate() {
                         *found =
                             finish::<Q, 4>(&factors, i, &token, [exact[0][0][i], exact[1][0][i]], *found);
@@ -492,14 +502,14 @@ macro_rules! alone {
     };
 }
 
-/// Sums of the quads of a tile.
-type Found<const T: usize> = [[float32x4_t; QUADS]; T];
+/// Sums of `N` quads and `T` tokens of a tile.
+type Found<const T: usize, const N: usize> = [[float32x4_t; N]; T];
 
 /// Those from quad `first` on.
 #[inline]
 #[target_feature(enable = "neon")]
-fn begin<const T: usize>(sums: &[&mut [f32; PANEL]; T], first: usize) -> Found<T> {
-    let mut found = [[vdupq_n_f32(0.0); QUADS]; T];
+fn begin<const T: usize, const N: usize>(sums: &[&mut [f32; PANEL]; T], first: usize) -> Found<T, N> {
+    let mut found = [[vdupq_n_f32(0.0); N]; T];
     for (found, sums) in found.iter_mut().zip(sums) {
         for (found, sums) in found.iter_mut().zip(&sums.as_chunks::<4>().0[first..]) {
             // SAFETY: four floats are there; the load takes any alignment.
@@ -512,7 +522,7 @@ fn begin<const T: usize>(sums: &[&mut [f32; PANEL]; T], first: usize) -> Found<T
 /// Puts them back.
 #[inline]
 #[target_feature(enable = "neon")]
-fn end<const T: usize>(found: &Found<T>, sums: &mut [&mut [f32; PANEL]; T], first: usize) {
+fn end<const T: usize, const N: usize>(found: &Found<T, N>, sums: &mut [&mut [f32; PANEL]; T], first: usize) {
     for (found, sums) in found.iter().zip(sums) {
         store(found, &mut sums[4 * first..]);
     }

@@ -12,7 +12,7 @@ use super::*;
 use crate::kernel::PackedFn;
 use crate::kernel::tensor::Q8View;
 
-products!("neon", 1);
+products!("neon", 1, false);
 alone!("neon", false);
 
 /// The register as it is, of which the compiler knows nothing any more.
@@ -24,25 +24,55 @@ fn opaque(mut x: int16x8_t) -> int16x8_t {
     x
 }
 
-/// The four activations of a step, for four rows.
+/// The activations of a group: those of a token, or of four side by side.
+trait Acts {
+    /// The first of the codes: of each step those of all tokens.
+    fn codes(&self) -> *const i8;
+    /// Sums of the codes of token `t`, of the first half and of all.
+    fn pairs(&self, t: usize) -> [Pair; 2];
+}
+
+impl Acts for Q8Block {
+    #[inline]
+    fn codes(&self) -> *const i8 {
+        self.codes.as_ptr()
+    }
+
+    #[inline]
+    fn pairs(&self, _: usize) -> [Pair; 2] {
+        [self.first, self.both]
+    }
+}
+
+impl Acts for Q8Four {
+    #[inline]
+    fn codes(&self) -> *const i8 {
+        self.codes.as_flattened().as_ptr()
+    }
+
+    #[inline]
+    fn pairs(&self, t: usize) -> [Pair; 2] {
+        [self.first[t], self.both[t]]
+    }
+}
+
+/// The four activations of a step of a token, for four rows.
 #[inline]
 #[target_feature(enable = "neon")]
-fn four(codes: &[i8; Q8_BLOCK], step: usize) -> int8x16_t {
-    let four = &codes.as_chunks::<4>().0[step];
-    // SAFETY: the four codes are there; the load takes any alignment.
-    let x = unsafe { vld1q_dup_s32(four.as_ptr().cast()) };
+fn four(x: &impl Acts, step: usize, t: usize) -> int8x16_t {
+    // SAFETY: callers have four tokens; the load takes any alignment.
+    let x = unsafe { vld1q_dup_s32(x.codes().add(4 * (FOUR * step + t)).cast()) };
     // A compiler that knows that both halves are the same does without `smull2`, and moves the upper half of each register
     // of weights down.
     vreinterpretq_s8_s16(opaque(vreinterpretq_s16_s32(x)))
 }
 
-/// Four steps of them.
+/// Four steps of them, of one token.
 #[inline]
 #[target_feature(enable = "neon")]
-fn fours(codes: &[i8; Q8_BLOCK], half: usize) -> [int8x16_t; 4] {
-    let codes = &codes.as_chunks::<16>().0[half];
-    // SAFETY: the 16 codes are there; the load takes any alignment.
-    let int32x4x4_t(a, b, c, d) = unsafe { vld4q_dup_s32(codes.as_ptr().cast()) };
+fn steps(x: &impl Acts, half: usize) -> [int8x16_t; 4] {
+    // SAFETY: 16 codes are there of each half; the load takes any alignment.
+    let int32x4x4_t(a, b, c, d) = unsafe { vld4q_dup_s32(x.codes().add(16 * half).cast()) };
     [vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b), vreinterpretq_s8_s32(c), vreinterpretq_s8_s32(d)]
 }
 
@@ -53,34 +83,25 @@ fn add(acc: [int16x8_t; 2], w: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
     [vmlal_s8(acc[0], vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(acc[1], w, x)]
 }
 
-/// Nothing is made ready for a tile.
-type Ready = ();
-
-#[inline]
-fn nothing() -> Ready {}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn get_ready<const Q: usize, const T: usize>(_x: &[&[Q8Block]; T], _ready: &mut [[Ready; 4]; RUN]) {}
-
 /// Adds the products of the `j`-th group of a run to those found.
 #[inline]
 #[target_feature(enable = "neon")]
-fn tile<const Q: usize, const T: usize>(
+fn tile<const Q: usize, const T: usize, const F: usize, const N: usize>(
     place: &Place<'_>,
-    x: &[&Q8Block; T],
-    _ready: &[Ready; 4],
+    x: &[&Q8Four; F],
     run: &Run<1>,
     j: usize,
     first: usize,
-    found: &mut Found<T>,
+    found: &mut Found<T, N>,
 ) {
-    let exact = exact::<Q, T, QUADS>(place, x, j);
-    for i in 0..QUADS {
+    let x = x[0];
+    let exact = exact::<Q, T, N>(place, x);
+    for i in 0..N {
         let factors = run.quad::<Q>(j, first + i);
         for t in 0..T {
             let exact = [exact[0][t][i], exact[1][t][i]];
-            found[t][i] = finish::<Q, 1>(&factors, 0, &Token::new::<Q>(x[t]), exact, found[t][i]);
+            let token = Token::new::<Q>(x.scale[t], x.sum[t], x.pairs(t));
+            found[t][i] = finish::<Q, 1>(&factors, 0, &token, exact, found[t][i]);
         }
     }
 }
@@ -88,23 +109,18 @@ fn tile<const Q: usize, const T: usize>(
 /// The sums of a group, of the quads at `place`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn exact<const Q: usize, const T: usize, const N: usize>(
-    place: &Place<'_>,
-    x: &[&Q8Block; T],
-    _g: usize,
-) -> Exact<T, N> {
+fn exact<const Q: usize, const T: usize, const N: usize>(place: &Place<'_>, x: &impl Acts) -> Exact<T, N> {
     let packing = const { &packing(Q) };
     let mut exact = [[[vdupq_n_f32(0.0); N]; T]; 2];
     if const { matches!(Quant::ALL[Q], Quant::Q8_0 | Quant::IQ4_NL | Quant::IQ4_XS) } {
         // Two tokens at a time: more have no room.
         macro_rules! two {
             ($t:literal) => {
-                let x = [&x[$t].codes, &x[$t + 1].codes];
                 [exact[0][$t], exact[0][$t + 1]] = wide::<Q, T, $t, 2, N>(place, x);
             };
         }
         match T {
-            1 => [exact[0][0]] = wide::<Q, T, 0, 1, N>(place, [&x[0].codes]),
+            1 => [exact[0][0]] = wide::<Q, T, 0, 1, N>(place, x),
             2 => {
                 two!(0);
             }
@@ -117,13 +133,13 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
     }
     let mut alone = [[vdupq_n_s8(0); 4]; 2];
     if T == 1 {
-        alone = [fours(&x[0].codes, 0), fours(&x[0].codes, 1)];
+        alone = [steps(x, 0), steps(x, 1)];
     }
     macro_rules! activations {
         ($step:literal) => {{
             let mut four_of_x = [vdupq_n_s8(0); T];
-            for (to, x) in four_of_x.iter_mut().zip(x) {
-                *to = if T == 1 { alone[$step / 4][$step % 4] } else { four(&x.codes, $step) };
+            for (t, to) in four_of_x.iter_mut().enumerate() {
+                *to = if T == 1 { alone[$step / 4][$step % 4] } else { four(x, $step, t) };
             }
             four_of_x
         }};
@@ -143,7 +159,7 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
             )*
             multiply(&mut acc, &w, &x4);
             for t in 0..T {
-                let bias = vmulq_n_s16(sums_of_steps::<Q>(x[t], $half), -i16::from(packing.bias));
+                let bias = vmulq_n_s16(sums_of_steps::<Q>(x.pairs(t), $half), -i16::from(packing.bias));
                 for i in 0..N {
                     let [a, b] = acc[t][i];
                     exact[$half][t][i] = vcvtq_f32_s32(if packing.bias != 0 {
@@ -174,7 +190,7 @@ fn exact<const Q: usize, const T: usize, const N: usize>(
 #[target_feature(enable = "neon")]
 fn wide<const Q: usize, const TILE: usize, const FIRST: usize, const T: usize, const N: usize>(
     place: &Place<'_>,
-    x: [&[i8; Q8_BLOCK]; T],
+    x: &impl Acts,
 ) -> [[float32x4_t; N]; T] {
     let mut sums = [[[vdupq_n_s32(0); 2]; N]; T];
     let mut alone = [vdupq_n_s8(0); 4];
@@ -182,12 +198,12 @@ fn wide<const Q: usize, const TILE: usize, const FIRST: usize, const T: usize, c
         ($($first:literal $second:literal,)*) => {$(
             let w = [weights::<Q, N>(place, $first), weights::<Q, N>(place, $second)];
             if T == 1 && $first % 4 == 0 {
-                alone = fours(x[0], $first / 4);
+                alone = steps(x, $first / 4);
             }
-            for (x, sums) in x.iter().zip(&mut sums) {
+            for (t, sums) in (FIRST..).zip(&mut sums) {
                 let x = match T {
                     1 => [alone[$first % 4], alone[$second % 4]],
-                    _ => [four(x, $first), four(x, $second)],
+                    _ => [four(x, $first, t), four(x, $second, t)],
                 };
                 for i in 0..N {
                     let products = add(add([vdupq_n_s16(0); 2], w[0][i], x[0]), w[1][i], x[1]);
@@ -236,9 +252,9 @@ fn multiply<const T: usize, const N: usize>(
 /// each row.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sums_of_steps<const Q: usize>(x: &Q8Block, half: usize) -> int16x8_t {
-    let both = vreinterpretq_s16_u32(vdupq_n_u32(x.both));
-    let first = vreinterpretq_s16_u32(vdupq_n_u32(x.first));
+fn sums_of_steps<const Q: usize>([first, both]: [Pair; 2], half: usize) -> int16x8_t {
+    let both = vreinterpretq_s16_u32(vdupq_n_u32(both));
+    let first = vreinterpretq_s16_u32(vdupq_n_u32(first));
     match (halves(const { &packing(Q) }), half) {
         (false, _) => both,
         (true, 0) => first,
