@@ -139,6 +139,8 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
     let api = api::open(args.socket.as_deref(), config, &engine, closing.subscribe())?;
     #[cfg(feature = "dbus")]
     let mut bus = connect_bus(args, config, &engine).await?;
+    #[cfg(feature = "dbus")]
+    engine.metrics().set_bus(bus.is_some());
     tell(&[sd_notify::NotifyState::Ready]);
     log::info!(
         message_id = "af0d7c654813478785adc4676c3c6cc9";
@@ -175,10 +177,12 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
                 #[cfg(feature = "dbus")]
                 {
                     drop(bus.take());
+                    engine.metrics().set_bus(false);
                     match timeout(BUS_BACK, reconnect(args, config, &engine)).await {
                         Ok(door) => bus = door,
                         Err(_) => break Err(Stop::internal("the bus did not come back within 5 s; restarting")),
                     }
+                    engine.metrics().set_bus(true);
                     log::info!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is back");
                 }
             }

@@ -77,8 +77,11 @@ pub const INPUT_BYTES_MAX: usize = 1 << 20;
 pub const TEXT_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
-/// Requests waiting to be tokenized: a little more than the largest queue, so that the scheduler answers `queue_full`.
+/// Requests and texts waiting to be tokenized: a little more than the largest queue, so that the scheduler answers
+/// `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;
+/// Those of one uid: others still find room.
+pub const ADMIT_QUEUE_PER_UID_MAX: usize = 64;
 /// Longest control or user-defined token that is looked for in text: the longest known has 60 bytes.
 pub const SPECIAL_BYTES_MAX: usize = 256;
 /// Longest component of a `tokenizer.json` around its model: the longest known, a template with 256 tokens, has 30 KB.

@@ -1,7 +1,7 @@
 //! Admission: everything that is decided before a request may wait. Model known and readable, template rendered,
 //! text tokenized, prompt within the context. Runs on a thread of its own, so that a long text stops nobody.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use super::handle::{Live, Shared};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
-use super::{Admitted, Code, Effort, Event, Fault, Input, ModelHeader, ModelState, Request, Sink};
+use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, ModelState, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::format::{self, Checkpoint};
@@ -97,10 +97,80 @@ pub(super) struct Submission {
     pub submitted_us: u64,
 }
 
+/// What is to become tokens.
+#[derive(Clone, Debug)]
+pub enum Text {
+    /// A text as it stands.
+    Plain {
+        /// The text.
+        text: String,
+        /// With the token that begins every text, if the model has one.
+        add_special: bool,
+        /// Names of control tokens in it become those tokens.
+        parse_special: bool,
+    },
+    /// A conversation in the model's template.
+    Chat(Vec<Message>),
+}
+
+/// A text as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokenized {
+    /// The tokens.
+    pub tokens: Vec<Token>,
+    /// Of a conversation, its text in the model's template.
+    pub prompt: Option<String>,
+}
+
+/// A text on its way to the admission thread, and who is told of its tokens.
+pub(super) struct ToTokenize {
+    pub uid: u32,
+    pub model: Option<String>,
+    pub text: Text,
+    pub tell: Box<dyn FnOnce(Result<Tokenized, Fault>) + Send>,
+}
+
 /// What the admission thread takes.
 pub(super) enum ToAdmit {
     Submit(Box<Submission>),
+    Tokenize(Box<ToTokenize>),
     Preload(String),
+}
+
+/// What waits to be read, of each uid by itself: a long text of one keeps no other waiting for more than itself.
+#[derive(Default)]
+struct Waiting {
+    of_uid: BTreeMap<u32, VecDeque<ToAdmit>>,
+    /// Whose turn it is.
+    turn: VecDeque<u32>,
+}
+
+impl Waiting {
+    fn push(&mut self, item: ToAdmit) {
+        let uid = match &item {
+            ToAdmit::Submit(s) => s.request.caller.uid,
+            ToAdmit::Tokenize(t) => t.uid,
+            // The daemon's own wish.
+            ToAdmit::Preload(_) => 0,
+        };
+        let own = self.of_uid.entry(uid).or_default();
+        if own.is_empty() {
+            self.turn.push_back(uid);
+        }
+        own.push_back(item);
+    }
+
+    fn pop(&mut self) -> Option<ToAdmit> {
+        let uid = self.turn.pop_front()?;
+        let own = self.of_uid.get_mut(&uid)?;
+        let item = own.pop_front();
+        if own.is_empty() {
+            self.of_uid.remove(&uid);
+        } else {
+            self.turn.push_back(uid);
+        }
+        item
+    }
 }
 
 /// The admission thread.
@@ -118,20 +188,60 @@ impl Admission {
         Self { shared, engine, open: HashMap::new(), n_opened: 0 }
     }
 
-    /// Serves until every sender is gone.
+    /// Serves until every sender is gone. How much may wait, senders have bounded ([`Shared::enter`]).
     pub(super) fn run(mut self, inbox: &Receiver<ToAdmit>) {
-        while let Ok(message) = inbox.recv() {
-            match message {
-                ToAdmit::Submit(s) => {
-                    self.submit(*s);
-                    self.shared.admitted_one();
+        let mut waiting = Waiting::default();
+        while let Ok(first) = inbox.recv() {
+            waiting.push(first);
+            while let Some(item) = waiting.pop() {
+                self.take(item);
+                inbox.try_iter().for_each(|item| waiting.push(item));
+            }
+        }
+    }
+
+    fn take(&mut self, item: ToAdmit) {
+        match item {
+            ToAdmit::Submit(s) => {
+                let uid = s.request.caller.uid;
+                self.submit(*s);
+                self.shared.leave(uid);
+            }
+            ToAdmit::Tokenize(t) => {
+                let ToTokenize { uid, model, text, tell } = *t;
+                let read = catch_unwind(AssertUnwindSafe(|| self.read(model.as_deref(), &text)));
+                tell(read.unwrap_or_else(|_| Err(unprepared())));
+                self.shared.leave(uid);
+            }
+            ToAdmit::Preload(name) => match self.model(Some(&name)) {
+                Ok(model) => drop(self.engine.send(Command::Preload(model))),
+                Err(fault) => {
+                    log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message)
                 }
-                ToAdmit::Preload(name) => match self.model(Some(&name)) {
-                    Ok(model) => drop(self.engine.send(Command::Preload(model))),
-                    Err(fault) => {
-                        log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message)
-                    }
-                },
+            },
+        }
+    }
+
+    /// The tokens of a text.
+    fn read(&mut self, model: Option<&str>, text: &Text) -> Result<Tokenized, Fault> {
+        let model = self.model(model)?;
+        match text {
+            Text::Plain { text, add_special, parse_special } => {
+                bounded("a text", text.len(), "text")?;
+                let tok = &model.tokenizer;
+                let mut tokens = Vec::new();
+                if *add_special && tok.add_bos() {
+                    tokens.extend(tok.bos());
+                }
+                let special = if *parse_special { Special::Parse } else { Special::AsText };
+                tok.encode(text, special, &mut tokens);
+                Ok(Tokenized { tokens, prompt: None })
+            }
+            Text::Chat(messages) => {
+                let renderer = self.shared.options.renderer.as_deref();
+                let tokens = encode_chat(&model, messages, Effort::None, renderer, "messages")?;
+                let prompt = model.tokenizer.decode_with_control(&tokens);
+                Ok(Tokenized { tokens, prompt: Some(String::from_utf8_lossy(&prompt).into_owned()) })
             }
         }
     }
@@ -164,8 +274,9 @@ impl Admission {
                 return;
             }
             Ok(Err(fault)) => fault,
-            Err(_) => Fault::new(Code::Internal, "preparing the prompt failed; the log has the place"),
+            Err(_) => unprepared(),
         };
+        self.shared.metrics.error(fault.code);
         s.sink.offer(&Event::Failed(fault));
     }
 
@@ -275,6 +386,10 @@ fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
     }
 }
 
+fn unprepared() -> Fault {
+    Fault::new(Code::Internal, "preparing the prompt failed; the log has the place")
+}
+
 /// The prompt's tokens, and whether a conversation had to do without a template.
 fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
     let field = request.input_field;
@@ -284,48 +399,16 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
     if thinks && !(matches!(request.input, Input::Chat(_)) && model.template().is_some()) {
         return Err(no_thinking(&model.id));
     }
-    let bounded = |what: &str, bytes: usize| match bytes > INPUT_BYTES_MAX {
-        true => {
-            let message = format!("{what} of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
-            Err(Fault::new(Code::BodyTooLarge, message).at(field))
-        }
-        false => Ok(()),
-    };
     let mut tokens = Vec::new();
     match &request.input {
         Input::Text(text) => {
-            bounded("a text", text.len())?;
+            bounded("a text", text.len(), field)?;
             if tok.add_bos() {
                 tokens.extend(tok.bos());
             }
             tok.encode(text, Special::AsText, &mut tokens);
         }
-        Input::Chat(messages) => {
-            bounded("messages", messages.iter().map(|m| m.content.len()).sum())?;
-            let chat = Chat {
-                messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
-                variables: thinking(request.effort),
-                must_read: match request.effort {
-                    Effort::None => Vec::new(),
-                    _ => SWITCHES.iter().map(|&name| name.to_owned()).collect(),
-                },
-                add_generation_prompt: true,
-                moment: Moment::from_unix(crate::os::clock::unix_s()),
-            };
-            let render = |input: &TemplateInput| match (model.template(), renderer) {
-                (None, _) => Ok(input.chat.contents().join("\n\n")),
-                (Some(template), Some(program)) => render::render(program, template, input),
-                (Some(template), None) => Ok(Template::new(template)?.render(input)?),
-            };
-            tokens = tok.encode_chat(render, &chat).map_err(|e| {
-                let (code, id) = (render_code(&e), &model.id);
-                if let RenderError::Text(TextError::Unread { .. }) = e {
-                    return no_thinking(id);
-                }
-                Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}"))
-                    .at(field)
-            })?;
-        }
+        Input::Chat(messages) => tokens = encode_chat(model, messages, request.effort, renderer, field)?,
         Input::Tokens(ids) => {
             let n = model.model.hyper().n_vocab;
             if let Some(i) = ids.iter().position(|t| t.index() >= n) {
@@ -336,6 +419,49 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
         }
     }
     Ok((tokens, no_template))
+}
+
+fn bounded(what: &str, bytes: usize, field: &str) -> Result<(), Fault> {
+    match bytes > INPUT_BYTES_MAX {
+        true => {
+            let message = format!("{what} of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
+            Err(Fault::new(Code::BodyTooLarge, message).at(field))
+        }
+        false => Ok(()),
+    }
+}
+
+/// The tokens of a conversation, ready for its answer; without a template, of its texts one after the other.
+fn encode_chat(
+    model: &Loaded,
+    messages: &[Message],
+    effort: Effort,
+    renderer: Option<&Path>,
+    field: &str,
+) -> Result<Vec<Token>, Fault> {
+    bounded("messages", messages.iter().map(|m| m.content.len()).sum(), field)?;
+    let chat = Chat {
+        messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
+        variables: thinking(effort),
+        must_read: match effort {
+            Effort::None => Vec::new(),
+            _ => SWITCHES.iter().map(|&name| name.to_owned()).collect(),
+        },
+        add_generation_prompt: true,
+        moment: Moment::from_unix(crate::os::clock::unix_s()),
+    };
+    let render = |input: &TemplateInput| match (model.template(), renderer) {
+        (None, _) => Ok(input.chat.contents().join("\n\n")),
+        (Some(template), Some(program)) => render::render(program, template, input),
+        (Some(template), None) => Ok(Template::new(template)?.render(input)?),
+    };
+    model.tokenizer.encode_chat(render, &chat).map_err(|e| {
+        let (code, id) = (render_code(&e), &model.id);
+        if let RenderError::Text(TextError::Unread { .. }) = e {
+            return no_thinking(id);
+        }
+        Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}")).at(field)
+    })
 }
 
 /// Variables by which templates let the model think.
@@ -362,5 +488,26 @@ fn render_code(e: &RenderError) -> Code {
     match e {
         RenderError::Process { .. } => Code::Internal,
         _ => Code::InvalidValue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uids_are_read_in_turn() {
+        let mut waiting = Waiting::default();
+        let text = || Text::Plain { text: String::new(), add_special: false, parse_special: false };
+        for (uid, n) in [(1, "a"), (1, "b"), (1, "c"), (2, "d"), (3, "e"), (2, "f")] {
+            let of = ToTokenize { uid, model: Some(n.into()), text: text(), tell: Box::new(|_| {}) };
+            waiting.push(ToAdmit::Tokenize(Box::new(of)));
+        }
+        let mut order = String::new();
+        while let Some(item) = waiting.pop() {
+            let ToAdmit::Tokenize(item) = item else { continue };
+            order += &item.model.unwrap_or_default();
+        }
+        assert_eq!((order.as_str(), waiting.of_uid.len()), ("adebfc", 0));
     }
 }

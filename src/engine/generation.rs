@@ -8,7 +8,8 @@ use super::handle::Live;
 use super::run::Job;
 use super::scheduler::Micros;
 use super::{
-    Done, Event, Family, Fault, Likely, Logprob, Offer, Request, Sampling, Sink, StopDetail, Timings, Usage,
+    Done, Event, Family, Fault, FinishReason, Likely, Logprob, ModelMetrics, Offer, Request, Sampling, Sink,
+    StopDetail, Timings, Usage,
 };
 use crate::base::Token;
 use crate::os::clock;
@@ -23,6 +24,9 @@ pub(super) struct Generation {
     pub live: Arc<Live>,
     pub model: Arc<Loaded>,
     pub sink: Box<dyn Sink>,
+    metrics: Arc<ModelMetrics>,
+    /// Since when its reader takes nothing.
+    pub full_since: Option<Micros>,
     /// A change of the place in the queue that was not told yet.
     pub position: Option<usize>,
     /// When the last position or progress was told.
@@ -58,11 +62,12 @@ pub(super) struct Generation {
     loaded: Option<Micros>,
     prefilled: Option<Micros>,
     first_text: Option<Micros>,
+    last_token: Option<Micros>,
 }
 
 impl Generation {
     /// A request with a context of `n_ctx` positions and at most `max_tokens` to generate (0: no such bound).
-    pub(super) fn new(job: Job, n_ctx: usize, max_tokens: u32) -> Self {
+    pub(super) fn new(job: Job, n_ctx: usize, max_tokens: u32, metrics: Arc<ModelMetrics>) -> Self {
         let Job { request, sink, live, model, tokens, submitted_us } = job;
         let room = n_ctx - tokens.len();
         let asked = [request.max_tokens.unwrap_or(0), max_tokens].into_iter().filter(|n| *n > 0).min();
@@ -77,6 +82,8 @@ impl Generation {
             live,
             model,
             sink,
+            metrics,
+            full_since: None,
             position: None,
             told_us: 0,
             stops: StopFilter::new(request.stop.clone()),
@@ -102,12 +109,14 @@ impl Generation {
             loaded: None,
             prefilled: None,
             first_text: None,
+            last_token: None,
         }
     }
 
     /// It has a place now.
     pub(super) fn started(&mut self, now: Micros) {
         self.start = Some(now);
+        self.metrics.queue_wait.observe(now.saturating_sub(self.submitted));
         self.position = None;
         self.make_chain();
     }
@@ -168,6 +177,7 @@ impl Generation {
             self.loaded = Some(now);
             self.told_us = 0;
             (self.n_cached, self.n_prefilled) = (n, n);
+            self.metrics.prompt_cached.add(n as u64);
         }
     }
 
@@ -183,6 +193,7 @@ impl Generation {
         if self.n_prefilled >= read {
             return;
         }
+        self.metrics.prompt_computed.add((read - self.n_prefilled) as u64);
         self.n_prefilled = read;
         let last = read == self.n_prompt;
         if last {
@@ -218,6 +229,10 @@ impl Generation {
         }
         self.n_drawn += 1;
         self.tokens.push(token);
+        self.metrics.completion.add(1);
+        if let Some(last) = self.last_token.replace(now) {
+            self.metrics.inter_token.observe(now.saturating_sub(last));
+        }
         let breaks = self.breaks(token);
         if let Some(chain) = &mut self.chain {
             chain.accept(token, breaks);
@@ -248,7 +263,9 @@ impl Generation {
 
     fn text(&mut self, text: String, logprob: Option<Box<Logprob>>, now: Micros) {
         if !text.is_empty() {
-            self.first_text.get_or_insert(now);
+            if self.first_text.replace(self.first_text.unwrap_or(now)).is_none() {
+                self.metrics.first_token.observe(now.saturating_sub(self.submitted));
+            }
             self.sent = true;
         }
         if !text.is_empty() || logprob.is_some() {
@@ -296,6 +313,12 @@ impl Generation {
             }
             Err(fault) => Event::Failed(fault),
         };
+        let finished = match &event {
+            Event::Done(done) if done.stop_detail.reason() == FinishReason::Stop => 0,
+            Event::Done(_) => 1,
+            _ => 2,
+        };
+        self.metrics.finished[finished].add(1);
         self.log(&event, now);
         self.pending.push_back(event);
     }

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Sender, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::admit::{Admission, Loaded, Submission, ToAdmit};
+use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
 use super::run::{Command, Runner};
-use super::{Code, Fault, GenerationId, Request, Sink};
-use crate::base::limits::{ADMIT_QUEUE_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX};
+use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
+use crate::base::limits::{
+    ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
+};
 use crate::kernel::Kernels;
 use crate::model::{Cache, KvType, Pack};
 use crate::os::{clock, thread};
@@ -154,11 +156,48 @@ pub struct ModelHeader {
     pub chat: bool,
 }
 
+/// Whether the daemon answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It does.
+    Ready,
+    /// Something needs the administrator: what the code says.
+    Degraded(Code),
+    /// It ends.
+    Draining,
+}
+
+impl State {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Degraded(_) => "degraded",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// The code of what is wrong; empty if nothing is.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Ready => "",
+            Self::Degraded(code) => code.as_str(),
+            Self::Draining => Code::ShuttingDown.as_str(),
+        }
+    }
+}
+
 /// What the engine does now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Requests waiting.
+    /// Requests waiting, in all.
     pub queue_length: usize,
+    /// Those of class `interactive` that passed admission.
+    pub queue_interactive: usize,
+    /// Those of class `background`.
+    pub queue_background: usize,
     /// Requests being generated.
     pub active_generations: usize,
 }
@@ -249,8 +288,11 @@ pub(super) struct Shared {
     pub kernels: &'static Kernels,
     catalogue: Mutex<BTreeMap<String, Entry>>,
     live: Mutex<BTreeMap<String, LiveEntry>>,
-    admitting: AtomicUsize,
-    pub queue_length: AtomicUsize,
+    /// Requests and texts of each uid that wait to be read.
+    admitting: Mutex<BTreeMap<u32, usize>>,
+    /// Requests waiting, by class.
+    pub queue_length: [AtomicUsize; 2],
+    pub metrics: Metrics,
     pub active: AtomicUsize,
     /// Layers begun since the start: what a cancelled prefill cost can be read from it.
     pub layers: AtomicU64,
@@ -323,9 +365,41 @@ impl Shared {
         }
     }
 
-    /// A submission left the admission queue.
-    pub(super) fn admitted_one(&self) {
-        self.admitting.fetch_sub(1, Ordering::AcqRel);
+    /// Something of `uid` is to be read. Those who enter [`Self::leave`].
+    fn enter(&self, uid: u32) -> Result<(), Fault> {
+        if self.dead.load(Ordering::Acquire) {
+            return Err(engine_gone());
+        }
+        if self.shutting_down.load(Ordering::Acquire) {
+            let message = "the daemon is going down; try again in a few seconds";
+            return Err(Fault::new(Code::ShuttingDown, message).retry_after(2_000));
+        }
+        let mut admitting = lock(&self.admitting);
+        let own = admitting.get(&uid).copied().unwrap_or(0);
+        let full = |n: usize, whose: &str, max: usize| {
+            let message = format!("{n} requests {whose}wait to be read, at most {max} may; try again later");
+            Err(Fault::new(Code::QueueFull, message).retry_after(1_000))
+        };
+        if own >= ADMIT_QUEUE_PER_UID_MAX {
+            return full(own, "of this user ", ADMIT_QUEUE_PER_UID_MAX);
+        }
+        let all = admitting.values().sum::<usize>();
+        if all >= ADMIT_QUEUE_MAX {
+            return full(all, "", ADMIT_QUEUE_MAX);
+        }
+        admitting.insert(uid, own + 1);
+        Ok(())
+    }
+
+    /// It was read, or is not to be read any more.
+    pub(super) fn leave(&self, uid: u32) {
+        let mut admitting = lock(&self.admitting);
+        if let Some(own) = admitting.get_mut(&uid) {
+            *own -= 1;
+            if *own == 0 {
+                admitting.remove(&uid);
+            }
+        }
     }
 }
 
@@ -341,7 +415,7 @@ pub(super) fn engine_gone() -> Fault {
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-    admit: SyncSender<ToAdmit>,
+    admit: Sender<ToAdmit>,
     commands: Sender<Command>,
 }
 
@@ -376,8 +450,9 @@ impl Engine {
             kernels,
             catalogue: Mutex::new(catalogue),
             live: Mutex::default(),
-            admitting: AtomicUsize::new(0),
-            queue_length: AtomicUsize::new(0),
+            admitting: Mutex::default(),
+            queue_length: Default::default(),
+            metrics: Metrics::default(),
             active: AtomicUsize::new(0),
             layers: AtomicU64::new(0),
             progress: AtomicU64::new(0),
@@ -387,7 +462,7 @@ impl Engine {
             dead: AtomicBool::new(false),
         });
         let (commands, inbox) = mpsc::channel();
-        let (admit, to_admit) = mpsc::sync_channel(ADMIT_QUEUE_MAX);
+        let (admit, to_admit) = mpsc::channel();
         let no_thread =
             |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
         let runner = Runner::new(shared.clone());
@@ -402,34 +477,41 @@ impl Engine {
     /// # Errors
     /// `queue_full` when too many requests wait for admission, `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
-        if self.shared.dead.load(Ordering::Acquire) {
-            return Err(engine_gone());
-        }
-        if self.shared.shutting_down.load(Ordering::Acquire) {
-            return Err(Fault::new(
-                Code::ShuttingDown,
-                "the daemon is going down; try again in a few seconds",
-            )
-            .retry_after(2_000));
-        }
-        let live = Arc::new(Live::default());
         let (id, uid) = (request.id.clone(), request.caller.uid);
+        self.enter(uid)?;
+        let live = Arc::new(Live::default());
         let submission = Submission { request, sink, live: live.clone(), submitted_us: clock::now_us() };
-        self.shared.admitting.fetch_add(1, Ordering::AcqRel);
         self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
         let handle = Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() };
-        self.admit.try_send(ToAdmit::Submit(Box::new(submission))).map_err(|e| {
-            self.shared.admitted_one();
-            match e {
-                TrySendError::Full(_) => Fault::new(
-                    Code::QueueFull,
-                    format!("{ADMIT_QUEUE_MAX} requests wait to be read, at most {ADMIT_QUEUE_MAX} may; try again later"),
-                )
-                .retry_after(1_000),
-                TrySendError::Disconnected(_) => engine_gone(),
-            }
-        })?;
+        self.send(uid, ToAdmit::Submit(Box::new(submission)))?;
         Ok(handle)
+    }
+
+    /// Makes tokens of `text` for `uid`, with the vocabulary of `model` (an id, an alias, or the default); `tell` hears of
+    /// them, on a thread of the engine. It loads nothing.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`].
+    pub fn tokenize(
+        &self,
+        uid: u32,
+        model: Option<String>,
+        text: Text,
+        tell: impl FnOnce(Result<Tokenized, Fault>) + Send + 'static,
+    ) -> Result<(), Fault> {
+        self.enter(uid)?;
+        self.send(uid, ToAdmit::Tokenize(Box::new(ToTokenize { uid, model, text, tell: Box::new(tell) })))
+    }
+
+    fn enter(&self, uid: u32) -> Result<(), Fault> {
+        self.shared.enter(uid).inspect_err(|fault| self.shared.metrics.error(fault.code))
+    }
+
+    fn send(&self, uid: u32, item: ToAdmit) -> Result<(), Fault> {
+        self.admit.send(item).map_err(|_| {
+            self.shared.leave(uid);
+            engine_gone()
+        })
     }
 
     /// Cancels by id. `uid` is the caller's; another uid's generation counts as unknown unless `uid` is 0.
@@ -450,8 +532,8 @@ impl Engine {
 
     /// Begins to load a model without a request (`--model`, `models.preload`).
     pub fn preload(&self, model: &str) {
-        // A full queue loads models soon enough by itself.
-        drop(self.admit.try_send(ToAdmit::Preload(model.to_owned())));
+        // A stopped engine loads nothing.
+        drop(self.admit.send(ToAdmit::Preload(model.to_owned())));
     }
 
     /// The models, sorted by id.
@@ -469,11 +551,50 @@ impl Engine {
     /// What it does now.
     #[must_use]
     pub fn status(&self) -> Status {
+        let [interactive, background] =
+            [0, 1].map(|class: usize| self.shared.queue_length[class].load(Ordering::Relaxed));
         Status {
-            queue_length: self.shared.queue_length.load(Ordering::Relaxed)
-                + self.shared.admitting.load(Ordering::Relaxed),
+            queue_length: interactive + background + lock(&self.shared.admitting).values().sum::<usize>(),
+            queue_interactive: interactive,
+            queue_background: background,
             active_generations: self.shared.active.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether it answers.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match () {
+            () if self.shared.shutting_down.load(Ordering::Acquire) => State::Draining,
+            () if !self.moves() => State::Degraded(Code::NotReady),
+            () => State::Ready,
+        }
+    }
+
+    /// Why a request that came now would not be admitted.
+    ///
+    /// # Errors
+    /// `not_ready`, with the reason.
+    pub fn ready(&self) -> Result<(), Fault> {
+        let (o, status) = (self.options(), self.status());
+        let not = |why: String| Err(Fault::new(Code::NotReady, why).retry_after(1_000));
+        if self.state() != State::Ready {
+            return not(format!("the daemon is {}", self.state().as_str()));
+        }
+        if self.resolve(None).is_none() {
+            return not(self.shared.unknown_model(None).message);
+        }
+        let waiting = status.queue_length;
+        match waiting > 0 && waiting >= o.queue_max {
+            true => not(format!("{waiting} requests wait, at most {} may", o.queue_max)),
+            false => Ok(()),
+        }
+    }
+
+    /// Counts of what was done.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Layers that all steps have begun since the start.

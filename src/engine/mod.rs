@@ -10,8 +10,10 @@ mod generation;
 mod handle;
 mod load;
 mod machine;
+mod metrics;
 mod perplexity;
 mod prefix;
+mod ready;
 mod request;
 mod run;
 mod scheduler;
@@ -19,12 +21,14 @@ mod solo;
 mod speed;
 mod tuning;
 
+pub use admit::{Text, Tokenized};
 pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
     Timings, Usage,
 };
-pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, Status};
+pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
+pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;

@@ -51,6 +51,11 @@ impl PrefixCache {
         Self { nodes: Vec::new(), bytes: 0, bytes_max, clock: 0 }
     }
 
+    /// Bytes that it holds, those among them that sequences hold as well.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn node(&self, id: NodeId) -> &Node {
         self.nodes[id.0].as_ref().expect("ids are handed out for nodes that are there")
     }

@@ -12,17 +12,16 @@ use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::load::Load;
-use super::prefix::{NodeId, PrefixCache, Scope};
+use super::prefix::NodeId;
+use super::ready::Ready;
 use super::scheduler::{
-    Action, Capacity, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
+    Action, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
 };
-use super::tuning::Tuning;
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
-use crate::base::limits::{ATTN_BLOCK, PREFILL_CHUNK_MAX};
 use crate::kernel::Pool;
-use crate::model::{Budget, Decoder, Feed, Kv, Model, ModelError, Paging, Part, Precision, Want};
-use crate::os::{clock, pages};
+use crate::model::{Feed, Kv, ModelError, Part, Want};
+use crate::os::clock;
 
 /// A request that passed admission.
 pub(super) struct Job {
@@ -50,21 +49,6 @@ const PROGRESS_EVERY: Micros = 250_000;
 /// A full queue is logged at most this often for a uid, and for so many uids at a time.
 const FULL_EVERY: Micros = 60_000_000;
 const N_UID_TOLD_MAX: usize = 64;
-
-/// A loaded model with the buffers it runs in.
-struct Ready {
-    model: Arc<Loaded>,
-    /// What of it runs.
-    weights: Arc<Model>,
-    decoder: Decoder,
-    tuning: Tuning,
-    paging: Arc<Paging>,
-    budget: Arc<Budget>,
-    prefix: PrefixCache,
-    n_ctx: usize,
-    /// Tokens of its largest step.
-    n_tokens_max: usize,
-}
 
 /// What a request keeps.
 struct Kept {
@@ -112,12 +96,14 @@ pub(super) struct Runner {
     typical_us: Micros,
 }
 
-/// Leaves in the cache what a sequence has come to keep in whole blocks by its last `n` tokens.
-fn keep_beginning(prefix: &mut PrefixCache, job: &Generation, kv: &Kv, n: usize) {
-    if let Some(uid) = job.caches_for()
-        && kv.len() / ATTN_BLOCK > (kv.len() - n) / ATTN_BLOCK
-    {
-        prefix.insert(Scope::Uid(uid), &job.tokens()[..kv.len()], |i| kv.share(i));
+/// The threads, started at the first load.
+fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Pool, ModelError> {
+    let n = shared.options.threads;
+    match pool {
+        Some(pool) => Ok(pool),
+        None => {
+            Ok(pool.insert(Pool::new(shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?))
+        }
     }
 }
 
@@ -203,7 +189,9 @@ impl Runner {
         let now = clock::now_us();
         self.look(now);
         self.tell_positions(now);
-        self.shared.queue_length.store(self.scheduler.queue_len(), Ordering::Relaxed);
+        for (told, n) in self.shared.queue_length.iter().zip(self.scheduler.queue_len()) {
+            told.store(n, Ordering::Relaxed);
+        }
         self.shared.active.store(self.scheduler.n_active(), Ordering::Relaxed);
         now
     }
@@ -220,7 +208,8 @@ impl Runner {
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
                 let n_ctx = o.n_ctx.min(job.model.model.hyper().n_ctx_train);
-                let generation = Generation::new(*job, n_ctx, o.max_tokens);
+                let metrics = self.shared.metrics.model(&job.model.id);
+                let generation = Generation::new(*job, n_ctx, o.max_tokens, metrics);
                 let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
                 self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
@@ -276,7 +265,7 @@ impl Runner {
         let Some(job) = self.jobs.get_mut(&slot) else { return };
         let key = job.model.key;
         let Some(ready) = self.ready.get_mut(&key) else { return };
-        let mut kv = match Kv::new(&ready.paging, &ready.budget, ready.n_ctx, ready.n_tokens_max) {
+        let mut kv = match ready.kv() {
             Ok(kv) => kv,
             Err(e) => {
                 let fault = load_fault(&ready.model.id, &e);
@@ -347,10 +336,15 @@ impl Runner {
         let drained: Vec<Slot> =
             self.jobs.iter().filter(|(_, j)| j.live.take_drained()).map(|(s, _)| *s).collect();
         for slot in drained {
-            match self.jobs.get_mut(&slot).map(Generation::flush) {
-                Some(Offer::Taken) => self.input(Input::Drained(slot)),
-                Some(Offer::Gone) => self.input(Input::Cancel(slot)),
-                Some(Offer::Full) | None => {}
+            let Some(job) = self.jobs.get_mut(&slot) else { continue };
+            match job.flush() {
+                Offer::Taken => {
+                    let rested = job.full_since.take().map_or(0, |since| now.saturating_sub(since));
+                    self.shared.metrics.reader_us.add(rested);
+                    self.input(Input::Drained(slot));
+                }
+                Offer::Gone => self.input(Input::Cancel(slot)),
+                Offer::Full => {}
             }
         }
         self.draining.retain_mut(|d| {
@@ -438,6 +432,9 @@ impl Runner {
     fn end(&mut self, slot: Slot, how: Result<StopDetail, Fault>, now: Micros) {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
+        if let Err(fault) = &how {
+            self.shared.metrics.error(fault.code);
+        }
         if how.is_ok() {
             let took = now.saturating_sub(job.start_us());
             self.typical_us = (self.typical_us * 7 + took) / 8;
@@ -485,19 +482,22 @@ impl Runner {
     fn load_on(&mut self, now: Micros) {
         let Some(mut l) = self.loading.take() else { return };
         let (model, since) = (l.model.clone(), l.since);
-        let started = self.start_pool();
-        if started.is_ok()
-            && let Some(pool) = &self.pool
+        let started = start_pool(&mut self.pool, &self.shared);
+        if let Ok(pool) = started
             && l.load.work(&model, pool)
         {
             self.loading = Some(l);
             return;
         }
         let total = l.load.progress().1;
-        match started.and_then(|()| self.make_ready(model.clone(), l.load.finish(&model))) {
+        let (o, weights) = (&self.shared.options, l.load.finish(&model));
+        let metrics = self.shared.metrics.model(&model.id);
+        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
             Ok((ready, capacity)) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
+                ready.metrics.weight_bytes.set(total);
+                ready.metrics.load.observe(clock::now_us().saturating_sub(since));
                 self.ready.insert(model.key, ready);
                 log::info!(
                     message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
@@ -520,45 +520,6 @@ impl Runner {
                 self.forget_models();
             }
         }
-    }
-
-    fn start_pool(&mut self) -> Result<(), ModelError> {
-        let n = self.shared.options.threads;
-        if self.pool.is_none() {
-            let pool =
-                Pool::new(self.shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?;
-            self.pool = Some(pool);
-        }
-        Ok(())
-    }
-
-    fn make_ready(&self, model: Arc<Loaded>, weights: Arc<Model>) -> Result<(Ready, Capacity), ModelError> {
-        let o = &self.shared.options;
-        let precision = Precision { kv: o.kv, ..Precision::default() };
-        let n_tokens_max = (o.prefill_chunk + o.max_sequences).min(PREFILL_CHUNK_MAX);
-        let n_ctx = o.n_ctx.min(weights.hyper().n_ctx_train);
-        weights.check_positions(n_ctx)?;
-        let paging = Arc::new(Paging::new(weights.layout(), o.kv));
-        // Those that rest keep what they have, so there is room for twice as many as run, if the machine has it.
-        let (one, page) = (n_ctx.div_ceil(ATTN_BLOCK), paging.page_bytes().max(1));
-        let fit = pages::available().map_or(u64::MAX, |bytes| bytes / 4 * 3 / page);
-        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * o.max_sequences * one);
-        let decoder = Decoder::new(&weights, precision, n_tokens_max, o.max_sequences);
-        let ready = Ready {
-            decoder,
-            tuning: Tuning::new(&weights, self.pool.as_ref().expect("started before"), o.threads_decode),
-            budget: Budget::new((n_pages as u64).saturating_mul(page).saturating_add(o.prefix_cache_bytes)),
-            prefix: PrefixCache::new(o.prefix_cache_bytes),
-            paging,
-            n_ctx,
-            n_tokens_max,
-            model,
-            weights,
-        };
-        // That there is memory for the longest sequence is found out now, not within an answer.
-        Kv::new(&ready.paging, &ready.budget, n_ctx, n_tokens_max)?.reserve_all()?;
-        let at_pages = ready.paging.resumes_at_steps();
-        Ok((ready, Capacity { n_pages, at_pages }))
     }
 
     /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before
@@ -598,7 +559,7 @@ impl Runner {
                 Some(job) => {
                     if through {
                         job.stepped(share.n, now, PROGRESS_EVERY);
-                        keep_beginning(&mut ready.prefix, job, &kept.kv, share.n);
+                        ready.keep_beginning(job, &kept.kv, share.n);
                     }
                     self.kept.insert(share.slot, kept);
                 }
@@ -606,6 +567,8 @@ impl Runner {
                 None => self.give_back(kept),
             }
         }
+        ready.tell();
+        self.shared.metrics.busy_us.add(now.saturating_sub(began));
         self.ready.insert(key, ready);
         self.settle();
         (self.pool, self.tokens) = (Some(pool), tokens);
@@ -685,7 +648,10 @@ impl Runner {
         let sent = job.has_sent();
         match job.flush() {
             Offer::Taken => {}
-            Offer::Full => self.input(Input::Full(slot)),
+            Offer::Full => {
+                job.full_since.get_or_insert(now);
+                self.input(Input::Full(slot));
+            }
             Offer::Gone => return self.input(Input::Cancel(slot)),
         }
         if sent {

@@ -344,7 +344,7 @@ pub(super) struct Q8Block {
 pub(super) const FOUR: usize = 4;
 
 /// The blocks of four tokens side by side, as kernels for several tokens read them: made once, where the codes are made,
-/// and not by each panel of weights. Tokens that a batch lacks are whatever was there.
+/// and not by each panel of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C, align(64))]
 pub(super) struct Q8Four {

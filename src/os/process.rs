@@ -25,9 +25,49 @@ pub fn peak_rss_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// What this process has now, or has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Resident memory, mapped files with what of them is in use.
+    pub rss_bytes: u64,
+    /// Processor time, user and system, in seconds.
+    pub cpu_s: f64,
+    /// Open file descriptors.
+    pub n_fds: usize,
+}
+
+/// That of this process. `None` where the kernel does not tell.
+#[must_use]
+pub fn usage() -> Option<Usage> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name stands in brackets and may hold blanks; from the third field on there are numbers (proc(5)).
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    let (user, system) = (next()?, next()?);
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    // Reading the folder opens one more.
+    let n_fds = std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+    let ticks_per_s = rustix::param::clock_ticks_per_second();
+    Some(Usage {
+        rss_bytes: pages * rustix::param::page_size() as u64,
+        cpu_s: (user + system) as f64 / ticks_per_s as f64,
+        n_fds,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn usage_is_that_of_this_process() {
+        let before = usage().expect("the kernel tells");
+        let file = std::fs::File::open("/proc/self/stat").expect("it opens");
+        let after = usage().expect("the kernel tells");
+        assert!(before.rss_bytes > 1 << 20 && after.cpu_s >= before.cpu_s && after.n_fds > 2, "{after:?}");
+        drop(file);
+    }
 
     #[test]
     fn the_peak_grows_with_what_is_touched() {

@@ -8,6 +8,7 @@ mod batch;
 mod dbus;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 
 use std::io::{Read, Write};
 use std::ops::ControlFlow;

@@ -1,11 +1,9 @@
 //! `org.sotto.Sotto1.Manager`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use zbus::message::Header;
-use zbus::names::OwnedUniqueName;
+use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 
@@ -31,12 +29,41 @@ pub(super) type Info = BTreeMap<&'static str, OwnedVariant>;
 pub(super) struct Manager {
     engine: Engine,
     callers: Callers,
-    draining: Arc<AtomicBool>,
 }
 
 impl Manager {
-    pub(super) fn new(engine: Engine, draining: Arc<AtomicBool>) -> Self {
-        Self { engine, callers: Callers::default(), draining }
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine, callers: Callers::default() }
+    }
+
+    /// The options of a call; what is wrong with them is counted.
+    fn read(&self, input: String, options: &Options) -> Result<options::Asked, Fault> {
+        options::read(input, options).inspect_err(|fault| self.engine.metrics().error(fault.code))
+    }
+
+    /// Generates and gives the complete answer.
+    async fn answer(
+        &self,
+        sender: Option<&UniqueName<'_>>,
+        connection: &Connection,
+        input: String,
+        options: &Options,
+    ) -> Result<(String, Info), Fault> {
+        let asked = self.read(input, options)?;
+        if asked.format.is_some() {
+            let message = "format: goes with StartGeneration only; leave it out";
+            return Err(Fault::new(Code::UnknownField, message).at("format"));
+        }
+        let known = self.callers.know(connection, sender).await?;
+        let request = asked.ask.request(new_id(), known.caller, asked.input, "input");
+        let generation = Generation::start(&self.engine, request)?;
+        let (text, logprobs, done) = tokio::select! {
+            answer = whole(generation) => answer?,
+            () = known.gone() => return Err(Fault::new(Code::Cancelled, "the caller left the bus")),
+        };
+        let mut info = info(&done);
+        info.extend(logprobs.and_then(|json| Some(("logprobs", variant(json)?))));
+        Ok((text, info))
     }
 }
 
@@ -50,21 +77,10 @@ impl Manager {
         input: String,
         options: Options,
     ) -> Result<(String, Info), Refusal> {
-        let asked = options::read(input, &options)?;
-        if asked.format.is_some() {
-            let message = "format: goes with StartGeneration only; leave it out";
-            return Err(Fault::new(Code::UnknownField, message).at("format").into());
-        }
-        let known = self.callers.know(connection, header.sender()).await?;
-        let request = asked.ask.request(new_id(), known.caller, asked.input, "input");
-        let generation = Generation::start(&self.engine, request)?;
-        let (text, logprobs, done) = tokio::select! {
-            answer = whole(generation) => answer?,
-            () = known.gone() => return Err(Fault::new(Code::Cancelled, "the caller left the bus").into()),
-        };
-        let mut info = info(&done);
-        info.extend(logprobs.and_then(|json| Some(("logprobs", variant(json)?))));
-        Ok((text, info))
+        let answered = self.answer(header.sender(), connection, input, &options).await;
+        let code = answered.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok");
+        self.engine.metrics().request("dbus", "Generate", code);
+        Ok(answered?)
     }
 
     #[zbus(out_args("generation", "stream"))]
@@ -75,7 +91,7 @@ impl Manager {
         input: String,
         options: Options,
     ) -> Result<(ResponseDispatchNotifier<OwnedObjectPath>, OwnedFd), Refusal> {
-        let asked = options::read(input, &options)?;
+        let asked = self.read(input, &options)?;
         let known = self.callers.know(connection, header.sender()).await?;
         let id = new_id();
         let path = OwnedObjectPath::from(
@@ -94,6 +110,8 @@ impl Manager {
             // The caller knows the generation before it hears of it.
             replied.await;
             let last = pipe::run(&engine, request, writer, format).await;
+            let code = if let Event::Failed(fault) = &last { fault.code.as_str() } else { "ok" };
+            engine.metrics().request("dbus", "StartGeneration", code);
             tell(&connection, owner, &path, &last).await;
         });
         Ok((reply, reader.into()))
@@ -133,12 +151,12 @@ impl Manager {
 
     #[zbus(property)]
     fn state(&self) -> &'static str {
-        if self.draining.load(Ordering::Relaxed) { "draining" } else { "ready" }
+        self.engine.state().as_str()
     }
 
     #[zbus(property)]
     fn state_reason(&self) -> &'static str {
-        if self.draining.load(Ordering::Relaxed) { Code::ShuttingDown.as_str() } else { "" }
+        self.engine.state().reason()
     }
 
     #[zbus(property)]

@@ -6,8 +6,6 @@ mod options;
 mod pipe;
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -92,7 +90,6 @@ pub enum DbusError {
 #[derive(Debug)]
 pub struct DbusDoor {
     connection: Connection,
-    draining: Arc<AtomicBool>,
 }
 
 impl DbusDoor {
@@ -106,9 +103,8 @@ impl DbusDoor {
         self.connection.graceful_shutdown().await;
     }
 
-    /// Tells the bus that the daemon goes down (property `State`).
+    /// Tells the bus that the daemon goes down (property `State`), once the engine has been told.
     pub async fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
         if let Ok(manager) = self.connection.object_server().interface::<_, Manager>(PATH).await {
             let _ = manager.get().await.state_changed(manager.signal_emitter()).await;
         }
@@ -123,8 +119,7 @@ impl DbusDoor {
 pub async fn serve(engine: Engine, bus: Bus, options: DbusOptions) -> Result<DbusDoor, DbusError> {
     let named = bus.to_string();
     let failed = |source| DbusError::Connect { bus: named.clone(), source };
-    let draining = Arc::new(AtomicBool::new(false));
-    let manager = Manager::new(engine, draining.clone());
+    let manager = Manager::new(engine);
     let builder = match bus {
         Bus::System => Builder::system().name(NAME),
         Bus::Session => Builder::session().name(NAME),
@@ -138,7 +133,7 @@ pub async fn serve(engine: Engine, bus: Bus, options: DbusOptions) -> Result<Dbu
         .await
         .map_err(|_| DbusError::TimedOut { bus: named.clone(), after_s: options.connect_timeout_s })?
         .map_err(failed)?;
-    Ok(DbusDoor { connection, draining })
+    Ok(DbusDoor { connection })
 }
 
 /// What is told of a failure besides its message: `need t` and `have t`, where something did not fit.

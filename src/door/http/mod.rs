@@ -6,6 +6,7 @@
 mod body;
 mod error;
 mod logprobs;
+mod metrics;
 mod openai;
 mod routes;
 mod socket;

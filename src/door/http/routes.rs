@@ -8,18 +8,19 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::{cut, parse_id};
 use crate::door::queue::Generation;
-use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo};
+use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo, ModelState, Text, Tokenized};
 
 use super::body::{self, Body};
 use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
-use super::{HttpDoor, error, openai};
+use super::{HttpDoor, error, metrics, openai};
 
 /// Generation id of an answer, or of the request if there is no generation.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,15 +41,49 @@ pub(super) async fn answer(
     if request.version() == Version::HTTP_10 {
         phase.last();
     }
+    let (metrics, name) = (door.engine.metrics(), name(request.uri().path()));
     let answered = match framing(request.headers()) {
         Ok(()) => route(&door, caller, &id, request).await,
         Err(fault) => Err(fault),
     };
+    let code = match &answered {
+        Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
+            Code::MethodNotAllowed.as_str()
+        }
+        Ok(_) => "ok",
+        Err(fault) => fault.code.as_str(),
+    };
+    metrics.request("http", name, code);
+    if let (Err(fault), false) = (&answered, GENERATING.contains(&name)) {
+        metrics.error(fault.code);
+    }
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     Ok(response.map(|body| body.ends_turn(phase)))
+}
+
+/// Routes whose faults are counted where they arise.
+const GENERATING: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate"];
+
+/// The route that a path belongs to, as `/metrics` tells it.
+fn name(path: &str) -> &'static str {
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    match parts.as_slice() {
+        ["v1", "chat", "completions"] => GENERATING[0],
+        ["v1", "completions"] => GENERATING[1],
+        ["sotto", "v1", "generate"] => GENERATING[2],
+        ["v1", "models"] => "/v1/models",
+        ["v1", "models", _] => "/v1/models/{id}",
+        ["sotto", "v1", "generations", _] => "/sotto/v1/generations/{id}",
+        ["sotto", "v1", "tokenize"] => "/sotto/v1/tokenize",
+        ["sotto", "v1", "status"] => "/sotto/v1/status",
+        ["healthz"] => "/healthz",
+        ["readyz"] => "/readyz",
+        ["metrics"] => "/metrics",
+        _ => "unknown",
+    }
 }
 
 /// Whether the body comes in a way that is known. A Content-Length beside chunks is gone by here: the chunks count.
@@ -71,15 +106,16 @@ async fn route(
 ) -> Result<Response<Body>, Fault> {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
-    let allowed = match parts.as_slice() {
-        ["v1", "chat", "completions"] | ["v1", "completions"] | ["sotto", "v1", "generate"] => Method::POST,
-        ["v1", "models"] | ["v1", "models", _] | ["healthz"] => Method::GET,
-        ["sotto", "v1", "generations", _] => Method::DELETE,
-        _ => {
+    let allowed = match name(&path) {
+        "unknown" => {
             let message =
                 format!("{}: no such route; docs/http.md lists them", cut(&path, NAME_SHOWN_BYTES_MAX));
             return Err(Fault::new(Code::UnknownRoute, message));
         }
+        "/sotto/v1/generations/{id}" => Method::DELETE,
+        "/sotto/v1/tokenize" => Method::POST,
+        name if GENERATING.contains(&name) => Method::POST,
+        _ => Method::GET,
     };
     if request.method() != allowed {
         let message = format!(
@@ -98,6 +134,12 @@ async fn route(
         ["sotto", "v1", "generations", id] => cancel(door, caller, id),
         ["v1", "models", name] => model(door, name),
         ["v1", "models"] => Ok(models(door)),
+        ["sotto", "v1", "tokenize"] => tokenize(door, caller, request).await,
+        ["sotto", "v1", "status"] => Ok(status(door)),
+        ["metrics"] => {
+            Ok(body::text("text/plain; version=0.0.4; charset=utf-8", metrics::page(&door.engine)))
+        }
+        ["readyz"] => door.engine.ready().map(|()| ok()),
         _ => healthz(door),
     }
 }
@@ -118,19 +160,12 @@ async fn generate(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
     let (head, body) = request.into_parts();
-    let bytes = body::read(body, &door.options).await?;
+    let counted = |fault: &Fault| door.engine.metrics().error(fault.code);
+    let bytes = body::read(body, &door.options).await.inspect_err(counted)?;
     let lenient = lenient(&head.headers, door.options.lenient);
-    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient)?;
+    let (asked, ignored) = read(shape, &bytes, lenient).inspect_err(counted)?;
     drop(bytes);
-    let (ask, input, input_field, stream, usage) = if shape == Shape::Native {
-        let (input, input_field) = ask::native_input(&mut fields)?;
-        (ask::native(&mut fields)?, input, input_field, true, false)
-    } else {
-        let read = if shape == Shape::Chat { openai::chat } else { openai::completion };
-        let asked = read(&mut fields)?;
-        (asked.ask, asked.input, asked.input_field, asked.stream, asked.usage)
-    };
-    let ignored = fields.finish()?;
+    let openai::Asked { ask, input, input_field, stream, usage } = asked;
     let accepted = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
         Framing::Ndjson
@@ -152,6 +187,21 @@ async fn generate(
     Ok(response)
 }
 
+/// What a body asks for, and the fields in it that are ignored.
+fn read(shape: Shape, bytes: &[u8], lenient: bool) -> Result<(openai::Asked, Vec<String>), Fault> {
+    let mut fields = Fields::new(parse_json(bytes)?, "", lenient)?;
+    let asked = match shape {
+        Shape::Native => {
+            let (input, input_field) = ask::native_input(&mut fields)?;
+            let ask = ask::native(&mut fields)?;
+            openai::Asked { ask, input, input_field, stream: true, usage: false }
+        }
+        Shape::Chat => openai::chat(&mut fields)?,
+        Shape::Completion => openai::completion(&mut fields)?,
+    };
+    Ok((asked, fields.finish()?))
+}
+
 /// Cancels by id. One that has ended, or never was, is no error; another uid's is left alone.
 fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, Fault> {
     let id = parse_id(id).ok_or_else(|| {
@@ -168,9 +218,80 @@ fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, F
 /// Alive or stuck: the watchdog's condition.
 fn healthz(door: &HttpDoor) -> Result<Response<Body>, Fault> {
     if door.engine.moves() {
-        return Ok(body::text("text/plain; charset=utf-8", "ok\n".into()));
+        return Ok(ok());
     }
     Err(Fault::new(Code::NotReady, "the engine has not moved for 15 s; see the journal of sottod"))
+}
+
+fn ok() -> Response<Body> {
+    body::text("text/plain; charset=utf-8", "ok\n".into())
+}
+
+/// What the daemon does now.
+fn status(door: &HttpDoor) -> Response<Body> {
+    let (engine, status, state) = (&door.engine, door.engine.status(), door.engine.state());
+    let loaded =
+        engine.models().into_iter().filter(|info| info.state == ModelState::Loaded).map(|info| info.id);
+    body::json_text(format!(
+        "{}\n",
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": state.as_str(),
+            "state_reason": state.reason(),
+            "default_model": engine.resolve(None).unwrap_or_default(),
+            "queue_length": status.queue_length,
+            "active_generations": status.active_generations,
+            "loaded_models": loaded.collect::<Vec<_>>(),
+            "tier": engine.tier(),
+            "features": [],
+        })
+    ))
+}
+
+/// Token ids of a text or a conversation.
+async fn tokenize(
+    door: &HttpDoor,
+    caller: Caller,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let (head, body) = request.into_parts();
+    let bytes = body::read(body, &door.options).await?;
+    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient(&head.headers, door.options.lenient))?;
+    drop(bytes);
+    fields.not_yet(&ask::TOOLS_NOT_YET[..1])?;
+    let model = fields.text("model")?;
+    let flags = (fields.flag("add_special")?, fields.flag("parse_special")?);
+    let text = match (fields.text("text")?, fields.list("messages")?, flags) {
+        (Some(text), None, (add, parse)) => {
+            Text::Plain { text, add_special: add.unwrap_or(false), parse_special: parse.unwrap_or(false) }
+        }
+        (None, Some(list), (None | Some(false), None | Some(false))) => {
+            Text::Chat(ask::messages(list, "messages")?)
+        }
+        (None, Some(_), _) => {
+            let message = "add_special, parse_special: go with text; messages stand in the model's template";
+            return Err(Fault::new(Code::InvalidValue, message).at("messages"));
+        }
+        (None, None, _) => {
+            return Err(Fault::new(Code::MissingField, "text: is missing; give text or messages").at("text"));
+        }
+        (Some(_), Some(_), _) => {
+            let message = "messages: goes without text; give one of them";
+            return Err(Fault::new(Code::InvalidValue, message).at("messages"));
+        }
+    };
+    fields.finish()?;
+    let (tell, told) = oneshot::channel();
+    // Whoever left is not told.
+    door.engine.tokenize(caller.uid, model, text, |tokenized| drop(tell.send(tokenized)))?;
+    let Tokenized { tokens, prompt } =
+        told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
+    let mut result = json!({ "tokens": ids, "count": ids.len() });
+    if let Some(prompt) = prompt {
+        result["prompt"] = prompt.into();
+    }
+    Ok(body::json_text(format!("{result}\n")))
 }
 
 fn models(door: &HttpDoor) -> Response<Body> {

@@ -268,16 +268,17 @@ impl Scheduler {
         }
     }
 
-    /// Requests waiting.
+    /// Requests waiting, of `interactive` and of `background`.
     #[must_use]
-    pub(super) fn queue_len(&self) -> usize {
-        self.sequences.values().filter(|s| s.waits()).count()
+    pub(super) fn queue_len(&self) -> [usize; 2] {
+        let waits = |of: Class| self.sequences.values().filter(|s| s.waits() && s.ticket.class == of).count();
+        [waits(Class::Interactive), waits(Class::Background)]
     }
 
     /// Requests that have a place, or had one.
     #[must_use]
     pub(super) fn n_active(&self) -> usize {
-        self.sequences.len() - self.queue_len()
+        self.sequences.values().filter(|s| !s.waits()).count()
     }
 
     /// Requests that have a place until `model` is loaded.

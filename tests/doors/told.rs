@@ -1,0 +1,112 @@
+//! What the socket tells of the daemon itself: numbers, states, tokens.
+
+use serde_json::json;
+
+use super::{House, HttpOptions, NATIVE};
+
+/// The names that `docs/API.md` promises.
+fn promised() -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/API.md")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Metrics (")).expect("a paragraph on metrics");
+    let names = line.split('`').skip(1).step_by(2).map(|name| name.split('{').next().unwrap());
+    names
+        .filter(|name| name.starts_with("sotto_") || name.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn numbers_are_told_and_no_text() {
+    let house = House::new(HttpOptions::default());
+    let canary = "Quaxolotl";
+    assert_eq!(
+        house.post(NATIVE, json!({"input": canary, "raw": true, "max_tokens": 5, "min_tokens": 5})).status,
+        200
+    );
+    assert_eq!(house.post(NATIVE, json!({"input": canary, "max_tokens": 0})).code(), "invalid_value");
+    assert_eq!(house.send("GET", "/nowhere", "", "").code(), "unknown_route");
+    let page = house.send("GET", "/metrics", "", "");
+    assert!(page.headers.contains("content-type: text/plain; version=0.0.4"), "{}", page.headers);
+    let names = promised();
+    assert!(names.len() > 15, "{names:?}");
+    for name in &names {
+        let lines: Vec<&str> = page.body.lines().filter(|line| line.starts_with(name.as_str())).collect();
+        assert!(!lines.is_empty(), "{name} is not told:\n{}", page.body);
+        assert!(page.body.contains(&format!("# TYPE {name} ")), "{name}");
+        for line in lines {
+            let value = line.rsplit(' ').next().unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    let has = |line: &str| assert!(page.body.lines().any(|l| l == line), "{line}:\n{}", page.body);
+    has("sotto_completion_tokens_total{model=\"inside\"} 5");
+    has("sotto_generations_total{model=\"inside\",finish=\"length\"} 1");
+    has("sotto_requests_total{door=\"http\",route=\"/sotto/v1/generate\",code=\"ok\"} 1");
+    has("sotto_requests_total{door=\"http\",route=\"/sotto/v1/generate\",code=\"invalid_value\"} 1");
+    has("sotto_requests_total{door=\"http\",route=\"unknown\",code=\"unknown_route\"} 1");
+    has("sotto_errors_total{code=\"invalid_value\"} 1");
+    has("sotto_inter_token_seconds_count{model=\"inside\"} 4");
+    has("sotto_active_sequences 0");
+    assert!(!page.body.contains(canary));
+}
+
+#[test]
+fn the_daemon_says_how_it_is() {
+    let house = House::new(HttpOptions::default());
+    for path in ["/healthz", "/readyz"] {
+        let reply = house.send("GET", path, "", "");
+        assert_eq!((reply.status, reply.body.as_str()), (200, "ok\n"), "{path}");
+    }
+    let status = house.send("GET", "/sotto/v1/status", "", "").json();
+    assert_eq!(
+        (&status["state"], &status["loaded_models"]),
+        (&json!("ready"), &json!([])),
+        "nothing was loaded: {status}"
+    );
+    assert_eq!((&status["default_model"], &status["features"]), (&json!("inside"), &json!([])));
+    house.0.engine.shut_down();
+    let reply = house.send("GET", "/readyz", "", "");
+    assert_eq!((reply.status, reply.code().as_str()), (503, "not_ready"));
+    assert!(reply.headers.contains("retry-after: "), "{}", reply.headers);
+    assert_eq!(house.send("GET", "/sotto/v1/status", "", "").json()["state"], "draining");
+    assert_eq!(house.send("GET", "/healthz", "", "").status, 200);
+}
+
+#[test]
+fn texts_become_tokens() {
+    let house = House::new(HttpOptions::default());
+    let ask = |body| house.post("/sotto/v1/tokenize", body);
+    let plain = ask(json!({"text": "Once upon a time"})).json();
+    let tokens = plain["tokens"].as_array().unwrap();
+    assert!(tokens.len() > 3 && plain["count"] == tokens.len() && plain.get("prompt").is_none(), "{plain}");
+    let special = ask(json!({"text": "Once upon a time", "add_special": true})).json();
+    assert_eq!(
+        (special["count"].as_u64(), &special["tokens"][0]),
+        (Some(tokens.len() as u64 + 1), &json!(1))
+    );
+    let parsed = |parse| ask(json!({"text": "<s>", "parse_special": parse})).json()["tokens"].clone();
+    assert_eq!((parsed(true), parsed(false) == json!([1])), (json!([1]), false));
+    let chat = ask(json!({"messages": [{"role": "user", "content": "hi"}]})).json();
+    assert!(chat["prompt"].as_str().unwrap().contains("hi"), "{chat}");
+    for (body, code) in [
+        (json!({}), "missing_field"),
+        (json!({"text": "a", "messages": [{"role": "user", "content": "hi"}]}), "invalid_value"),
+        (json!({"messages": [{"role": "user", "content": "hi"}], "add_special": true}), "invalid_value"),
+        (json!({"text": "a", "model": "nobody"}), "unknown_model"),
+        (json!({"text": "a", "tools": [{"type": "function"}]}), "unsupported_field"),
+        (json!({"text": "a", "x": 1}), "unknown_field"),
+        (json!({"text": "a".repeat(1 << 20) + "b"}), "body_too_large"),
+    ] {
+        assert_eq!(
+            ask(body.clone()).code(),
+            code,
+            "{}",
+            body.to_string().chars().take(80).collect::<String>()
+        );
+    }
+    assert_eq!(
+        house.send("GET", "/sotto/v1/status", "", "").json()["loaded_models"],
+        json!([]),
+        "none was loaded"
+    );
+}
