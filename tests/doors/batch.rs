@@ -147,3 +147,35 @@ fn many_long_answers_leave_room_for_a_question() {
         answer(events);
     }
 }
+
+/// Background work that loses what it kept to an answer that is waited for goes on where it was.
+#[test]
+fn background_work_that_gives_way_is_the_same() {
+    let folder = super::support::Folder::new();
+    let (one, two) = (super::support::stories(), folder.join("two.gguf"));
+    std::fs::copy(&one, &two).unwrap();
+    let models = [("one", one), ("two", two)].map(|(id, path)| ModelFile { id: id.into(), path });
+    let options = Options {
+        models: models.to_vec(),
+        default_model: Some("one".into()),
+        threads: 1,
+        n_ctx: 400,
+        ..Options::default()
+    };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap();
+    let tokens: Vec<Token> = (0..100).map(|t| Token(3 + t % 90)).collect();
+    let background = |id| Request { class: Class::Background, ..request(id, 1, &tokens, 290, false) };
+    let alone = answer(&submit(&engine, background(1)).1).0;
+    let (_handle, events) = submit(&engine, background(2));
+    let mut text = String::new();
+    while text.len() < 20 {
+        if let Event::Text { text: part, .. } = events.recv_timeout(Duration::from_secs(60)).unwrap() {
+            text += &part;
+        }
+    }
+    let asked = Request { model: Some("two".into()), ..request(3, 2, &tokens, 5, true) };
+    let (_asked, other) = submit(&engine, asked);
+    assert_eq!(answer(&other).1.model, "two");
+    let (rest, done) = answer(&events);
+    assert_eq!((text + &rest, done.usage.completion_tokens), (alone, 290));
+}

@@ -135,11 +135,13 @@ impl Scheduler {
         true
     }
 
+    /// A model that nobody asks is loaded while there is room; it takes nobody's place.
     fn preload(&mut self, actions: &mut Vec<Action>) {
-        if let Some(&model) = self.preloads.first()
-            && self.loading.is_none()
-        {
-            self.make_room(model, Class::Background, actions);
+        if self.loading.is_none() && !self.preloads.is_empty() {
+            let model = self.preloads.remove(0);
+            if self.models.len() < self.limits.max_loaded {
+                self.make_room(model, Class::Background, actions);
+            }
         }
     }
 

@@ -219,6 +219,17 @@ fn models_give_way_to_one_another() {
     );
 }
 
+#[test]
+fn a_model_that_nobody_asks_takes_no_place() {
+    let mut s = Scheduler::new(LIMITS);
+    on(&mut s, 0, Input::Preload(MODEL));
+    on(&mut s, 0, Input::Preload(ModelKey(2)));
+    assert_eq!(plan(&mut s, 0), (Step::Load(MODEL), vec![]));
+    on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
+    assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![]));
+    assert!(s.uses(MODEL) && !s.uses(ModelKey(2)));
+}
+
 /// Pages are granted while all can end; background work gives its own back.
 #[test]
 fn memory_never_locks() {
