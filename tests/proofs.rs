@@ -132,6 +132,46 @@ fn no_layer_begins_after_the_close_of_a_long_prefill() {
     assert!(after <= 1, "{after} layers");
 }
 
+/// Four streams of the socket, beside four sequences of `sotto bench`, in turn.
+#[test]
+#[ignore = "slow, and wants a quiet machine"]
+fn four_streams_are_as_fast_as_four_sequences_in_process() {
+    const N: usize = 128;
+    let folder = Folder::new();
+    let daemon = Daemon::start_on(&folder, Some(&shape()), "", None);
+    let body = json!({"tokens": [3], "max_tokens": N, "min_tokens": N, "temperature": 0, "cache": false});
+    let request = post("/sotto/v1/generate", body.to_string());
+    // The first answer loads.
+    ask(&daemon.socket, &request);
+    let streams = || {
+        let mut calls: Vec<Call> = (0..4).map(|_| Call::send(&daemon.socket, &request)).collect();
+        let began = clock::now_us();
+        for call in &mut calls {
+            let done = call.head().event("done");
+            assert_eq!(done["usage"]["completion_tokens"], N, "{done}");
+        }
+        (4 * N) as f64 * 1e6 / (clock::now_us() - began) as f64
+    };
+    let in_process = || {
+        let mut bench =
+            sotto(&["bench", "--json", "--threads", "1", "--batch", "4", "--prompt", "1", "--repeat", "1"]);
+        let output =
+            bench.args(["--pack", "memory", "--generate", &N.to_string()]).arg(shape()).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        told["decode_tok_s"].as_f64().unwrap()
+    };
+    let mut ratios: Vec<f64> = (0..9)
+        .map(|_| {
+            let (streamed, alone) = (streams(), in_process());
+            println!("streams {streamed:.0} tokens/s, in process {alone:.0}: {:.3}", streamed / alone);
+            streamed / alone
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    println!("median {:.3}, from {:.3} to {:.3}", ratios[4], ratios[0], ratios[8]);
+    assert!(ratios[4] >= 0.9, "{ratios:?}");
+}
+
 #[test]
 #[ignore = "of a dist build"]
 fn the_daemon_is_small_on_disk() {
