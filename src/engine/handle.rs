@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
+use super::metrics::lock;
 use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
 use crate::base::limits::{
@@ -303,11 +304,6 @@ pub(super) struct Shared {
     seen: Mutex<Seen>,
     shutting_down: AtomicBool,
     pub dead: AtomicBool,
-}
-
-/// Locks also after a panic elsewhere: the maps are whole at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

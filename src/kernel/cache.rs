@@ -101,12 +101,6 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Bytes that they may have.
-    #[must_use]
-    pub fn max(&self) -> u64 {
-        self.max
-    }
-
     fn take(&self, bytes: u64) -> bool {
         let more = |used: u64| used.checked_add(bytes).filter(|all| *all <= self.max);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()

@@ -268,21 +268,6 @@ impl Kv {
         Ok(())
     }
 
-    /// Bytes of pages that [`Self::reserve`] would take for `n` more positions.
-    #[must_use]
-    pub fn reserve_bytes(&self, n: usize) -> u64 {
-        let (first, end) = (self.len / ATTN_BLOCK, (self.len + n).div_ceil(ATTN_BLOCK));
-        let more = |(g, t): (&Group, &Table)| {
-            let missing = |i: &usize| {
-                i.checked_sub(t.first)
-                    .and_then(|i| t.pages.get(i))
-                    .is_none_or(|page| Arc::strong_count(page) > 1)
-            };
-            (first..end).filter(missing).count() as u64 * g.page_bytes as u64
-        };
-        self.paging.groups.iter().zip(&self.tables).map(more).sum()
-    }
-
     /// Bytes of its pages and states, shared ones among them.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -490,12 +475,10 @@ mod tests {
         let mut b = Kv::new(&a.paging, &a.budget, 1_000, 64).unwrap();
         b.adopt(&blocks);
         assert_eq!((b.len(), a.budget.used()), (192, own));
-        assert_eq!(b.reserve_bytes(10), a.paging.page_bytes());
         take(&mut b, 1, 1);
         assert_eq!(a.budget.used(), own + a.paging.page_bytes());
         // Going back into a shared page copies it.
         assert_eq!(b.truncate(191), 191);
-        assert_eq!(b.reserve_bytes(1), a.paging.page_bytes());
         take(&mut b, 1, 1);
         assert!(!Arc::ptr_eq(&a.tables[0].pages[2], &b.tables[0].pages[2]));
         assert!(Arc::ptr_eq(&a.tables[0].pages[1], &b.tables[0].pages[1]));

@@ -213,7 +213,7 @@ impl World {
                 seen.insert(part.slot) && c.begun && !c.full && c.ticket.model == model,
                 "seed {seed}: {c:?}"
             );
-            assert!(part.n > 0 && (part.draws || c.n_drawn == 0 || part.n >= 1));
+            assert!(part.n > 0, "seed {seed}: {parts:?}");
             prompt += if part.n == 1 && part.draws { 0 } else { part.n };
         }
         assert!(prompt <= l.prefill_chunk, "seed {seed}: {parts:?}");
