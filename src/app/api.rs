@@ -60,6 +60,7 @@ fn options(config: &Config) -> HttpOptions {
         idle_timeout_s: api.idle_timeout_s.0,
         keepalive_s: api.keepalive_s.0,
         lenient: api.lenient,
+        ..HttpOptions::default()
     }
 }
 

@@ -175,11 +175,17 @@ pub(super) struct Models {
     pub dirs: Vec<PathBuf>,
     pub default: String,
     pub preload: Vec<String>,
+    pub max_loaded: Int<1, 64>,
 }
 
 impl Default for Models {
     fn default() -> Self {
-        Self { dirs: catalog::default_dirs(), default: String::new(), preload: Vec::new() }
+        Self {
+            dirs: catalog::default_dirs(),
+            default: String::new(),
+            preload: Vec::new(),
+            max_loaded: Int(1),
+        }
     }
 }
 
@@ -348,6 +354,7 @@ impl Config {
             cache: super::cache(self.engine.pack_cache_gib.0),
             prefill_chunk: self.engine.prefill_chunk.size(),
             max_sequences: self.engine.max_sequences.size(),
+            max_loaded: self.models.max_loaded.size(),
             prefix_cache_bytes: self.engine.prefix_cache_mib.0 << 20,
             quantum_ms: self.scheduler.quantum_ms.0,
             background_share: self.scheduler.background_share.0,

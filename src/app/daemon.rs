@@ -147,7 +147,7 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
         "ready, kernels {}, {} threads, {} models", engine.tier(), engine.options().threads, engine.models().len()
     );
     for id in preload {
-        engine.preload(id);
+        engine.preload(id, config.models.preload.contains(id));
     }
 
     let signals =

@@ -131,5 +131,11 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Bus callers known at a time: each costs a match rule, of which a bus grants 512 to a connection.
 pub const N_CALLER_MAX: usize = 128;
+/// Calls on the bus that are answered at a time: a few callers with as many as the bus lets one have open. More wait there.
+pub const N_CALL_MAX: usize = 1_024;
+/// Generations of a uid that are kept on the bus after their end, the latest.
+pub const KEPT_ENDED_MAX: usize = 64;
+/// Bytes of their texts; the latest one is kept whatever it has.
+pub const KEPT_TEXT_BYTES_MAX: usize = 1 << 20;
 /// Largest configuration file: one with every key and its comment has 10 KB.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;

@@ -13,6 +13,8 @@ pub mod done;
 pub mod http;
 
 #[cfg(any(feature = "dbus", feature = "http"))]
+pub mod admins;
+#[cfg(any(feature = "dbus", feature = "http"))]
 mod ask;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod fault;

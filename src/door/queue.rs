@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::base::limits::EVENT_QUEUE_MAX;
-use crate::engine::{Code, Engine, Event, Fault, Handle, Offer, Request, Sink};
+use crate::engine::{Code, Engine, Event, Fault, Handle, LoadRequest, Offer, Request, Sink};
 
 #[derive(Debug, Default)]
 struct State {
@@ -98,6 +98,16 @@ impl Generation {
             self.handle.drained();
         }
         Poll::Ready(event)
+    }
+
+    /// Asks the engine for a model.
+    ///
+    /// # Errors
+    /// What [`Engine::load`] refuses at once.
+    pub(super) fn load(engine: &Engine, request: LoadRequest) -> Result<Self, Fault> {
+        let shared = Shared::default();
+        let handle = engine.load(request, Box::new(QueueSink(shared.clone())))?;
+        Ok(Self { handle, shared })
     }
 
     /// The next event, as [`Self::poll_next`].

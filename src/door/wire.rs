@@ -21,6 +21,9 @@ enum Line<'a> {
         done: u64,
         total: u64,
     },
+    Loaded {
+        model: &'a str,
+    },
     Prefill {
         done: usize,
         total: usize,
@@ -114,6 +117,7 @@ pub(super) fn event_line(event: &Event) -> Option<Vec<u8>> {
             line(&Line::Prefill { done: *done, total: *total, cached: *cached })
         }
         Event::Text { text, logprob } => token_line(text, logprob.as_deref()).1,
+        Event::Loaded { model } => line(&Line::Loaded { model }),
         Event::Done(done) => line(&Line::Done {
             id: done.id.as_str(),
             model: &done.model,

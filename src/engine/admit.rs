@@ -8,9 +8,10 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
+use super::models::{Asker, Wish};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
-use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, ModelState, Request, Sink};
+use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, Request, Sink};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::format::{self, Checkpoint};
@@ -19,6 +20,7 @@ use crate::side::render::{self, RenderError};
 use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+const LICENSE: &str = "general.license";
 
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
@@ -30,19 +32,23 @@ pub(super) struct Loaded {
     /// As the file has it, or its packed form.
     pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
+    /// Positions of a sequence.
+    pub n_ctx: usize,
 }
 
 impl Loaded {
-    /// Opens a model file with its tokenizer and template; its packed form where `cache` has one.
+    /// Opens a model file with its tokenizer and template; its packed form where `cache` has one. Its sequences may have
+    /// `n_ctx` positions, as far as it was trained for them.
     pub(super) fn open(
         key: ModelKey,
         id: &str,
         path: &Path,
         cache: Option<&Cache>,
+        n_ctx: usize,
     ) -> Result<Self, ModelError> {
         let packed = match cache.map(|cache| cache.find(path)) {
             None | Some(Ok(None)) => None,
-            Some(Ok(Some(found))) => Some(Self::new(key, id, path, found)),
+            Some(Ok(Some(found))) => Some(Self::new(key, id, path, found, n_ctx)),
             Some(Err(e)) => Some(Err(e)),
         };
         match packed {
@@ -50,10 +56,16 @@ impl Loaded {
             Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
             None => {}
         }
-        Self::new(key, id, path, format::open(path)?)
+        Self::new(key, id, path, format::open(path)?, n_ctx)
     }
 
-    fn new(key: ModelKey, id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+    fn new(
+        key: ModelKey,
+        id: &str,
+        path: &Path,
+        checkpoint: Checkpoint,
+        n_ctx: usize,
+    ) -> Result<Self, ModelError> {
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
@@ -67,7 +79,8 @@ impl Loaded {
         // A value that is no text is refused here, not when somebody asks.
         let template = model.checkpoint().str(CHAT_TEMPLATE)?;
         let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
+        let n_ctx = n_ctx.min(model.hyper().n_ctx_train);
+        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer, n_ctx })
     }
 
     /// The source of its chat template.
@@ -75,16 +88,17 @@ impl Loaded {
         self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten()
     }
 
-    /// What the doors tell of it where at most `n_ctx` positions are granted.
-    pub(super) fn header(&self, n_ctx: usize) -> ModelHeader {
+    /// What the doors tell of it.
+    pub(super) fn header(&self) -> ModelHeader {
         let h = self.model.hyper();
         ModelHeader {
             architecture: self.model.architecture().into(),
             quantization: self.model.quantization().into(),
             parameters: self.model.parameters(),
-            n_ctx: n_ctx.min(h.n_ctx_train),
+            n_ctx: self.n_ctx,
             n_ctx_train: h.n_ctx_train,
             chat: self.template().is_some(),
+            license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
         }
     }
 }
@@ -130,11 +144,30 @@ pub(super) struct ToTokenize {
     pub tell: Box<dyn FnOnce(Result<Tokenized, Fault>) + Send>,
 }
 
+/// A model that is to be loaded.
+pub(super) struct ToLoad {
+    pub uid: u32,
+    pub model: String,
+    pub pin: bool,
+    /// Positions of its sequences; `None`: as it is loaded, or as configured.
+    pub n_ctx: Option<usize>,
+    /// `None`: the daemon's own wish.
+    pub asker: Option<Asker>,
+}
+
+/// A model whose header is to be read, if that was not done yet.
+pub(super) struct ToDescribe {
+    pub uid: u32,
+    pub id: String,
+    pub tell: Box<dyn FnOnce() + Send>,
+}
+
 /// What the admission thread takes.
 pub(super) enum ToAdmit {
     Submit(Box<Submission>),
     Tokenize(Box<ToTokenize>),
-    Preload(String),
+    Load(Box<ToLoad>),
+    Describe(ToDescribe),
 }
 
 /// What waits to be read, of each uid by itself: a long text of one keeps no other waiting for more than itself.
@@ -150,8 +183,8 @@ impl Waiting {
         let uid = match &item {
             ToAdmit::Submit(s) => s.request.caller.uid,
             ToAdmit::Tokenize(t) => t.uid,
-            // The daemon's own wish.
-            ToAdmit::Preload(_) => 0,
+            ToAdmit::Load(l) => l.uid,
+            ToAdmit::Describe(d) => d.uid,
         };
         let own = self.of_uid.entry(uid).or_default();
         if own.is_empty() {
@@ -178,14 +211,14 @@ pub(super) struct Admission {
     shared: Arc<Shared>,
     engine: Sender<Command>,
     /// Opened models; one whose last user is gone is opened anew.
-    open: HashMap<String, Weak<Loaded>>,
+    opened: HashMap<String, Weak<Loaded>>,
     /// Models opened so far.
     n_opened: u32,
 }
 
 impl Admission {
     pub(super) fn new(shared: Arc<Shared>, engine: Sender<Command>) -> Self {
-        Self { shared, engine, open: HashMap::new(), n_opened: 0 }
+        Self { shared, engine, opened: HashMap::new(), n_opened: 0 }
     }
 
     /// Serves until every sender is gone. How much may wait, senders have bounded ([`Shared::enter`]).
@@ -213,12 +246,36 @@ impl Admission {
                 tell(read.unwrap_or_else(|_| Err(unprepared())));
                 self.shared.leave(uid);
             }
-            ToAdmit::Preload(name) => match self.model(Some(&name)) {
-                Ok(model) => drop(self.engine.send(Command::Preload(model))),
-                Err(fault) => {
-                    log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message)
+            ToAdmit::Load(l) => {
+                self.shared.leave(l.uid);
+                self.load(*l);
+            }
+            ToAdmit::Describe(ToDescribe { uid, id, tell }) => {
+                self.shared.leave(uid);
+                if self.shared.undescribed(&id) {
+                    // A model that cannot be read is told of as failed.
+                    drop(self.model(Some(&id)));
                 }
-            },
+                tell();
+            }
+        }
+    }
+
+    fn load(&mut self, to: ToLoad) {
+        let ToLoad { model: name, pin, n_ctx, asker, .. } = to;
+        let opened = catch_unwind(AssertUnwindSafe(|| self.open(Some(&name), n_ctx)));
+        match (opened.unwrap_or_else(|_| Err(unprepared())), asker) {
+            (Ok(model), asker) => {
+                // A stopped engine lets go of the sink, and who reads it is told.
+                drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
+            }
+            (Err(fault), Some(mut asker)) => {
+                self.shared.metrics.error(fault.code);
+                asker.sink.offer(&Event::Failed(fault));
+            }
+            (Err(fault), None) => {
+                log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message);
+            }
         }
     }
 
@@ -286,7 +343,7 @@ impl Admission {
         check_bias(&model, request)?;
         let renderer = self.shared.options.renderer.as_deref();
         let (tokens, no_template) = tokenize(&model, request, renderer)?;
-        let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
+        let n_ctx = model.n_ctx;
         if tokens.is_empty() {
             return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
                 .at(request.input_field));
@@ -308,28 +365,35 @@ impl Admission {
 
     /// The model that `name` stands for, opened.
     fn model(&mut self, name: Option<&str>) -> Result<Arc<Loaded>, Fault> {
+        self.open(name, None)
+    }
+
+    /// The same, with `n_ctx` positions if they are given.
+    fn open(&mut self, name: Option<&str>, n_ctx: Option<usize>) -> Result<Arc<Loaded>, Fault> {
         let id = self.shared.resolve(name).ok_or_else(|| self.shared.unknown_model(name))?;
-        if let Some(model) = self.open.get(&id).and_then(Weak::upgrade) {
+        let fits =
+            |model: &Arc<Loaded>| n_ctx.is_none_or(|n| model.n_ctx == n.min(model.model.hyper().n_ctx_train));
+        if let Some(model) = self.opened.get(&id).and_then(Weak::upgrade).filter(fits) {
             return Ok(model);
         }
-        self.shared.set_state(&id, ModelState::Loading);
+        let n_ctx = n_ctx.unwrap_or(self.shared.options.n_ctx);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
         self.n_opened = self.n_opened.wrapping_add(1);
-        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache()) {
+        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache(), n_ctx) {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);
-                self.shared.set_state(&id, ModelState::Available);
-                self.open.insert(id, Arc::downgrade(&model));
+                self.opened.insert(id, Arc::downgrade(&model));
                 Ok(model)
             }
             Err(e) => {
-                self.shared.set_state(&id, ModelState::Failed);
+                let fault = load_fault(&id, &e);
+                self.shared.set_failed(&id, fault.code);
                 log::error!(
                     message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str();
                     "model {id}: {e}"
                 );
-                Err(load_fault(&id, &e))
+                Err(fault)
             }
         }
     }

@@ -40,6 +40,11 @@ pub enum Event {
         /// The token that brought it, where the request asks: then there is one event for each token.
         logprob: Option<Box<Logprob>>,
     },
+    /// Terminal: the model that was to be loaded is ready.
+    Loaded {
+        /// Its id.
+        model: String,
+    },
     /// Terminal: the answer is complete.
     Done(Done),
     /// Terminal: it failed.
@@ -50,7 +55,7 @@ impl Event {
     /// Whether it is the last one.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Done(_) | Self::Failed(_))
+        matches!(self, Self::Loaded { .. } | Self::Done(_) | Self::Failed(_))
     }
 }
 

@@ -1,30 +1,26 @@
 //! The engine as doors see it: submit, cancel, look.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
+use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
+use super::catalogue::Entry;
 use super::metrics::lock;
+use super::models::{Asker, ToUnload};
 use super::run::{Command, Runner};
-use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
+use super::watch::Watchers;
+use super::{
+    Code, Fault, GenerationId, LoadRequest, Metrics, ModelFile, ModelInfo, ModelState, Request, Sink,
+};
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
 use crate::kernel::Kernels;
 use crate::model::{Cache, KvType, Pack};
 use crate::os::{clock, thread};
-
-/// A model file that the engine may load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelFile {
-    /// Name that requests use: the file name without its ending.
-    pub id: String,
-    /// The file.
-    pub path: PathBuf,
-}
 
 /// Bounds and sizes of the engine; defaults are those of the configuration table (API text, section 6).
 #[derive(Clone, Debug)]
@@ -47,6 +43,8 @@ pub struct Options {
     pub cache: Option<Cache>,
     /// Tokens of one prefill product, 1 to 128.
     pub prefill_chunk: usize,
+    /// Models in memory at a time, 1 and more.
+    pub max_loaded: usize,
     /// Sequences that are decoded together, 1 to 16.
     pub max_sequences: usize,
     /// Bytes of beginnings that are kept for later requests.
@@ -84,6 +82,7 @@ impl Default for Options {
             pack: Pack::Off,
             cache: None,
             prefill_chunk: 128,
+            max_loaded: 1,
             max_sequences: 4,
             prefix_cache_bytes: 128 << 20,
             queue_max: 32,
@@ -97,64 +96,6 @@ impl Default for Options {
             renderer: None,
         }
     }
-}
-
-/// State of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelState {
-    /// Known, not loaded.
-    Available,
-    /// Being read.
-    Loading,
-    /// Ready.
-    Loaded,
-    /// The last load failed.
-    Failed,
-}
-
-impl ModelState {
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Available => "available",
-            Self::Loading => "loading",
-            Self::Loaded => "loaded",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// What is known of a model; the optional part once its header was read.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelInfo {
-    /// Its id.
-    pub id: String,
-    /// Its state.
-    pub state: ModelState,
-    /// Modification time of the file, Unix seconds.
-    pub created: u64,
-    /// Size of the file.
-    pub size_bytes: u64,
-    /// What the header says.
-    pub header: Option<ModelHeader>,
-}
-
-/// What a model's header says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelHeader {
-    /// Such as `llama`.
-    pub architecture: String,
-    /// The type most weights have, such as `Q4_0`.
-    pub quantization: String,
-    /// Number of weights.
-    pub parameters: u64,
-    /// Positions it is, or would be, loaded with.
-    pub n_ctx: usize,
-    /// Positions it was trained for.
-    pub n_ctx_train: usize,
-    /// It has a chat template.
-    pub chat: bool,
 }
 
 /// Whether the daemon answers.
@@ -217,6 +158,11 @@ impl Live {
         self.cancel.load(Ordering::Acquire)
     }
 
+    /// Nobody wants it any more.
+    pub(super) fn cancel(&self) {
+        self.cancel.store(true, Ordering::Release);
+    }
+
     /// The reader made room since the last look.
     pub(super) fn take_drained(&self) -> bool {
         self.drained.swap(false, Ordering::AcqRel)
@@ -264,13 +210,6 @@ struct LiveEntry {
     live: Arc<Live>,
 }
 
-/// A model of the catalogue.
-#[derive(Debug)]
-struct Entry {
-    path: PathBuf,
-    info: ModelInfo,
-}
-
 /// The engine's progress as it was last seen to change.
 #[derive(Debug)]
 struct Seen {
@@ -304,6 +243,7 @@ pub(super) struct Shared {
     seen: Mutex<Seen>,
     shutting_down: AtomicBool,
     pub dead: AtomicBool,
+    watchers: Watchers,
 }
 
 impl Shared {
@@ -348,17 +288,45 @@ impl Shared {
         lock(&self.catalogue).get(id).map(|e| e.path.clone())
     }
 
-    pub(super) fn set_state(&self, id: &str, state: ModelState) {
+    /// Changes what is told of a model, and says so.
+    fn change(&self, id: &str, change: impl FnOnce(&mut ModelInfo)) {
         if let Some(e) = lock(&self.catalogue).get_mut(id) {
-            e.info.state = state;
+            change(&mut e.info);
         }
+        self.watchers.tell();
     }
 
+    pub(super) fn set_state(&self, id: &str, state: ModelState) {
+        self.change(id, |info| (info.state, info.error) = (state, None));
+    }
+
+    pub(super) fn set_failed(&self, id: &str, code: Code) {
+        self.change(id, |info| (info.state, info.error) = (ModelState::Failed, Some(code)));
+    }
+
+    pub(super) fn set_pinned(&self, id: &str, pinned: bool) {
+        self.change(id, |info| info.pinned = pinned);
+    }
+
+    /// It was unloaded by name.
+    pub(super) fn unloaded(&self, id: &str) {
+        self.change(id, |info| info.n_unloaded += 1);
+    }
+
+    /// It could be opened.
     pub(super) fn set_header(&self, id: &str, loaded: &Loaded) {
-        let header = loaded.header(self.options.n_ctx);
-        if let Some(e) = lock(&self.catalogue).get_mut(id) {
-            e.info.header = Some(header);
-        }
+        self.change(id, |info| {
+            info.header = Some(loaded.header());
+            if info.state == ModelState::Failed {
+                (info.state, info.error) = (ModelState::Available, None);
+            }
+        });
+    }
+
+    /// Whether nobody has tried yet to read its header.
+    pub(super) fn undescribed(&self, id: &str) -> bool {
+        let read = |e: &Entry| e.info.header.is_some() || e.info.state == ModelState::Failed;
+        lock(&self.catalogue).get(id).is_some_and(|e| !read(e))
     }
 
     /// Something of `uid` is to be read. Those who enter [`Self::leave`].
@@ -434,13 +402,16 @@ impl Engine {
                 options.max_sequences
             ));
         }
+        if options.max_loaded == 0 {
+            return bad("models.max_loaded is 0, 1 and more possible".into());
+        }
         if options.threads > N_THREADS_MAX {
             return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
         }
         if options.threads == 0 {
             options.threads = thread::n_cores().min(N_THREADS_MAX);
         }
-        let catalogue = options.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
+        let catalogue = options.models.iter().map(|m| (m.id.clone(), Entry::new(m))).collect();
         let shared = Arc::new(Shared {
             options,
             kernels,
@@ -456,6 +427,7 @@ impl Engine {
             seen: Mutex::new(Seen { count: 0, at_us: clock::now_us() }),
             shutting_down: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            watchers: Watchers::default(),
         });
         let (commands, inbox) = mpsc::channel();
         let (admit, to_admit) = mpsc::channel();
@@ -473,14 +445,65 @@ impl Engine {
     /// # Errors
     /// `queue_full` when too many requests wait for admission, `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
-        let (id, uid) = (request.id.clone(), request.caller.uid);
+        let uid = request.caller.uid;
         self.enter(uid)?;
-        let live = Arc::new(Live::default());
-        let submission = Submission { request, sink, live: live.clone(), submitted_us: clock::now_us() };
-        self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
-        let handle = Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() };
+        let handle = self.handle(request.id.clone(), uid);
+        let live = handle.live.clone();
+        let submission = Submission { request, sink, live, submitted_us: clock::now_us() };
         self.send(uid, ToAdmit::Submit(Box::new(submission)))?;
         Ok(handle)
+    }
+
+    fn handle(&self, id: GenerationId, uid: u32) -> Handle {
+        let live = Arc::new(Live::default());
+        self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
+        Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() }
+    }
+
+    /// Begins to load a model; `sink` hears of it by [`super::Event::Loading`], then [`super::Event::Loaded`] or
+    /// [`super::Event::Failed`]. Another model that nobody uses goes for it, unless it is pinned.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`].
+    pub fn load(&self, request: LoadRequest, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
+        let LoadRequest { id, caller, model, pin, n_ctx } = request;
+        self.enter(caller.uid)?;
+        let handle = self.handle(id, caller.uid);
+        let asker = Some(Asker { sink, live: handle.live.clone() });
+        self.send(caller.uid, ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })))?;
+        Ok(handle)
+    }
+
+    /// Unloads a model, pinned or not; `tell` hears of it on a thread of the engine. One that is not loaded is no error;
+    /// one that requests use is `model_busy`, unless `force` ends them.
+    ///
+    /// # Errors
+    /// `unknown_model`, or that the engine is gone.
+    pub fn unload(
+        &self,
+        model: &str,
+        force: bool,
+        tell: impl FnOnce(Result<(), Fault>) + Send + 'static,
+    ) -> Result<(), Fault> {
+        let id = self.known(Some(model))?;
+        let to = ToUnload { id, force, tell: Box::new(tell) };
+        self.commands.send(Command::Unload(to)).map_err(|_| engine_gone())
+    }
+
+    /// Reads the header of the model `id` for `uid`, if nobody did; `tell` is called once that is done, on a thread of the
+    /// engine. It loads nothing.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`].
+    pub fn describe(&self, uid: u32, id: &str, tell: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+        self.enter(uid)?;
+        self.send(uid, ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }))
+    }
+
+    /// From now on `watcher` is called after what [`Self::models`] or [`Self::state`] tells has changed, on the thread that
+    /// changes it, until it gives false. It must not block, nor look at the engine.
+    pub fn watch(&self, watcher: impl Fn() -> bool + Send + 'static) {
+        self.shared.watchers.add(Box::new(watcher));
     }
 
     /// Makes tokens of `text` for `uid`, with the vocabulary of `model` (an id, an alias, or the default); `tell` hears of
@@ -515,7 +538,7 @@ impl Engine {
     pub fn cancel(&self, id: &GenerationId, uid: u32) -> bool {
         let found = match self.shared.live().get(id.as_str()) {
             Some(entry) if uid == 0 || entry.uid == uid => {
-                entry.live.cancel.store(true, Ordering::Release);
+                entry.live.cancel();
                 true
             }
             _ => false,
@@ -526,10 +549,11 @@ impl Engine {
         found
     }
 
-    /// Begins to load a model without a request (`--model`, `models.preload`).
-    pub fn preload(&self, model: &str) {
+    /// Begins to load a model without a request (`--model`, `models.preload`); it takes no other one's place.
+    pub fn preload(&self, model: &str, pin: bool) {
+        let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
         // A stopped engine loads nothing.
-        drop(self.admit.send(ToAdmit::Preload(model.to_owned())));
+        drop(self.enter(0).and_then(|()| self.send(0, ToAdmit::Load(Box::new(wish)))));
     }
 
     /// The models, sorted by id.
@@ -542,6 +566,14 @@ impl Engine {
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<String> {
         self.shared.resolve(name)
+    }
+
+    /// The same, or what is to be said where there is none.
+    ///
+    /// # Errors
+    /// `unknown_model`, with the names that there are.
+    pub fn known(&self, name: Option<&str>) -> Result<String, Fault> {
+        self.resolve(name).ok_or_else(|| self.shared.unknown_model(name))
     }
 
     /// What it does now.
@@ -633,28 +665,14 @@ impl Engine {
     /// Refuses new requests from now on (`shutting_down`); those running go on until [`Self::cancel_all`].
     pub fn shut_down(&self) {
         self.shared.shutting_down.store(true, Ordering::Release);
+        self.shared.watchers.tell();
     }
 
     /// Cancels everything that still runs or waits.
     pub fn cancel_all(&self) {
         for entry in self.shared.live().values() {
-            entry.live.cancel.store(true, Ordering::Release);
+            entry.live.cancel();
         }
         drop(self.commands.send(Command::Look));
     }
-}
-
-/// The catalogue's entry of a file that nobody has opened yet.
-fn entry(model: &ModelFile) -> Entry {
-    let (created, size_bytes) = stat(&model.path);
-    let info =
-        ModelInfo { id: model.id.clone(), state: ModelState::Available, created, size_bytes, header: None };
-    Entry { path: model.path.clone(), info }
-}
-
-/// Time of modification and size; zeros for a file that is not there (its load will say so).
-fn stat(path: &Path) -> (u64, u64) {
-    let Ok(meta) = std::fs::metadata(path) else { return (0, 0) };
-    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    (modified.map_or(0, |t| t.as_secs()), meta.len())
 }

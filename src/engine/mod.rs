@@ -5,12 +5,14 @@
 //! [`Solo`] is a model that is measured without them.
 
 mod admit;
+mod catalogue;
 mod event;
 mod generation;
 mod handle;
 mod load;
 mod machine;
 mod metrics;
+mod models;
 mod perplexity;
 mod prefix;
 mod ready;
@@ -20,16 +22,20 @@ mod scheduler;
 mod solo;
 mod speed;
 mod tuning;
+mod watch;
 
 pub use admit::{Text, Tokenized};
+pub use catalogue::{ModelFile, ModelHeader, ModelInfo, ModelState};
 pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
     Timings, Usage,
 };
-pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, State, Status};
+pub use handle::{Engine, Handle, Options, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
 pub use perplexity::{Divergence, Perplexity, Reader};
-pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
+pub use request::{
+    Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling,
+};
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};

@@ -43,7 +43,7 @@ impl Ready {
     ) -> Result<(Self, Capacity), ModelError> {
         let precision = Precision { kv: o.kv, ..Precision::default() };
         let n_tokens_max = (o.prefill_chunk + o.max_sequences).min(PREFILL_CHUNK_MAX);
-        let n_ctx = o.n_ctx.min(weights.hyper().n_ctx_train);
+        let n_ctx = model.n_ctx;
         weights.check_positions(n_ctx)?;
         let paging = Arc::new(Paging::new(weights.layout(), o.kv));
         // Those that rest keep what they have, so there is room for twice as many as run, if the machine has it.

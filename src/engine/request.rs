@@ -234,3 +234,18 @@ pub struct Request {
     /// Time until it must have ended, from submission; `None`: the configured one.
     pub deadline_ms: Option<u64>,
 }
+
+/// One model to be loaded, as asked.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// Made by the door from random bits; cancels the load.
+    pub id: GenerationId,
+    /// Who asks; that they may, the door has seen to.
+    pub caller: Caller,
+    /// Id or alias.
+    pub model: String,
+    /// It stays until it is unloaded by name.
+    pub pin: bool,
+    /// Positions of its sequences, 2 and more; `None`: as it is loaded, or as configured.
+    pub n_ctx: Option<usize>,
+}

@@ -11,13 +11,13 @@ use std::time::Duration;
 use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
-use super::load::Load;
+use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
 use super::ready::Ready;
 use super::scheduler::{
     Action, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
 };
-use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
+use super::{Code, Event, Fault, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
 use crate::model::{Feed, Kv, ModelError, Part, Want};
@@ -38,14 +38,16 @@ pub(super) enum Command {
     /// Serve a request.
     Run(Box<Job>),
     /// Load a model.
-    Preload(Arc<Loaded>),
+    Load(Box<Wish>),
+    /// Unload one.
+    Unload(ToUnload),
     /// A flag of some request changed.
     Look,
 }
 
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
-const PROGRESS_EVERY: Micros = 250_000;
+pub(super) const PROGRESS_EVERY: Micros = 250_000;
 /// A full queue is logged at most this often for a uid, and for so many uids at a time.
 const FULL_EVERY: Micros = 60_000_000;
 const N_UID_TOLD_MAX: usize = 64;
@@ -58,13 +60,6 @@ struct Kept {
     pin: Option<NodeId>,
 }
 
-/// A model being read in.
-struct Loading {
-    model: Arc<Loaded>,
-    load: Load,
-    since: Micros,
-}
-
 /// The events of a request that ended while its output was full.
 struct Draining {
     sink: Box<dyn Sink>,
@@ -75,17 +70,21 @@ struct Draining {
 
 /// The engine thread's state.
 pub(super) struct Runner {
-    shared: Arc<Shared>,
-    scheduler: Scheduler,
-    jobs: BTreeMap<Slot, Generation>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) scheduler: Scheduler,
+    pub(super) jobs: BTreeMap<Slot, Generation>,
     kept: BTreeMap<Slot, Kept>,
     draining: Vec<Draining>,
     next_slot: u64,
-    ready: BTreeMap<ModelKey, Ready>,
-    loading: Option<Loading>,
+    pub(super) ready: BTreeMap<ModelKey, Ready>,
+    pub(super) loading: Option<Loading>,
+    /// When those who asked for a load last heard of it.
+    pub(super) told_loading_us: Micros,
+    /// Models that are wanted though no request needs them.
+    pub(super) wishes: Vec<Wish>,
     /// Models that the scheduler knows by their keys.
-    models: BTreeMap<ModelKey, Arc<Loaded>>,
-    pool: Option<Pool>,
+    pub(super) models: BTreeMap<ModelKey, Arc<Loaded>>,
+    pub(super) pool: Option<Pool>,
     /// Blocks of prefix caches that an ended request began with.
     unpin: Vec<(ModelKey, NodeId)>,
     /// The tokens of the step under way.
@@ -97,7 +96,7 @@ pub(super) struct Runner {
 }
 
 /// The threads, started at the first load.
-fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Pool, ModelError> {
+pub(super) fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Pool, ModelError> {
     let n = shared.options.threads;
     match pool {
         Some(pool) => Ok(pool),
@@ -119,7 +118,7 @@ impl Runner {
             max_sequences: o.max_sequences,
             quantum: o.quantum_ms * 1_000,
             background_share: o.background_share,
-            max_loaded: 1,
+            max_loaded: o.max_loaded,
         });
         Self {
             shared,
@@ -130,6 +129,8 @@ impl Runner {
             next_slot: 0,
             ready: BTreeMap::new(),
             loading: None,
+            told_loading_us: 0,
+            wishes: Vec::new(),
             models: BTreeMap::new(),
             pool: None,
             unpin: Vec::new(),
@@ -149,6 +150,9 @@ impl Runner {
             "the engine failed while it worked; the log has the place, the daemon restarts by itself";
         for job in self.jobs.values_mut() {
             job.sink.offer(&Event::Failed(Fault::new(Code::Internal, message)));
+        }
+        for asker in self.wishes.iter_mut().filter_map(|wish| wish.asker.as_mut()) {
+            asker.sink.offer(&Event::Failed(Fault::new(Code::Internal, message)));
         }
         for d in &mut self.draining {
             d.sink.offer(&Event::Failed(Fault::new(Code::Internal, message)));
@@ -207,24 +211,21 @@ impl Runner {
                 let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
-                let n_ctx = o.n_ctx.min(job.model.model.hyper().n_ctx_train);
+                let n_ctx = job.model.n_ctx;
                 let metrics = self.shared.metrics.model(&job.model.id);
                 let generation = Generation::new(*job, n_ctx, o.max_tokens, metrics);
                 let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
                 self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
             }
-            Command::Preload(model) => {
-                let key = model.key;
-                self.models.entry(key).or_insert(model);
-                self.input(Input::Preload(key));
-            }
+            Command::Load(wish) => self.want(*wish),
+            Command::Unload(to) => self.unload_by_name(to),
             Command::Look => {}
         }
     }
 
     /// Tells the scheduler and does what it says.
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         let now = clock::now_us();
         let mut actions = Vec::new();
         self.scheduler.on(now, input, &mut actions);
@@ -255,6 +256,7 @@ impl Runner {
                 Action::Begin(slot) => self.begin(slot, now),
                 Action::Drop(slot) => self.release(slot),
                 Action::Unload(key) => self.unload(key),
+                Action::NoRoom(key) => self.no_room(key),
                 Action::Cut(slot, cut) => self.cut(slot, cut, now),
             }
         }
@@ -310,25 +312,11 @@ impl Runner {
         });
     }
 
-    /// Forgets a model that no request uses.
-    fn unload(&mut self, key: ModelKey) {
-        let Some(old) = self.ready.remove(&key) else { return };
-        self.shared.set_state(&old.model.id, ModelState::Available);
-        log::info!(
-            message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
-            "model {} unloaded, another one is wanted", old.model.id
-        );
-        self.forget_models();
-    }
-
-    /// Models stay open while they are loaded or somebody asks for them.
-    fn forget_models(&mut self) {
-        let (scheduler, jobs) = (&self.scheduler, &self.jobs);
-        self.models.retain(|key, _| scheduler.uses(*key) || jobs.values().any(|job| job.model.key == *key));
-    }
-
     /// Looks at the flags of all requests: who left, whose reader made room, who has read too slowly.
     fn look(&mut self, now: Micros) {
+        if !self.wishes.is_empty() {
+            self.look_at_wishes();
+        }
         let gone: Vec<Slot> = self.jobs.iter().filter(|(_, j)| j.live.cancelled()).map(|(s, _)| *s).collect();
         for slot in gone {
             self.input(Input::Cancel(slot));
@@ -381,6 +369,7 @@ impl Runner {
         let o = &self.shared.options;
         let fault = match cut {
             Cut::DeadlineWithText => return self.end(slot, Ok(StopDetail::Deadline), now),
+            Cut::NoRoom => self.pinned_fault(),
             Cut::Cancelled => Fault::new(Code::Cancelled, "the caller left or cancelled"),
             Cut::Stalled => Fault::new(
                 Code::Stalled,
@@ -449,77 +438,9 @@ impl Runner {
     }
 
     /// Fails a request and lets the scheduler go on.
-    fn fail(&mut self, slot: Slot, fault: Fault) {
+    pub(super) fn fail(&mut self, slot: Slot, fault: Fault) {
         self.end(slot, Err(fault), clock::now_us());
         self.input(Input::Ended(slot));
-    }
-
-    /// Makes a model ready, a slice at a time.
-    fn load(&mut self, key: ModelKey, now: Micros) {
-        if self.loading.as_ref().is_none_or(|l| l.model.key != key) {
-            let Some(model) = self.models.get(&key).cloned() else {
-                return self.input(Input::Unloaded(key));
-            };
-            self.shared.set_state(&model.id, ModelState::Loading);
-            let o = &self.shared.options;
-            let load = Load::new(&model, o.pack, o.cache.as_ref());
-            self.loading = Some(Loading { model, load, since: now });
-        }
-        let Some(l) = &self.loading else { return };
-        let (done, total) = l.load.progress();
-        for slot in self.scheduler.placed(key) {
-            if let Some(job) = self.jobs.get_mut(&slot)
-                && (now >= job.told_us + PROGRESS_EVERY || done == total)
-            {
-                job.told_us = now;
-                job.progress(&Event::Loading { model: l.model.id.clone(), done, total });
-            }
-        }
-        self.load_on(now);
-    }
-
-    /// Reads the next slice, and makes the buffers after the last.
-    fn load_on(&mut self, now: Micros) {
-        let Some(mut l) = self.loading.take() else { return };
-        let (model, since) = (l.model.clone(), l.since);
-        let started = start_pool(&mut self.pool, &self.shared);
-        if let Ok(pool) = started
-            && l.load.work(&model, pool)
-        {
-            self.loading = Some(l);
-            return;
-        }
-        let total = l.load.progress().1;
-        let (o, weights) = (&self.shared.options, l.load.finish(&model));
-        let metrics = self.shared.metrics.model(&model.id);
-        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
-            Ok((ready, capacity)) => {
-                let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
-                self.shared.set_state(&model.id, ModelState::Loaded);
-                ready.metrics.weight_bytes.set(total);
-                ready.metrics.load.observe(clock::now_us().saturating_sub(since));
-                self.ready.insert(model.key, ready);
-                log::info!(
-                    message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
-                    sotto_bytes = total, sotto_load_ms = (now.saturating_sub(since)) / 1_000;
-                    "model {} loaded, kernels {}, weights {}", model.id, self.shared.kernels.tier().name(), how
-                );
-                self.input(Input::Loaded(model.key, capacity));
-            }
-            Err(e) => {
-                self.shared.set_state(&model.id, ModelState::Failed);
-                log::error!(
-                    message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str();
-                    "model {}: {e}", model.id
-                );
-                let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
-                for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
-                    self.fail(slot, load_fault(&model.id, &e));
-                }
-                self.input(Input::Unloaded(model.key));
-                self.forget_models();
-            }
-        }
     }
 
     /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before

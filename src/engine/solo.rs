@@ -7,7 +7,7 @@ use super::admit::{Loaded, load_fault};
 use super::load::Load;
 use super::scheduler::ModelKey;
 use super::{Code, Fault, ModelFile};
-use crate::base::limits::N_THREADS_MAX;
+use crate::base::limits::{N_CTX_MAX, N_THREADS_MAX};
 use crate::kernel::{Kernels, Pool};
 use crate::model::{Cache, Decoder, Kv, Model, ModelError, Pack, Precision};
 use crate::os::{clock, thread};
@@ -38,8 +38,8 @@ impl Solo {
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
         let here = cache.filter(|_| pack == Pack::Cache);
-        let loaded =
-            Loaded::open(ModelKey(0), &file.id, &file.path, here).map_err(|e| load_fault(&file.id, &e))?;
+        let loaded = Loaded::open(ModelKey(0), &file.id, &file.path, here, N_CTX_MAX)
+            .map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => thread::n_cores().min(N_THREADS_MAX),
             n => n,

@@ -16,6 +16,12 @@ pub fn limit(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::As, at(memory_bytes))?)
 }
 
+/// The user that this process acts as.
+#[must_use]
+pub fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// The most memory that this process has had resident so far, in bytes; mapped files count with what of them is in
 /// use. `None` where the kernel does not tell.
 #[must_use]

@@ -6,6 +6,8 @@
 mod batch;
 #[cfg(feature = "dbus")]
 mod dbus;
+#[cfg(feature = "dbus")]
+mod objects;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;

@@ -1,252 +1,284 @@
-//! `org.sotto.Sotto1.Manager`.
+//! `org.sotto.Sotto1.Manager`, and how a generation goes that is asked for there or in a session.
 
-use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use zbus::message::Header;
-use zbus::names::{OwnedUniqueName, UniqueName};
-use zbus::object_server::ResponseDispatchNotifier;
-use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use zbus::{OwnedFd, OwnedVariant};
 
-use crate::base::limits::REPLY_BYTES_MAX;
+use crate::base::limits::{KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_CTX_MAX, REPLY_BYTES_MAX};
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
-use crate::door::wire;
-use crate::engine::{Code, Done, Engine, Event, Fault};
+use crate::engine::{Code, Fault, LoadRequest, ModelState, Request, Text, Tokenized};
 
-use super::callers::Callers;
+use super::call::{Call, Refusal};
+use super::dispatch::unknown_object;
+use super::info::{details, of, variant};
+use super::job::Job;
 use super::options::{self, Format, Options};
-use super::{PATH, Refusal, details, pipe};
+use super::paths::{self, Kind, Place};
+use super::polkit::Permit;
+use super::record::Record;
+use super::session::{Session, Turn};
+use super::{Door, KEPT, interfaces, pipe};
 
-/// Interface of a generation's `Done` signal.
-const GENERATION: &str = "org.sotto.Sotto1.Generation";
+impl Door {
+    /// The value of a property of the manager.
+    pub(super) fn manager_property(&self, name: &str) -> Option<OwnedVariant> {
+        let count = |n: usize| variant(u32::try_from(n).unwrap_or(u32::MAX));
+        match name {
+            "Version" => variant(env!("CARGO_PKG_VERSION")),
+            "Tier" => variant(self.engine.tier()),
+            "Features" => variant(Vec::<&str>::new()),
+            "State" => variant(self.engine.state().as_str()),
+            "StateReason" => variant(self.engine.state().reason()),
+            "DefaultModel" => variant(self.engine.resolve(None).unwrap_or_default()),
+            "LoadedModels" => variant(self.loaded_models()),
+            "QueueLength" => count(self.engine.status().queue_length),
+            "ActiveGenerations" => count(self.engine.status().active_generations),
+            _ => None,
+        }
+    }
 
-/// What is told about an answer besides its text.
-pub(super) type Info = BTreeMap<&'static str, OwnedVariant>;
-
-/// The object at [`PATH`].
-#[derive(Debug)]
-pub(super) struct Manager {
-    engine: Engine,
-    callers: Callers,
+    /// Of the ended generations of `uid`, keeps the latest: so many, and so much text.
+    fn tidy(&self, uid: u32) {
+        let own = self.generations.ids(uid).into_iter().filter_map(|id| self.generations.get(&id, uid));
+        let mut ended: Vec<_> = own.filter_map(|record| Some((record.ended_at()?, record))).collect();
+        ended.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let mut bytes = 0;
+        for (i, (_, record)) in ended.iter().enumerate() {
+            bytes += record.bytes();
+            if i > 0 && (i >= KEPT_ENDED_MAX || bytes > KEPT_TEXT_BYTES_MAX) {
+                self.generations.remove(record.id.as_str());
+            }
+        }
+    }
 }
 
-impl Manager {
-    pub(super) fn new(engine: Engine) -> Self {
-        Self { engine, callers: Callers::default() }
-    }
-
-    /// The options of a call; what is wrong with them is counted.
-    fn read(&self, input: String, options: &Options) -> Result<options::Asked, Fault> {
-        options::read(input, options).inspect_err(|fault| self.engine.metrics().error(fault.code))
-    }
-
-    /// Generates and gives the complete answer.
-    async fn answer(
-        &self,
-        sender: Option<&UniqueName<'_>>,
-        connection: &Connection,
-        input: String,
-        options: &Options,
-    ) -> Result<(String, Info), Fault> {
-        let asked = self.read(input, options)?;
-        if asked.format.is_some() {
-            let message = "format: goes with StartGeneration only; leave it out";
-            return Err(Fault::new(Code::UnknownField, message).at("format"));
+/// A method of the manager.
+pub(super) async fn method(call: Arc<Call>, member: &str) -> Result<(), Refusal> {
+    match member {
+        "Generate" => ask(&call, None).await,
+        "StartGeneration" => start(call, None).await,
+        "Cancel" => cancel(&call).await,
+        "ListModels" => {
+            call.door.describe_models(call.uid()).await;
+            let models = call.door.engine.models();
+            let told =
+                models.iter().map(|info| (paths::model(Some(&info.id)), call.door.model_properties(info)));
+            call.reply(&(told.collect::<Vec<_>>(),)).await
         }
-        let known = self.callers.know(connection, sender).await?;
-        let request = asked.ask.request(new_id(), known.caller, asked.input, "input");
-        let generation = Generation::start(&self.engine, request)?;
-        let (text, logprobs, done) = tokio::select! {
-            answer = whole(generation) => answer?,
-            () = known.gone() => return Err(Fault::new(Code::Cancelled, "the caller left the bus")),
+        "LoadModel" => load_model(call).await,
+        "UnloadModel" => unload_model(&call).await,
+        "OpenSession" => open_session(call).await,
+        "Tokenize" => tokenize(&call).await,
+        "Reload" => {
+            call.may(Permit::Manage).await?;
+            if let Some(reload) = &call.door.options.reload {
+                (reload.0)()?;
+            }
+            call.reply(&()).await
+        }
+        _ => Err(Fault::new(Code::Internal, format!("{member} is declared and not served")).into()),
+    }
+}
+
+/// What is to be generated.
+struct Asked {
+    request: Request,
+    format: Option<Format>,
+    turn: Option<Turn>,
+}
+
+/// Reads a call that generates, alone or in a session; what is wrong with it is counted.
+fn read(call: &Call, session: Option<&Arc<Session>>) -> Result<Asked, Fault> {
+    let (input, options): (String, Options) = call.args()?;
+    let (id, caller) = (new_id(), call.known.caller);
+    let read =
+        match session {
+            None => options::read(input, &options).map(|asked| Asked {
+                request: asked.ask.request(id, caller, asked.input, "input"),
+                format: asked.format,
+                turn: None,
+            }),
+            Some(session) => session.turn(id.clone(), input, &options).map(|(ask, input, format, turn)| {
+                Asked { request: ask.request(id, caller, input, "input"), format, turn: Some(turn) }
+            }),
         };
-        let mut info = info(&done);
-        info.extend(logprobs.and_then(|json| Some(("logprobs", variant(json)?))));
-        Ok((text, info))
-    }
+    read.inspect_err(|fault| call.door.engine.metrics().error(fault.code))
 }
 
-#[zbus::interface(name = "org.sotto.Sotto1.Manager", introspection_docs = false)]
-impl Manager {
-    #[zbus(out_args("text", "info"))]
-    async fn generate(
-        &self,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-        input: String,
-        options: Options,
-    ) -> Result<(String, Info), Refusal> {
-        let answered = self.answer(header.sender(), connection, input, &options).await;
-        let code = answered.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok");
-        self.engine.metrics().request("dbus", "Generate", code);
-        Ok(answered?)
+/// One call, one answer: `Generate` and `Ask`.
+pub(super) async fn ask(call: &Call, session: Option<&Arc<Session>>) -> Result<(), Refusal> {
+    call.may(Permit::Generate).await?;
+    let Asked { request, format, turn } = read(call, session)?;
+    if format.is_some() {
+        let message = "format: goes only where a stream is returned; leave it out";
+        return Err(Fault::new(Code::UnknownField, message).at("format").into());
     }
-
-    #[zbus(out_args("generation", "stream"))]
-    async fn start_generation(
-        &self,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-        input: String,
-        options: Options,
-    ) -> Result<(ResponseDispatchNotifier<OwnedObjectPath>, OwnedFd), Refusal> {
-        let asked = self.read(input, &options)?;
-        let known = self.callers.know(connection, header.sender()).await?;
-        let id = new_id();
-        let path = OwnedObjectPath::from(
-            ObjectPath::try_from(format!("{PATH}/generation/{id}"))
-                .map_err(|e| Fault::new(Code::Internal, format!("the path of {id} is refused: {e}")))?,
-        );
-        let (writer, reader) = pipe::pair().map_err(|e| {
-            Fault::new(Code::Internal, format!("no pipe can be made: {e}; too many streams are open"))
-        })?;
-        let (reply, replied) = ResponseDispatchNotifier::new(path.clone());
-        let request = asked.ask.request(id, known.caller, asked.input, "input");
-        let (engine, connection) = (self.engine.clone(), connection.clone());
-        let owner = header.sender().map(|name| OwnedUniqueName::from(name.to_owned()));
-        let format = asked.format.unwrap_or(Format::Events);
-        tokio::spawn(async move {
-            // The caller knows the generation before it hears of it.
-            replied.await;
-            let last = pipe::run(&engine, request, writer, format).await;
-            let code = if let Event::Failed(fault) = &last { fault.code.as_str() } else { "ok" };
-            engine.metrics().request("dbus", "StartGeneration", code);
-            tell(&connection, owner, &path, &last).await;
-        });
-        Ok((reply, reader.into()))
-    }
-
-    async fn cancel(
-        &self,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-        generation: ObjectPath<'_>,
-    ) -> Result<(), Refusal> {
-        let known = self.callers.know(connection, header.sender()).await?;
-        let below = generation.as_str().strip_prefix(PATH).and_then(|rest| rest.strip_prefix("/generation/"));
-        let id = below.and_then(parse_id).ok_or_else(|| {
-            let message = format!("this is no path of a generation: those are {PATH}/generation/ID");
-            Fault::new(Code::UnknownObject, message).at("generation")
-        })?;
-        // One that has ended is no error, and another uid's looks the same as one that never was.
-        self.engine.cancel(&id, known.caller.uid);
-        Ok(())
-    }
-
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn version(&self) -> &'static str {
-        env!("CARGO_PKG_VERSION")
-    }
-
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn tier(&self) -> &'static str {
-        self.engine.tier()
-    }
-
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn features(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    #[zbus(property)]
-    fn state(&self) -> &'static str {
-        self.engine.state().as_str()
-    }
-
-    #[zbus(property)]
-    fn state_reason(&self) -> &'static str {
-        self.engine.state().reason()
-    }
-
-    #[zbus(property)]
-    fn default_model(&self) -> String {
-        self.engine.resolve(None).unwrap_or_default()
-    }
-
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn queue_length(&self) -> u32 {
-        u32::try_from(self.engine.status().queue_length).unwrap_or(u32::MAX)
-    }
-
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn active_generations(&self) -> u32 {
-        u32::try_from(self.engine.status().active_generations).unwrap_or(u32::MAX)
-    }
-}
-
-/// The complete answer, and what its tokens tell as a JSON array, if they do. D-Bus text has no NUL, so one in an answer
-/// becomes U+FFFD.
-async fn whole(mut generation: Generation) -> Result<(String, Option<String>, Done), Fault> {
-    let mut answer = String::new();
-    let mut told = String::new();
-    loop {
-        match generation.next().await {
-            Event::Text { text, logprob } => {
-                answer += &text.replace('\0', "\u{fffd}");
-                if let Some(logprob) = logprob {
-                    told += if told.is_empty() { "[" } else { "," };
-                    told += &wire::logprob_text(&logprob);
-                }
-            }
-            Event::Done(done) => {
-                let told = (!told.is_empty()).then(|| told + "]");
-                return Ok((answer, told, done));
-            }
-            Event::Failed(fault) => return Err(fault),
-            _ => {}
-        }
-        if answer.len() + told.len() > REPLY_BYTES_MAX {
-            let message =
-                format!("the answer passed {REPLY_BYTES_MAX} bytes; use StartGeneration or the socket");
-            return Err(Fault::new(Code::BodyTooLarge, message));
+    let record = Record::new(request.id.clone(), call.uid());
+    let mut generation = Generation::start(&call.door.engine, request)?;
+    while !record.has_ended() && record.bytes() <= REPLY_BYTES_MAX {
+        tokio::select! {
+            event = generation.next() => record.heard(&event),
+            () = call.known.gone() => record.fail(Fault::new(Code::Cancelled, "the caller left the bus")),
         }
     }
+    if !record.has_ended() {
+        let message = format!("the answer passed {REPLY_BYTES_MAX} bytes; use a stream, or the socket");
+        record.fail(Fault::new(Code::BodyTooLarge, message));
+    }
+    if let Some(turn) = turn {
+        turn.keep(&record);
+    }
+    call.reply(&record.answer()?).await
 }
 
-pub(super) fn variant<'v>(value: impl Into<Variant<'v>>) -> Option<OwnedVariant> {
-    // Only file descriptors can fail to be owned.
-    value.into().try_into_owned().ok()
+/// A generation with a stream: `StartGeneration` and `Send`.
+pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Result<(), Refusal> {
+    call.may(Permit::Generate).await?;
+    let Asked { request, format, turn } = read(&call, session)?;
+    let record = Record::new(request.id.clone(), call.uid());
+    let path = paths::object(Kind::Generation, record.id.as_str());
+    let (writer, reader) = pipe::pair().map_err(|e| {
+        Fault::new(Code::Internal, format!("no pipe can be made: {e}; too many streams are open"))
+    })?;
+    call.door.generations.put(record.id.as_str(), record.clone());
+    call.door.tidy(call.uid());
+    // The caller knows the generation before it hears of it.
+    call.reply(&(path.clone(), OwnedFd::from(reader))).await?;
+    let format = format.unwrap_or(Format::Events);
+    tokio::spawn(async move {
+        let door = call.door.clone();
+        pipe::run(&door.engine, request, writer, format, &record).await;
+        if let Some(turn) = turn {
+            turn.keep(&record);
+        }
+        let (finish_reason, error, info) = match record.last() {
+            Some(Ok(done)) => (done.stop_detail.reason().as_str(), "", of(&done)),
+            Some(Err(fault)) => ("error", fault::dbus_name(fault.code), details(&fault)),
+            None => return,
+        };
+        call.tell(&path, interfaces::GENERATION, "Done", &(finish_reason, error, info)).await;
+        door.tidy(record.uid);
+        tokio::select! {
+            () = sleep(KEPT) => {}
+            () = call.known.gone() => {}
+        }
+        door.generations.remove(record.id.as_str());
+    });
+    Ok(())
 }
 
-fn info(done: &Done) -> Info {
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let usage = BTreeMap::from([
-        ("prompt_tokens", count(done.usage.prompt_tokens)),
-        ("cached_tokens", count(done.usage.cached_tokens)),
-        ("completion_tokens", count(done.usage.completion_tokens)),
-        ("reasoning_tokens", 0),
-    ]);
-    let timings = BTreeMap::from([
-        ("queue_ms", done.timings.queue_ms),
-        ("load_ms", done.timings.load_ms),
-        ("prefill_ms", done.timings.prefill_ms),
-        ("decode_ms", done.timings.decode_ms),
-        ("ttft_ms", done.timings.ttft_ms),
-    ]);
-    [
-        ("id", variant(done.id.as_str())),
-        ("model", variant(done.model.as_str())),
-        ("finish_reason", variant(done.stop_detail.reason().as_str())),
-        ("stop_detail", variant(done.stop_detail.as_str())),
-        ("seed", variant(done.seed)),
-        ("usage", variant(usage)),
-        ("timings", variant(timings)),
-    ]
-    .into_iter()
-    .filter_map(|(key, value)| Some((key, value?)))
-    .collect()
+/// Methods of a generation.
+pub(super) async fn of_generation(call: &Call, record: &Record, member: &str) -> Result<(), Refusal> {
+    if member == "Cancel" {
+        call.door.engine.cancel(&record.id, record.uid);
+        return call.reply(&()).await;
+    }
+    tokio::select! {
+        () = record.finished() => call.reply(&record.answer()?).await,
+        () = call.known.gone() => Ok(()),
+    }
 }
 
-/// Sends `Done` to the owner alone, after its stream was closed.
-async fn tell(connection: &Connection, owner: Option<OwnedUniqueName>, path: &OwnedObjectPath, last: &Event) {
-    let (finish_reason, error, info) = match last {
-        Event::Done(done) => (done.stop_detail.reason().as_str(), "", info(done)),
-        Event::Failed(fault) => ("error", fault::dbus_name(fault.code), details(fault)),
-        _ => return,
+async fn cancel(call: &Call) -> Result<(), Refusal> {
+    let (path,): (zbus::OwnedObjectPath,) = call.args()?;
+    let id = match paths::place(path.as_str()) {
+        Some(Place::Object(Kind::Generation, id)) => parse_id(id),
+        _ => None,
     };
-    let owner = owner.as_ref().map(|name| name.as_str());
-    let body = (finish_reason, error, info.into_iter().collect::<HashMap<_, _>>());
-    // An owner that has left is not there to be told.
-    let _ = connection.emit_signal(owner, path, GENERATION, "Done", &body).await;
+    let id = id.ok_or_else(|| {
+        let message = format!("this is no path of a generation: those are {}/generation/ID", paths::ROOT);
+        Fault::new(Code::UnknownObject, message).at("generation")
+    })?;
+    let (door, uid) = (&call.door, call.uid());
+    // One that has ended is no error.
+    let own = door.engine.cancel(&id, uid) || door.generations.get(id.as_str(), uid).is_some();
+    if !own && !(call.may(Permit::Manage).await.is_ok() && door.engine.cancel(&id, 0)) {
+        return Err(unknown_object(path.as_str()).into());
+    }
+    call.reply(&()).await
+}
+
+async fn load_model(call: Arc<Call>) -> Result<(), Refusal> {
+    call.may(Permit::LoadModel).await?;
+    let (model, options): (String, Options) = call.args()?;
+    let mut fields = options::fields(&options)?;
+    let pin = fields.flag("pin")?.unwrap_or(true);
+    let n_ctx = fields.whole("context", 2, N_CTX_MAX as u64)?.map(|n| n as usize);
+    fields.finish()?;
+    let engine = &call.door.engine;
+    let resolved = engine.known(Some(&model))?;
+    let loaded = engine.models().iter().any(|info| info.id == resolved && info.state == ModelState::Loaded);
+    let id = new_id();
+    let job = Job::new(id.clone(), call.uid());
+    let request = LoadRequest { id: id.clone(), caller: call.known.caller, model: resolved, pin, n_ctx };
+    let mut load = Generation::load(engine, request)?;
+    if loaded {
+        // There may be nothing to do: then the job has ended when its caller hears of it.
+        job.heard(load.next().await);
+    }
+    call.door.jobs.put(id.as_str(), job.clone());
+    call.reply(&(paths::object(Kind::Job, id.as_str()),)).await?;
+    tokio::spawn(job.follow(load, call));
+    Ok(())
+}
+
+async fn unload_model(call: &Call) -> Result<(), Refusal> {
+    let (model, options): (String, Options) = call.args()?;
+    let mut fields = options::fields(&options)?;
+    let force = fields.flag("force")?.unwrap_or(false);
+    fields.finish()?;
+    call.may(if force { Permit::Manage } else { Permit::LoadModel }).await?;
+    let (tell, told) = oneshot::channel();
+    // Whoever left is not told.
+    call.door.engine.unload(&model, force, |how| drop(tell.send(how)))?;
+    told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    call.reply(&()).await
+}
+
+async fn open_session(call: Arc<Call>) -> Result<(), Refusal> {
+    call.may(Permit::Generate).await?;
+    let (options,): (Options,) = call.args()?;
+    let id = new_id();
+    let session = Session::open(&call, id.clone(), &options)?;
+    let (o, uid) = (&call.door.options, call.uid());
+    call.door.sessions.put_if(id.as_str(), session.clone(), |all| {
+        let (mut n, mut own) = (0, 0);
+        all.for_each(|other| {
+            n += 1;
+            own += usize::from(other.is_of(uid));
+        });
+        let full = |n, whose, max, key| {
+            let message =
+                format!("{n} sessions {whose}are open, at most {max} may (session.{key}); close one");
+            Err(Fault::new(Code::QueueFull, message).retry_after(1_000))
+        };
+        if own >= o.session_max_per_uid {
+            return full(own, "of this user ", o.session_max_per_uid, "max_per_uid");
+        }
+        if n >= o.session_max { full(n, "", o.session_max, "max") } else { Ok(()) }
+    })?;
+    call.reply(&(paths::object(Kind::Session, id.as_str()),)).await?;
+    tokio::spawn(session.live(call));
+    Ok(())
+}
+
+async fn tokenize(call: &Call) -> Result<(), Refusal> {
+    let (text, options): (String, Options) = call.args()?;
+    let mut fields = options::fields(&options)?;
+    let model = fields.text("model")?;
+    let [add_special, parse_special] =
+        [fields.flag("add_special")?, fields.flag("parse_special")?].map(|flag| flag.unwrap_or(false));
+    fields.finish()?;
+    let (tell, told) = oneshot::channel();
+    let text = Text::Plain { text, add_special, parse_special };
+    // Whoever left is not told.
+    call.door.engine.tokenize(call.uid(), model, text, |tokenized| drop(tell.send(tokenized)))?;
+    let Tokenized { tokens, .. } =
+        told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
+    call.reply(&(ids,)).await
 }

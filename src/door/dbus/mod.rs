@@ -1,29 +1,56 @@
 //! `org.sotto.Sotto1` on a bus (`proto/org.sotto.Sotto1.xml`, `docs/dbus.md`).
+//!
+//! Calls are taken from the connection and answered here, not by zbus's object server: what a caller sees of the tree, its
+//! introspection data included, depends on who asks, and a reply has to be sent before what it announces begins.
 
+mod call;
 mod callers;
+mod dispatch;
+mod info;
+mod interfaces;
+mod job;
+mod log_control;
 mod manager;
+mod models;
 mod options;
+mod paths;
 mod pipe;
+mod polkit;
+mod record;
+mod session;
+mod shelf;
 
+use std::fmt;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zbus::connection::Builder;
-use zbus::names::ErrorName;
-use zbus::{Connection, DBusError as ErrorReply, Guid, Message, message};
+use zbus::fdo::{RequestNameFlags, RequestNameReply};
+use zbus::names::OwnedUniqueName;
+use zbus::{Connection, DynamicType, Guid, MessageStream};
 
-use crate::base::limits::MESSAGE_BYTES_MAX;
+use crate::door::admins::Admins;
 use crate::engine::{Engine, Fault};
 
-use super::fault;
-use super::id::cut;
-use manager::{Info, Manager, variant};
+use callers::Callers;
+use interfaces::Interfaces;
+use job::Job;
+use polkit::Polkit;
+use record::Record;
+use session::Session;
+use shelf::Shelf;
 
 /// Name on the bus.
 const NAME: &str = "org.sotto.Sotto1";
-/// Where the manager is; everything else lies below.
-const PATH: &str = "/org/sotto/Sotto1";
+/// How long generations and jobs are there after their end.
+const KEPT: Duration = Duration::from_secs(60);
+/// Longest wait for calls under way when the door closes.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Which bus to serve on.
 #[derive(Debug)]
@@ -38,8 +65,8 @@ pub enum Bus {
     Peer(UnixStream),
 }
 
-impl std::fmt::Display for Bus {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System => f.write_str("the system bus"),
             Self::Session => f.write_str("the session bus"),
@@ -49,16 +76,55 @@ impl std::fmt::Display for Bus {
     }
 }
 
-/// Bounds of the bus door.
+/// Where log lines go, as callers of LogControl1 see it.
+#[derive(Clone, Copy, Debug)]
+pub struct LogTarget {
+    /// `journal`, `console` or `null`.
+    pub get: fn() -> &'static str,
+    /// Sends them elsewhere; false where that is not possible.
+    pub set: fn(&str) -> bool,
+}
+
+/// Reads the configuration again.
+#[derive(Clone)]
+pub struct Reload(pub Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>);
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+/// Bounds of the bus door, and what it reaches of the program.
 #[derive(Clone, Debug)]
 pub struct DbusOptions {
     /// Longest time to get on the bus, seconds.
     pub connect_timeout_s: u64,
+    /// Who may everything where polkit is not on the bus.
+    pub admins: Admins,
+    /// Conversations that are open at a time.
+    pub session_max: usize,
+    /// Those of one uid.
+    pub session_max_per_uid: usize,
+    /// A conversation that nobody uses is closed after so many seconds.
+    pub session_idle_s: u64,
+    /// `None`: there is nothing to read again.
+    pub reload: Option<Reload>,
+    /// `None`: they stay where they go.
+    pub log_target: Option<LogTarget>,
 }
 
 impl Default for DbusOptions {
     fn default() -> Self {
-        Self { connect_timeout_s: 5 }
+        Self {
+            connect_timeout_s: 5,
+            admins: Admins::default(),
+            session_max: 16,
+            session_max_per_uid: 4,
+            session_idle_s: 900,
+            reload: None,
+            log_target: None,
+        }
     }
 }
 
@@ -86,92 +152,131 @@ pub enum DbusError {
     },
 }
 
+/// What all calls share.
+#[derive(Debug)]
+struct Door {
+    engine: Engine,
+    connection: Connection,
+    options: DbusOptions,
+    callers: Callers,
+    polkit: Polkit,
+    interfaces: Interfaces,
+    generations: Shelf<Record>,
+    sessions: Shelf<Session>,
+    jobs: Shelf<Job>,
+}
+
+impl Door {
+    /// Sends a signal to everybody who may hear it.
+    async fn signal<B: Serialize + DynamicType>(&self, path: &str, interface: &str, name: &str, body: &B) {
+        self.signal_to(None, path, interface, name, body).await;
+    }
+
+    /// Sends a signal to `owner` alone. One that has left is not there to be told.
+    async fn signal_to<B: Serialize + DynamicType>(
+        &self,
+        owner: Option<&OwnedUniqueName>,
+        path: &str,
+        interface: &str,
+        name: &str,
+        body: &B,
+    ) {
+        let owner = owner.map(|name| name.as_str());
+        let _ = self.connection.emit_signal(owner, path, interface, name, body).await;
+    }
+}
+
 /// The door on a bus; open as long as this lives.
 #[derive(Debug)]
 pub struct DbusDoor {
-    connection: Connection,
+    door: Arc<Door>,
+    tasks: [JoinHandle<()>; 2],
+    changed: Arc<Notify>,
 }
 
 impl DbusDoor {
     /// Waits until the bus is lost.
     pub async fn closed(&self) {
-        self.connection.closed().await;
+        self.door.connection.closed().await;
     }
 
     /// Closes once calls under way were answered and signals sent.
     pub async fn finish(self) {
-        self.connection.graceful_shutdown().await;
+        for session in self.door.sessions.all() {
+            session.close(&self.door, "shutdown");
+        }
+        let open = async {
+            // The calls under way, and the tasks after them, have the door too.
+            while Arc::strong_count(&self.door) > 3 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = timeout(CLOSING, open).await;
+        self.door.connection.clone().graceful_shutdown().await;
     }
 
     /// Tells the bus that the daemon goes down (property `State`), once the engine has been told.
     pub async fn drain(&self) {
-        if let Ok(manager) = self.connection.object_server().interface::<_, Manager>(PATH).await {
-            let _ = manager.get().await.state_changed(manager.signal_emitter()).await;
-        }
+        self.changed.notify_one();
+        tokio::task::yield_now().await;
     }
 }
 
-/// Exports the objects, then takes the name: whoever sees the name is answered. Runs on a tokio runtime with IO and
+impl Drop for DbusDoor {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Is there for all calls, then takes the name: whoever sees the name is answered. Runs on a tokio runtime with IO and
 /// time.
 ///
 /// # Errors
 /// When the bus cannot be reached in time or does not give the name.
 pub async fn serve(engine: Engine, bus: Bus, options: DbusOptions) -> Result<DbusDoor, DbusError> {
     let named = bus.to_string();
-    let failed = |source| DbusError::Connect { bus: named.clone(), source };
-    let manager = Manager::new(engine);
+    let after_s = options.connect_timeout_s;
+    timeout(Duration::from_secs(after_s), open(engine, bus, options))
+        .await
+        .map_err(|_| DbusError::TimedOut { bus: named.clone(), after_s })?
+        .map_err(|source| DbusError::Connect { bus: named, source })
+}
+
+async fn open(engine: Engine, bus: Bus, options: DbusOptions) -> zbus::Result<DbusDoor> {
+    let peer = matches!(bus, Bus::Peer(_));
     let builder = match bus {
-        Bus::System => Builder::system().name(NAME),
-        Bus::Session => Builder::session().name(NAME),
-        Bus::Address(address) => Builder::address(address.as_str()).name(NAME),
+        Bus::System => Builder::system(),
+        Bus::Session => Builder::session(),
+        Bus::Address(address) => Builder::address(address.as_str()),
         Bus::Peer(stream) => Builder::unix_stream(stream).server(Guid::generate()).p2p(),
     };
-    // zbus would let a second daemon take the name away.
-    let builder = builder.allow_name_replacements(false).replace_existing_names(false);
-    let built = builder.serve_at(PATH, manager).build();
-    let connection = timeout(Duration::from_secs(options.connect_timeout_s), built)
-        .await
-        .map_err(|_| DbusError::TimedOut { bus: named.clone(), after_s: options.connect_timeout_s })?
-        .map_err(failed)?;
-    Ok(DbusDoor { connection })
-}
-
-/// What is told of a failure besides its message: `need t` and `have t`, where something did not fit.
-fn details(fault: &Fault) -> Info {
-    let numbers = fault.room.map(|room| [("need", variant(room.need)), ("have", variant(room.have))]);
-    numbers.into_iter().flatten().filter_map(|(key, value)| Some((key, value?))).collect()
-}
-
-/// A failure as the reply to a call. The message begins with the code, for those who see nothing else.
-#[derive(Debug)]
-struct Refusal {
-    fault: Fault,
-    message: String,
-}
-
-impl From<Fault> for Refusal {
-    fn from(fault: Fault) -> Self {
-        // A NUL may not stand in a message; the texts of faults are ours, paths in them are the caller's.
-        let message =
-            format!("{}: {}", fault.code.as_str(), cut(&fault.message, MESSAGE_BYTES_MAX)).replace('\0', "?");
-        Self { fault, message }
-    }
-}
-
-impl ErrorReply for Refusal {
-    fn create_reply(&self, call: &message::Header<'_>) -> zbus::Result<Message> {
-        let reply = Message::error(call, self.name());
-        match details(&self.fault) {
-            none if none.is_empty() => reply.build(&(&self.message,)),
-            details => reply.build(&(&self.message, details)),
+    let connection = builder.build().await?;
+    let calls = MessageStream::from(&connection);
+    let door = Arc::new(Door {
+        engine: engine.clone(),
+        connection: connection.clone(),
+        callers: Callers::default(),
+        polkit: Polkit::new(options.admins.clone()),
+        options,
+        interfaces: Interfaces::new(),
+        generations: Shelf::default(),
+        sessions: Shelf::default(),
+        jobs: Shelf::default(),
+    });
+    let changed = Arc::new(Notify::new());
+    let watching = Arc::downgrade(&changed);
+    engine.watch(move || watching.upgrade().inspect(|changed| changed.notify_one()).is_some());
+    let tasks = [
+        tokio::spawn(dispatch::serve(door.clone(), calls)),
+        tokio::spawn(door.clone().tell_changes(changed.clone())),
+    ];
+    let opened = DbusDoor { door, tasks, changed };
+    if !peer {
+        let flags = RequestNameFlags::DO_NOT_QUEUE;
+        match connection.request_name_with_flags(NAME, flags).await? {
+            RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner => {}
+            RequestNameReply::InQueue | RequestNameReply::Exists => return Err(zbus::Error::NameTaken),
         }
     }
-
-    fn name(&self) -> ErrorName<'_> {
-        ErrorName::from_static_str_unchecked(fault::dbus_name(self.fault.code))
-    }
-
-    fn description(&self) -> Option<&str> {
-        Some(&self.message)
-    }
+    Ok(opened)
 }

@@ -37,9 +37,9 @@ fn signature(key: &str) -> Option<&'static str> {
     Some(match key {
         "model" | "system" | "class" | "format" | "schema" | "grammar" | "regex" | "tools"
         | "tool_choice" | "reasoning_effort" | "messages_json" => "s",
-        "raw" | "cache" | "parallel_tool_calls" => "b",
+        "raw" | "cache" | "parallel_tool_calls" | "pin" | "force" | "add_special" | "parse_special" => "b",
         "max_tokens" | "min_tokens" | "top_k" | "repeat_last_n" | "dry_allowed_length" | "dry_last_n"
-        | "mirostat" | "deadline_ms" | "logprobs" => "u",
+        | "mirostat" | "deadline_ms" | "logprobs" | "context" => "u",
         "seed" => "t",
         "temperature" | "top_p" | "min_p" | "typical_p" | "repeat_penalty" | "frequency_penalty"
         | "presence_penalty" | "dry_multiplier" | "dry_base" | "mirostat_tau" | "mirostat_eta" => "d",
@@ -107,11 +107,11 @@ fn text_bytes(value: &Value) -> usize {
     }
 }
 
-/// Reads a call.
+/// The options of a call as JSON, beside its input.
 ///
 /// # Errors
 /// `body_too_large` above [`INPUT_BYTES_MAX`], else what is wrong with an option, naming it.
-pub(super) fn read(input: String, options: &Options) -> Result<Asked, Fault> {
+pub(super) fn map(input: String, options: &Options) -> Result<(Map<String, Value>, String), Fault> {
     let mut map = Map::new();
     let mut n_bytes = input.len();
     for (key, value) in options {
@@ -126,13 +126,32 @@ pub(super) fn read(input: String, options: &Options) -> Result<Asked, Fault> {
         );
         return Err(Fault::new(Code::BodyTooLarge, message));
     }
+    Ok((map, input))
+}
+
+/// The options of a call that generates nothing.
+pub(super) fn fields(options: &Options) -> Result<Fields, Fault> {
+    Fields::new(map(String::new(), options)?.0.into(), "", false)
+}
+
+/// Takes the format of a stream; `None`: not given.
+pub(super) fn format(fields: &mut Fields) -> Result<Option<Format>, Fault> {
+    match fields.text("format")?.as_deref() {
+        None => Ok(None),
+        Some("events") => Ok(Some(Format::Events)),
+        Some("text") => Ok(Some(Format::Text)),
+        Some(_) => Err(invalid("format", "allowed is events or text")),
+    }
+}
+
+/// Reads a call that generates.
+///
+/// # Errors
+/// As of [`map`].
+pub(super) fn read(input: String, options: &Options) -> Result<Asked, Fault> {
+    let (map, input) = map(input, options)?;
     let mut fields = Fields::new(map.into(), "", false)?;
-    let format = match fields.text("format")?.as_deref() {
-        None => None,
-        Some("events") => Some(Format::Events),
-        Some("text") => Some(Format::Text),
-        Some(_) => return Err(invalid("format", "allowed is events or text")),
-    };
+    let format = format(&mut fields)?;
     let input = take_input(input, &mut fields)?;
     let ask = ask::native(&mut fields)?;
     fields.finish()?;

@@ -16,6 +16,7 @@ use crate::door::wire;
 use crate::engine::{Code, Engine, Event, Fault, Handle, Logprob, Offer, Request, Sink};
 
 use super::options::Format;
+use super::record::{Record, Recorder};
 
 /// A pipe: the end to write to, which never blocks, and the end for the caller. No child inherits either.
 pub(super) fn pair() -> io::Result<(Sender, OwnedFd)> {
@@ -134,14 +135,22 @@ impl Sink for PipeSink {
     }
 }
 
-/// Runs `request` into `pipe` and gives its last event. The reader's end cancels, seen even while nothing is written.
-pub(super) async fn run(engine: &Engine, request: Request, pipe: Sender, format: Format) -> Event {
+/// Runs `request` into `pipe` and into `record`, to its last event. The reader's end cancels, seen even while nothing is
+/// written.
+pub(super) async fn run(
+    engine: &Engine,
+    request: Request,
+    pipe: Sender,
+    format: Format,
+    record: &Arc<Record>,
+) {
     // The first readiness has to be seen before the engine's thread can write.
     let _ = pipe.writable().await;
     let stall = Duration::from_secs(engine.options().stall_timeout_s);
     let shared = Arc::new(Shared { pipe, full: Notify::new() });
     let (last, outcome) = oneshot::channel();
     let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };
+    let sink = Recorder { record: record.clone(), inner: Box::new(sink) };
     let ended = match engine.submit(request, Box::new(sink)) {
         Ok(handle) => follow(&shared, handle, outcome, format).await,
         Err(fault) => Last::unsaid(fault, format),
@@ -156,7 +165,8 @@ pub(super) async fn run(engine: &Engine, request: Request, pipe: Sender, format:
         })
         .await;
     }
-    ended.event
+    // One that the engine did not say.
+    record.heard(&ended.event);
 }
 
 async fn follow(

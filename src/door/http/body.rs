@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use hyper::Response;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
 use tokio::time::timeout;
 
 use crate::engine::{Code, Fault};
@@ -98,6 +98,13 @@ impl Body {
 pub(super) fn text(content_type: &'static str, text: String) -> Response<Body> {
     let mut response = Response::new(Body { content: Content::Text(text.into()), turn: None });
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An answer without a body.
+pub(super) fn none(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body { content: Content::Text(Bytes::new()), turn: None });
+    *response.status_mut() = status;
     response
 }
 

@@ -7,6 +7,7 @@ mod body;
 mod error;
 mod logprobs;
 mod metrics;
+mod models;
 mod openai;
 mod routes;
 mod socket;
@@ -30,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::base::limits::N_HEADER_MAX;
+use crate::door::admins::Admins;
 use crate::engine::{Caller, Code, Door, Engine, Fault};
 
 use self::socket::{Phase, Socket};
@@ -53,6 +55,8 @@ pub struct HttpOptions {
     pub keepalive_s: u64,
     /// Fields that are unknown or not supported are ignored and named, not refused.
     pub lenient: bool,
+    /// Who may load and unload models.
+    pub admins: Admins,
 }
 
 impl Default for HttpOptions {
@@ -66,6 +70,7 @@ impl Default for HttpOptions {
             idle_timeout_s: 60,
             keepalive_s: 10,
             lenient: false,
+            admins: Admins::default(),
         }
     }
 }

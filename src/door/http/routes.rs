@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Version};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
@@ -15,12 +15,12 @@ use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::{cut, parse_id};
 use crate::door::queue::Generation;
-use crate::engine::{Caller, Code, Fault, GenerationId, ModelInfo, ModelState, Text, Tokenized};
+use crate::engine::{Caller, Code, Event, Fault, GenerationId, ModelState, Text, Tokenized};
 
 use super::body::{self, Body};
 use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
-use super::{HttpDoor, error, metrics, openai};
+use super::{HttpDoor, error, metrics, models, openai};
 
 /// Generation id of an answer, or of the request if there is no generation.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -77,6 +77,8 @@ fn name(path: &str) -> &'static str {
         ["v1", "models"] => "/v1/models",
         ["v1", "models", _] => "/v1/models/{id}",
         ["sotto", "v1", "generations", _] => "/sotto/v1/generations/{id}",
+        ["sotto", "v1", "models", _, "load"] => "/sotto/v1/models/{id}/load",
+        ["sotto", "v1", "models", _, "unload"] => "/sotto/v1/models/{id}/unload",
         ["sotto", "v1", "tokenize"] => "/sotto/v1/tokenize",
         ["sotto", "v1", "status"] => "/sotto/v1/status",
         ["healthz"] => "/healthz",
@@ -113,7 +115,7 @@ async fn route(
             return Err(Fault::new(Code::UnknownRoute, message));
         }
         "/sotto/v1/generations/{id}" => Method::DELETE,
-        "/sotto/v1/tokenize" => Method::POST,
+        "/sotto/v1/tokenize" | "/sotto/v1/models/{id}/load" | "/sotto/v1/models/{id}/unload" => Method::POST,
         name if GENERATING.contains(&name) => Method::POST,
         _ => Method::GET,
     };
@@ -132,8 +134,12 @@ async fn route(
         ["v1", "completions"] => generate(door, caller, id, Shape::Completion, request).await,
         ["sotto", "v1", "generate"] => generate(door, caller, id, Shape::Native, request).await,
         ["sotto", "v1", "generations", id] => cancel(door, caller, id),
-        ["v1", "models", name] => model(door, name),
-        ["v1", "models"] => Ok(models(door)),
+        ["v1", "models", name] => models::one(door, name),
+        ["v1", "models"] => Ok(models::list(door)),
+        ["sotto", "v1", "models", name, "load"] => models::load(door, caller, id, name).await,
+        ["sotto", "v1", "models", name, "unload"] => {
+            models::unload(door, caller, name, request.uri().query()).await
+        }
         ["sotto", "v1", "tokenize"] => tokenize(door, caller, request).await,
         ["sotto", "v1", "status"] => Ok(status(door)),
         ["metrics"] => {
@@ -175,7 +181,8 @@ async fn generate(
     let printer = Printer::new(id.clone(), shape, framing, usage);
     let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input, input_field))?;
     let mut response = if stream {
-        streamed(generation, printer, Duration::from_secs(door.options.keepalive_s)).await?
+        let begins = |event: &Event| matches!(event, Event::Text { .. });
+        streamed(generation, printer, Duration::from_secs(door.options.keepalive_s), begins).await?
     } else {
         whole(generation, printer).await?
     };
@@ -209,10 +216,7 @@ fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, F
             .at("id")
     })?;
     door.engine.cancel(&id, caller.uid);
-    let mut response = body::text("text/plain; charset=utf-8", String::new());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response.headers_mut().clear();
-    Ok(response)
+    Ok(body::none(StatusCode::NO_CONTENT))
 }
 
 /// Alive or stuck: the watchdog's condition.
@@ -294,71 +298,9 @@ async fn tokenize(
     Ok(body::json_text(format!("{result}\n")))
 }
 
-fn models(door: &HttpDoor) -> Response<Body> {
-    let data: Vec<Value> = door.engine.models().iter().map(|info| model_json(door, info)).collect();
-    body::json_text(format!("{}\n", json!({ "object": "list", "data": data })))
-}
-
-fn model(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
-    let name = percent_decoded(name);
-    let id = door.engine.resolve(Some(&name)).unwrap_or_else(|| name.clone());
-    let models = door.engine.models();
-    let info = models.iter().find(|info| info.id == id).ok_or_else(|| {
-        let message =
-            format!("{}: no such model; GET /v1/models lists them", cut(&name, NAME_SHOWN_BYTES_MAX));
-        Fault::new(Code::UnknownModel, message).at("id")
-    })?;
-    Ok(body::json_text(format!("{}\n", model_json(door, info))))
-}
-
-fn model_json(door: &HttpDoor, info: &ModelInfo) -> Value {
-    let stands_for = |alias: &&str| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
-    let aliases: Vec<&str> = ["default", "fast", "embed"].into_iter().filter(stands_for).collect();
-    let mut sotto = json!({
-        "state": info.state.as_str(),
-        "aliases": aliases,
-        "size_bytes": info.size_bytes,
-    });
-    if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
-        let capabilities: &[&str] = if header.chat { &["generate", "chat"] } else { &["generate"] };
-        sotto.insert("architecture".into(), header.architecture.as_str().into());
-        sotto.insert("quantization".into(), header.quantization.as_str().into());
-        sotto.insert("parameters".into(), header.parameters.into());
-        sotto.insert("context".into(), header.n_ctx.into());
-        sotto.insert("context_max".into(), header.n_ctx_train.into());
-        sotto.insert("capabilities".into(), json!(capabilities));
-    }
-    json!({ "id": info.id, "object": "model", "created": info.created, "owned_by": "local", "sotto": sotto })
-}
-
-/// `%41` as `A`; what is no such escape stays as it is.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => {
-                let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
-                digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low)
-            }
-            _ => None,
-        };
-        bytes.push(escaped.unwrap_or(*first));
-        rest = after.get(if escaped.is_some() { 2 } else { 0 }..).unwrap_or_default();
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_percent_decoded() {
-        for (text, name) in [("a%2Fb", "a/b"), ("%c3%A9", "é"), ("%", "%"), ("%4", "%4"), ("%zz1", "%zz1")] {
-            assert_eq!(percent_decoded(text), name);
-        }
-    }
 
     #[test]
     fn the_last_word_on_leniency_is_the_callers() {

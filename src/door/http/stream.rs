@@ -90,6 +90,8 @@ impl Printer {
                 let choice = self.choice(Some(text), logprobs, Value::Null);
                 self.chunk(json!([choice]), Value::Null, None, out);
             }
+            // Of a load, which has no such shape.
+            Event::Loaded { .. } => {}
             Event::Done(done) => self.end(done, out),
             Event::Failed(fault) => self.data(&error::body(fault), out),
         }
@@ -218,14 +220,15 @@ impl Stream {
     }
 }
 
-/// Answers by a stream.
+/// Answers by a stream, once an event of which `begins` is true has come, or all, or `keepalive` has passed.
 ///
 /// # Errors
-/// What ended the generation before its first text, within `keepalive`.
+/// What ended the generation before.
 pub(super) async fn streamed(
     mut generation: Generation,
     mut printer: Printer,
     keepalive: Duration,
+    begins: impl Fn(&Event) -> bool,
 ) -> Result<Response<Body>, Fault> {
     let deadline = Instant::now() + keepalive;
     let mut out = Vec::new();
@@ -237,7 +240,7 @@ pub(super) async fn streamed(
         }
         over = event.is_terminal();
         printer.print(&event, &mut out);
-        if over || matches!(event, Event::Text { .. }) {
+        if over || begins(&event) {
             break;
         }
     }

@@ -91,8 +91,17 @@ pub(super) enum Input {
     Submit(Ticket),
     /// Its caller left, or asked to stop.
     Cancel(Slot),
-    /// A model is wanted though nobody asks it.
-    Preload(ModelKey),
+    /// A model is wanted though nobody asks it; it takes the place of another one only where it `evicts`.
+    Want {
+        /// The model.
+        model: ModelKey,
+        /// Another model, that nobody uses and that is not pinned, goes for it.
+        evicts: bool,
+    },
+    /// It is not wanted any more.
+    Unwant(ModelKey),
+    /// A loaded model stays until it is unloaded by name; or no longer so.
+    Pin(ModelKey, bool),
     /// A model is ready.
     Loaded(ModelKey, Capacity),
     /// It is not ready any more, or could not be loaded. Its requests are ended by the caller.
@@ -126,6 +135,8 @@ pub(super) enum Cut {
     DeadlineWithText,
     /// Its reader did not read.
     Stalled,
+    /// Its model is not loaded, and pinned ones have all places.
+    NoRoom,
     /// The queue has no room.
     QueueFull {
         /// Waiting now: all, or those of this uid.
@@ -148,6 +159,8 @@ pub(super) enum Action {
     Drop(Slot),
     /// Forget a model that no request uses.
     Unload(ModelKey),
+    /// A wanted model cannot be loaded: pinned ones have all places.
+    NoRoom(ModelKey),
     /// End it.
     Cut(Slot, Cut),
 }
@@ -222,6 +235,14 @@ struct Loaded {
     capacity: Capacity,
     /// When it was last used.
     used: Micros,
+    pinned: bool,
+}
+
+/// A model that is wanted though nobody asks it.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    model: ModelKey,
+    evicts: bool,
 }
 
 /// The scheduler.
@@ -234,8 +255,8 @@ pub(super) struct Scheduler {
     models: BTreeMap<ModelKey, Loaded>,
     /// The one that is being loaded.
     loading: Option<ModelKey>,
-    /// Models that are wanted though nobody asks them.
-    preloads: Vec<ModelKey>,
+    /// Models that are wanted though nobody asks them, the next one first.
+    wanted: Vec<Wanted>,
     /// What the step under way takes.
     parts: Vec<Part>,
     /// What background work has still to get, in hundredths of microseconds of the engine.
@@ -260,7 +281,7 @@ impl Scheduler {
             accounts: Default::default(),
             models: BTreeMap::new(),
             loading: None,
-            preloads: Vec::new(),
+            wanted: Vec::new(),
             parts: Vec::new(),
             background_due: 0,
             token_us: 0,
@@ -296,7 +317,11 @@ impl Scheduler {
     /// Whether `model` is loaded, or about to be.
     #[must_use]
     pub(super) fn uses(&self, model: ModelKey) -> bool {
-        self.models.contains_key(&model) || self.loading == Some(model) || self.preloads.contains(&model)
+        self.models.contains_key(&model) || self.loading == Some(model) || self.wants(model)
+    }
+
+    fn wants(&self, model: ModelKey) -> bool {
+        self.wanted.iter().any(|w| w.model == model)
     }
 
     /// Takes an input. One about a slot that is not known (ended already) changes nothing.
@@ -308,19 +333,32 @@ impl Scheduler {
                     actions.push(Action::Cut(slot, Cut::Cancelled));
                 }
             }
-            Input::Preload(model) => {
-                if !self.uses(model) {
-                    self.preloads.push(model);
+            Input::Want { model, evicts } => {
+                if let Some(w) = self.wanted.iter_mut().find(|w| w.model == model) {
+                    w.evicts |= evicts;
+                } else if !self.uses(model) {
+                    self.wanted.push(Wanted { model, evicts });
+                }
+            }
+            Input::Unwant(model) => {
+                self.wanted.retain(|w| w.model != model);
+                if self.sequences.values().all(|s| s.ticket.model != model) {
+                    self.loading = self.loading.filter(|loading| *loading != model);
+                }
+            }
+            Input::Pin(model, pinned) => {
+                if let Some(loaded) = self.models.get_mut(&model) {
+                    loaded.pinned = pinned;
                 }
             }
             Input::Loaded(model, capacity) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
-                self.preloads.retain(|wanted| *wanted != model);
-                self.models.insert(model, Loaded { capacity, used: now });
+                self.wanted.retain(|w| w.model != model);
+                self.models.insert(model, Loaded { capacity, used: now, pinned: false });
             }
             Input::Unloaded(model) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
-                self.preloads.retain(|wanted| *wanted != model);
+                self.wanted.retain(|w| w.model != model);
                 self.models.remove(&model);
             }
             Input::Begun(slot, n) => self.begun(slot, n),

@@ -1,7 +1,9 @@
 //! Who has a place, and what the next step takes.
 
 use super::room::{Holder, pages, safe};
-use super::{Action, Class, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, class};
+use super::{
+    Action, Class, Cut, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, Wanted, class,
+};
 use crate::base::limits::{ATTN_BLOCK, N_FEED_MAX};
 
 /// What a chunk of a prompt may take while others want something, in microseconds.
@@ -15,10 +17,11 @@ impl Scheduler {
     /// asked again.
     pub(in crate::engine) fn plan(&mut self, now: Micros, actions: &mut Vec<Action>) -> Step {
         self.parts.clear();
+        self.expire(now, actions);
         for class in [Class::Interactive, Class::Background] {
             self.place(class, actions);
         }
-        self.preload(actions);
+        self.load_wanted(actions);
         let due = self.background_due > 0;
         let order = match due {
             true => [Class::Background, Class::Interactive],
@@ -56,7 +59,8 @@ impl Scheduler {
         }
         self.rotate(of);
         // Once one waits for room for its model, no others begin whose models are in its way.
-        let mut blocked: Option<ModelKey> = None;
+        let waits = |w: &&Wanted| w.evicts && !self.has_room() && !self.full_of_pinned();
+        let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
         while self.of(of).filter(|s| s.active).count() < self.limits.max_sequences {
             let n_active = |uid| self.of(of).filter(|s| s.active && s.ticket.uid == uid).count();
             let waits = |s: &&Sequence| {
@@ -67,7 +71,12 @@ impl Scheduler {
             let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
             let Some(next) = self.of(of).filter(waits).min_by_key(key).map(|s| s.ticket) else { break };
             if !self.make_room(next.model, of, actions) {
-                blocked = Some(next.model);
+                if self.full_of_pinned() {
+                    self.forget(next.slot);
+                    actions.push(Action::Cut(next.slot, Cut::NoRoom));
+                } else {
+                    blocked = Some(next.model);
+                }
                 continue;
             }
             let Some(s) = self.sequences.get_mut(&next.slot) else { break };
@@ -111,7 +120,7 @@ impl Scheduler {
         if self.loading.is_some() {
             return false;
         }
-        if self.models.len() >= self.limits.max_loaded {
+        if !self.has_room() {
             // Background work gives way.
             let in_use = |s: &&Sequence| match by {
                 Class::Interactive => s.ticket.class == Class::Interactive && (s.active || s.begun()),
@@ -119,7 +128,7 @@ impl Scheduler {
             };
             let unused =
                 |key: &ModelKey| !self.sequences.values().filter(in_use).any(|s| s.ticket.model == *key);
-            let models = self.models.iter().filter(|(key, _)| unused(key));
+            let models = self.models.iter().filter(|(key, m)| !m.pinned && unused(key));
             let Some(old) = models.min_by_key(|(_, m)| m.used).map(|(key, _)| *key) else { return false };
             for s in self.sequences.values_mut().filter(|s| s.ticket.model == old) {
                 s.active = false;
@@ -135,13 +144,28 @@ impl Scheduler {
         true
     }
 
-    /// A model that nobody asks is loaded while there is room; it takes nobody's place.
-    fn preload(&mut self, actions: &mut Vec<Action>) {
-        if self.loading.is_none() && !self.preloads.is_empty() {
-            let model = self.preloads.remove(0);
-            if self.models.len() < self.limits.max_loaded {
-                self.make_room(model, Class::Background, actions);
+    fn has_room(&self) -> bool {
+        self.models.len() < self.limits.max_loaded
+    }
+
+    /// No model can be loaded until one is unloaded by name.
+    fn full_of_pinned(&self) -> bool {
+        !self.has_room() && self.models.values().all(|m| m.pinned)
+    }
+
+    /// Begins to load what is wanted though nobody asks it.
+    fn load_wanted(&mut self, actions: &mut Vec<Action>) {
+        while self.loading.is_none()
+            && let Some(&Wanted { model, evicts }) = self.wanted.first()
+        {
+            if (evicts || self.has_room()) && !self.make_room(model, Class::Background, actions) {
+                if !self.full_of_pinned() {
+                    // Those in its way are in use.
+                    return;
+                }
+                actions.push(Action::NoRoom(model));
             }
+            self.wanted.remove(0);
         }
     }
 

@@ -28,6 +28,9 @@ struct World {
     clients: BTreeMap<Slot, Client>,
     next: u64,
     loaded: BTreeSet<ModelKey>,
+    pinned: BTreeSet<ModelKey>,
+    /// How long the last step took.
+    stride: Micros,
     n_pages: usize,
     /// Engine time of each uid and class.
     served: BTreeMap<(usize, u32), Micros>,
@@ -56,6 +59,8 @@ impl World {
             clients: BTreeMap::new(),
             next: 0,
             loaded: BTreeSet::new(),
+            pinned: BTreeSet::new(),
+            stride: 0,
             n_pages: 0,
             served: BTreeMap::new(),
             trace: 0,
@@ -76,6 +81,7 @@ impl World {
                 Action::Drop(Slot(n)) => n + 2_000_000,
                 Action::Unload(ModelKey(n)) => u64::from(n) + 3_000_000,
                 Action::Cut(Slot(n), _) => n + 4_000_000,
+                Action::NoRoom(ModelKey(n)) => u64::from(n) + 5_000_000,
             });
             match action {
                 Action::Place(slot) => {
@@ -100,17 +106,28 @@ impl World {
                 }
                 Action::Unload(model) => {
                     assert!(self.loaded.remove(&model), "seed {}: {model:?} was not loaded", self.seed);
+                    assert!(!self.pinned.contains(&model), "seed {}: {model:?} is pinned", self.seed);
                     let holds = |c: &Client| c.begun && c.ticket.model == model;
                     assert!(!self.clients.values().any(holds), "seed {}: {model:?} is in use", self.seed);
+                }
+                Action::NoRoom(model) => {
+                    assert!(!self.loaded.contains(&model) && self.full_of_pinned(), "seed {}", self.seed);
                 }
                 Action::Cut(slot, cut) => {
                     let c = self.clients.remove(&slot).expect("one terminal event");
                     let (now, l) = (self.now, self.scheduler.limits);
+                    let missed = now.saturating_sub(c.ticket.deadline);
+                    assert!(missed <= self.stride, "seed {}: {missed} us too late", self.seed);
                     match cut {
                         Cut::Deadline => assert!(now >= c.ticket.deadline && !c.sent),
                         Cut::DeadlineWithText => assert!(now >= c.ticket.deadline && c.sent),
                         Cut::QueueTimeout => assert!(now >= c.since + l.queue_timeout && !c.begun),
                         Cut::Stalled => assert!(c.full),
+                        Cut::NoRoom => {
+                            assert!(
+                                !self.loaded.contains(&c.ticket.model) && self.full_of_pinned() && !c.begun
+                            );
+                        }
                         Cut::Cancelled | Cut::QueueFull { .. } => {}
                     }
                 }
@@ -138,6 +155,43 @@ impl World {
             Client { ticket, since: self.now, n_answer, n_drawn: 0, begun: false, full: false, sent: false },
         );
         self.input(Input::Submit(ticket));
+    }
+
+    /// A request that ends only where it has all its tokens.
+    fn submit_long(&mut self, uid: u32, class: Class, model: ModelKey) {
+        let slot = Slot(self.next);
+        self.next += 1;
+        let (n_prompt, n_max) = (1 + self.rng.below(300), 1 + self.rng.below(300));
+        let ticket = Ticket { slot, uid, class, model, n_prompt, n_max, deadline: Micros::MAX };
+        let since = self.now;
+        let client =
+            Client { ticket, since, n_answer: n_max, n_drawn: 0, begun: false, full: false, sent: false };
+        self.clients.insert(slot, client);
+        self.input(Input::Submit(ticket));
+    }
+
+    fn full_of_pinned(&self) -> bool {
+        self.loaded == self.pinned && self.loaded.len() >= self.scheduler.limits.max_loaded
+    }
+
+    /// Something that the owner does, or nothing.
+    fn manage(&mut self) {
+        let model = ModelKey(self.rng.below(3) as u32);
+        match self.rng.below(400) {
+            0 => self.input(Input::Want { model, evicts: self.seed % 2 == 0 }),
+            1 => self.input(Input::Unwant(model)),
+            2 if self.loaded.contains(&model) => {
+                self.pinned.insert(model);
+                self.input(Input::Pin(model, true));
+            }
+            3..=20 if self.pinned.remove(&model) => self.input(Input::Pin(model, false)),
+            _ => {}
+        }
+    }
+
+    fn pass(&mut self, us: Micros) {
+        self.now += us;
+        self.stride = us;
     }
 
     /// Something that a client does, or nothing.
@@ -178,11 +232,12 @@ impl World {
                 // Who does not read may hold what others need, until that ends it.
                 let stuck = self.clients.values().find(|_| self.clients.values().all(|c| !c.full));
                 assert!(stuck.is_none(), "seed {}: work is left: {stuck:?} {:#?}", self.seed, self.scheduler);
-                self.now = until.unwrap_or(self.now + 10_000).min(self.now + 10_000).max(self.now + 1);
+                let next = until.unwrap_or(self.now + 10_000).min(self.now + 10_000).max(self.now + 1);
+                self.pass(next - self.now);
                 self.input(Input::Tick);
             }
             Step::Load(model) => {
-                self.now += 20_000;
+                self.pass(20_000);
                 if self.rng.below(3) == 0 {
                     assert!(self.loaded.len() < self.scheduler.limits.max_loaded, "seed {}", self.seed);
                     self.loaded.insert(model);
@@ -227,7 +282,7 @@ impl World {
         for _ in 0..self.rng.below(3) {
             self.meddle();
         }
-        self.now += us;
+        self.pass(us);
         self.input(Input::StepDone(us));
         for part in parts {
             let Some(c) = self.clients.get_mut(&part.slot) else { continue };
@@ -264,7 +319,11 @@ fn whatever_comes_the_rules_hold() {
                 world.arrive();
             }
             world.meddle();
+            world.manage();
             world.step();
+        }
+        for model in std::mem::take(&mut world.pinned) {
+            world.input(Input::Pin(model, false));
         }
         // Nobody comes any more, everybody reads: all end, and nothing is left.
         for _ in 0..200_000 {
@@ -312,30 +371,7 @@ fn callers_are_served_alike() {
         while world.now < 60_000_000 {
             for (uid, n) in (0_u32..).zip(wanted) {
                 while world.clients.values().filter(|c| c.ticket.uid == uid).count() < n {
-                    let slot = Slot(world.next);
-                    world.next += 1;
-                    let (n_prompt, n_max) = (1 + world.rng.below(300), 1 + world.rng.below(300));
-                    let ticket = Ticket {
-                        slot,
-                        uid,
-                        class: Class::Interactive,
-                        model,
-                        n_prompt,
-                        n_max,
-                        deadline: Micros::MAX,
-                    };
-                    let since = world.now;
-                    let client = Client {
-                        ticket,
-                        since,
-                        n_answer: n_max,
-                        n_drawn: 0,
-                        begun: false,
-                        full: false,
-                        sent: false,
-                    };
-                    world.clients.insert(slot, client);
-                    world.input(Input::Submit(ticket));
+                    world.submit_long(uid, Class::Interactive, model);
                 }
             }
             world.step();
@@ -343,5 +379,44 @@ fn callers_are_served_alike() {
         let served: Vec<Micros> = (0..5).map(|uid| world.served[&(0, uid)]).collect();
         let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
         assert!(most - least <= 2 * world.scheduler.limits.quantum + 200_000, "seed {seed}: {served:?}");
+    }
+}
+
+/// While interactive work never ends, background work has its share of every window.
+#[test]
+fn background_work_has_its_share_of_every_window() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed);
+        let share = [1, 5, 20, 50][seed as usize % 4];
+        world.scheduler.limits = Limits {
+            queue_max: 100,
+            queue_max_per_uid: 20,
+            prefill_chunk: 64,
+            queue_timeout: Micros::MAX,
+            background_share: share,
+            ..world.scheduler.limits
+        };
+        let model = ModelKey(1);
+        world.loaded.insert(model);
+        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
+        const WINDOW: Micros = 5_000_000;
+        let mut had = [0, 0];
+        for window in 1..=12 {
+            while world.now < window * WINDOW {
+                for uid in [1, 2] {
+                    while world.clients.values().filter(|c| c.ticket.uid == uid).count() < 3 {
+                        let class = if uid == 1 { Class::Interactive } else { Class::Background };
+                        world.submit_long(uid, class, model);
+                    }
+                }
+                world.step();
+            }
+            let has = [(0, 1), (1, 2)].map(|key| world.served.get(&key).copied().unwrap_or(0));
+            let [interactive, background] = [0, 1].map(|i| has[i] - had[i]);
+            had = has;
+            // A step at the border of the window may count to the next one.
+            let floor = (interactive * share / 100).saturating_sub(150_000);
+            assert!(background >= floor, "seed {seed}: {background} of {interactive} us, {share} percent");
+        }
     }
 }

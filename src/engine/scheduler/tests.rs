@@ -222,12 +222,45 @@ fn models_give_way_to_one_another() {
 #[test]
 fn a_model_that_nobody_asks_takes_no_place() {
     let mut s = Scheduler::new(LIMITS);
-    on(&mut s, 0, Input::Preload(MODEL));
-    on(&mut s, 0, Input::Preload(ModelKey(2)));
+    on(&mut s, 0, Input::Want { model: MODEL, evicts: false });
+    on(&mut s, 0, Input::Want { model: ModelKey(2), evicts: false });
     assert_eq!(plan(&mut s, 0), (Step::Load(MODEL), vec![]));
     on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
     assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![]));
     assert!(s.uses(MODEL) && !s.uses(ModelKey(2)));
+}
+
+#[test]
+fn a_model_that_is_asked_for_by_name_takes_a_place_but_no_pinned_one() {
+    let mut s = Scheduler::new(LIMITS);
+    let wanted = |n, evicts| Input::Want { model: ModelKey(n), evicts };
+    on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
+    submit(&mut s, 0, 1, 1, Class::Interactive);
+    assert_eq!(run(&mut s, 0, 1), [(1, 8)]);
+    on(&mut s, 0, wanted(2, true));
+    submit(&mut s, 0, 2, 2, Class::Interactive);
+    let slots: Vec<u64> = run(&mut s, 0, 1).iter().map(|part| part.0).collect();
+    assert_eq!(slots, [1], "nobody else begins with the model that is in the way");
+    on(&mut s, 0, Input::Cancel(Slot(2)));
+    on(&mut s, 0, Input::Ended(Slot(1)));
+    assert_eq!(plan(&mut s, 0), (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL)]));
+    on(&mut s, 0, Input::Unwant(ModelKey(2)));
+    assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![]));
+    on(&mut s, 0, wanted(2, true));
+    assert_eq!(plan(&mut s, 0).0, Step::Load(ModelKey(2)));
+    on(&mut s, 0, Input::Loaded(ModelKey(2), ROOMY));
+    on(&mut s, 0, Input::Pin(ModelKey(2), true));
+    on(&mut s, 0, wanted(3, true));
+    submit(&mut s, 0, 3, 1, Class::Interactive);
+    let (step, actions) = plan(&mut s, 0);
+    assert_eq!(
+        (step, actions),
+        (Step::Idle(None), vec![Action::Cut(Slot(3), Cut::NoRoom), Action::NoRoom(ModelKey(3))])
+    );
+    on(&mut s, 0, Input::Pin(ModelKey(2), false));
+    submit(&mut s, 0, 4, 1, Class::Interactive);
+    let (step, actions) = plan(&mut s, 0);
+    assert_eq!((step, &actions[..1]), (Step::Load(MODEL), &[Action::Unload(ModelKey(2))][..]));
 }
 
 /// Pages are granted while all can end; background work gives its own back.

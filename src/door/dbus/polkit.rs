@@ -1,0 +1,135 @@
+//! Who may do what on the bus: polkit decides where it is on the bus, else root, whoever runs the daemon, and
+//! `daemon.admin_groups` may everything, and others may generate.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use zbus::message::{Flags, Header};
+use zbus::names::OwnedUniqueName;
+use zbus::{Connection, Variant};
+
+use crate::base::limits::N_CALLER_MAX;
+use crate::door::admins::Admins;
+use crate::engine::{Caller, Code, Fault};
+
+const NAME: &str = "org.freedesktop.PolicyKit1";
+const PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
+const AUTHORITY: &str = "org.freedesktop.PolicyKit1.Authority";
+
+/// A yes holds for so long.
+const KEPT: Duration = Duration::from_secs(5);
+/// Longest wait for polkit where nobody is asked for a password.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait where somebody is.
+const PATIENCE_ASKED: Duration = Duration::from_secs(120);
+
+/// What is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Permit {
+    /// Generate, sessions, embed.
+    Generate,
+    /// Load and unload models.
+    LoadModel,
+    /// Everything else.
+    Manage,
+}
+
+impl Permit {
+    /// Its name in the polkit policy.
+    fn action(self) -> &'static str {
+        match self {
+            Self::Generate => "org.sotto.generate",
+            Self::LoadModel => "org.sotto.load-model",
+            Self::Manage => "org.sotto.manage",
+        }
+    }
+
+    /// What whoever may not is told.
+    fn what(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::LoadModel => "load or unload models",
+            Self::Manage => "manage the daemon",
+        }
+    }
+}
+
+/// Asks polkit.
+#[derive(Debug, Default)]
+pub(super) struct Polkit {
+    admins: Admins,
+    /// When it last said yes.
+    yes: Mutex<HashMap<(OwnedUniqueName, Permit), Instant>>,
+}
+
+impl Polkit {
+    pub(super) fn new(admins: Admins) -> Self {
+        Self { admins, yes: Mutex::default() }
+    }
+
+    /// Refuses a caller who may not. Somebody is asked for a password only where the call allows it.
+    ///
+    /// # Errors
+    /// `not_authorized`.
+    pub(super) async fn check(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        caller: Caller,
+        permit: Permit,
+    ) -> Result<(), Fault> {
+        // Polkit would say so too.
+        if caller.uid == 0 {
+            return Ok(());
+        }
+        let said = match header.sender() {
+            Some(sender) => {
+                let asked = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+                self.ask(connection, &OwnedUniqueName::from(sender.to_owned()), permit, asked).await
+            }
+            // There is no bus to ask on.
+            None => None,
+        };
+        match (said, permit) {
+            (Some(true), _) | (None, Permit::Generate) => Ok(()),
+            (Some(false), _) => {
+                let (uid, action) = (caller.uid, permit.action());
+                let message = format!("user {uid} may not {}: polkit refuses {action}", permit.what());
+                Err(Fault::new(Code::NotAuthorized, message))
+            }
+            (None, _) => self.admins.check(caller.uid, permit.what()),
+        }
+    }
+
+    /// What polkit says; `None`: it is not on the bus, or does not answer.
+    async fn ask(
+        &self,
+        connection: &Connection,
+        name: &OwnedUniqueName,
+        permit: Permit,
+        interactive: bool,
+    ) -> Option<bool> {
+        let key = (name.clone(), permit);
+        {
+            let mut yes = self.yes.lock().unwrap_or_else(PoisonError::into_inner);
+            yes.retain(|_, at| at.elapsed() < KEPT);
+            if yes.contains_key(&key) {
+                return Some(true);
+            }
+        }
+        let subject = ("system-bus-name", HashMap::from([("name", Variant::from(name.as_str()))]));
+        let details = HashMap::<&str, &str>::new();
+        let body = (subject, permit.action(), details, u32::from(interactive), "");
+        let asked = connection.call_method(Some(NAME), PATH, Some(AUTHORITY), "CheckAuthorization", &body);
+        let reply = timeout(if interactive { PATIENCE_ASKED } else { PATIENCE }, asked).await.ok()?.ok()?;
+        let body = reply.body();
+        let ((yes, _, _),) = body.deserialize::<((bool, bool, HashMap<String, String>),)>().ok()?;
+        let mut kept = self.yes.lock().unwrap_or_else(PoisonError::into_inner);
+        if yes && kept.len() < N_CALLER_MAX {
+            kept.insert(key, Instant::now());
+        }
+        Some(yes)
+    }
+}

@@ -1,0 +1,131 @@
+//! Models: what is known of them, and loading and unloading by name.
+
+use std::time::Duration;
+
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::base::limits::NAME_SHOWN_BYTES_MAX;
+use crate::door::id::cut;
+use crate::door::queue::Generation;
+use crate::engine::{Caller, Code, Event, Fault, GenerationId, LoadRequest, ModelInfo};
+
+use super::HttpDoor;
+use super::body::{self, Body};
+use super::stream::{Framing, Printer, Shape, streamed};
+
+pub(super) fn list(door: &HttpDoor) -> Response<Body> {
+    let data: Vec<Value> = door.engine.models().iter().map(|info| told(door, info)).collect();
+    body::json_text(format!("{}\n", json!({ "object": "list", "data": data })))
+}
+
+pub(super) fn one(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
+    let id = known(door, name)?;
+    let models = door.engine.models();
+    let info = models.iter().find(|info| info.id == id).ok_or_else(|| unknown(&id))?;
+    Ok(body::json_text(format!("{}\n", told(door, info))))
+}
+
+fn told(door: &HttpDoor, info: &ModelInfo) -> Value {
+    let stands_for = |alias: &&str| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
+    let aliases: Vec<&str> = ["default", "fast", "embed"].into_iter().filter(stands_for).collect();
+    let mut sotto = json!({
+        "state": info.state.as_str(),
+        "pinned": info.pinned,
+        "aliases": aliases,
+        "size_bytes": info.size_bytes,
+    });
+    if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
+        let capabilities: &[&str] = if header.chat { &["generate", "chat"] } else { &["generate"] };
+        sotto.insert("architecture".into(), header.architecture.as_str().into());
+        sotto.insert("quantization".into(), header.quantization.as_str().into());
+        sotto.insert("parameters".into(), header.parameters.into());
+        sotto.insert("context".into(), header.n_ctx.into());
+        sotto.insert("context_max".into(), header.n_ctx_train.into());
+        sotto.insert("capabilities".into(), json!(capabilities));
+    }
+    json!({ "id": info.id, "object": "model", "created": info.created, "owned_by": "local", "sotto": sotto })
+}
+
+fn unknown(name: &str) -> Fault {
+    let message = format!("{}: no such model; GET /v1/models lists them", cut(name, NAME_SHOWN_BYTES_MAX));
+    Fault::new(Code::UnknownModel, message).at("id")
+}
+
+/// The id that the part `name` of a path stands for.
+fn known(door: &HttpDoor, name: &str) -> Result<String, Fault> {
+    let name = percent_decoded(name);
+    door.engine.resolve(Some(&name)).ok_or_else(|| unknown(&name))
+}
+
+/// Loads a model and pins it; tells of it by events.
+pub(super) async fn load(
+    door: &HttpDoor,
+    caller: Caller,
+    id: &GenerationId,
+    name: &str,
+) -> Result<Response<Body>, Fault> {
+    door.options.admins.check(caller.uid, "load models")?;
+    let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin: true, n_ctx: None };
+    let printer = Printer::new(id.clone(), Shape::Native, Framing::Ndjson, false);
+    let keepalive = Duration::from_secs(door.options.keepalive_s);
+    let begins = |event: &Event| matches!(event, Event::Loading { .. });
+    streamed(Generation::load(&door.engine, request)?, printer, keepalive, begins).await
+}
+
+/// Unloads a model; `query` may ask for force.
+pub(super) async fn unload(
+    door: &HttpDoor,
+    caller: Caller,
+    name: &str,
+    query: Option<&str>,
+) -> Result<Response<Body>, Fault> {
+    door.options.admins.check(caller.uid, "unload models")?;
+    let force = match query.unwrap_or_default() {
+        "" | "force=false" => false,
+        "force=true" => true,
+        other => {
+            let got = cut(other, NAME_SHOWN_BYTES_MAX);
+            let message =
+                format!("got the query {}, allowed are force=true and force=false", got.escape_debug());
+            return Err(Fault::new(Code::InvalidValue, message).at("force"));
+        }
+    };
+    let id = known(door, name)?;
+    let (tell, told) = oneshot::channel();
+    // Whoever left is not told.
+    door.engine.unload(&id, force, |how| drop(tell.send(how)))?;
+    told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    Ok(body::none(StatusCode::NO_CONTENT))
+}
+
+/// `%41` as `A`; what is no such escape stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
+                digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low)
+            }
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = after.get(if escaped.is_some() { 2 } else { 0 }..).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_percent_decoded() {
+        for (text, name) in [("a%2Fb", "a/b"), ("%c3%A9", "é"), ("%", "%"), ("%4", "%4"), ("%zz1", "%zz1")] {
+            assert_eq!(percent_decoded(text), name);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Models come and go: what the engine thread does for a model that is wanted, by requests or by name, a slice at a time, and
+//! for one that has to go.
+
+use std::sync::Arc;
+
+use super::admit::{Loaded, load_fault};
+use super::handle::Live;
+use super::load::Load;
+use super::ready::Ready;
+use super::run::{PROGRESS_EVERY, Runner, start_pool};
+use super::scheduler::{Input, Micros, ModelKey};
+use super::{Code, Event, Fault, ModelState, Offer, Sink};
+use crate::model::ModelError;
+use crate::os::clock;
+
+/// A model being read in.
+pub(super) struct Loading {
+    pub model: Arc<Loaded>,
+    load: Load,
+    since: Micros,
+}
+
+/// Somebody wants a model to be loaded though no request needs it.
+pub(super) struct Wish {
+    pub model: Arc<Loaded>,
+    /// It stays until it is unloaded by name.
+    pub pin: bool,
+    /// Who hears of it, and may leave; `None`: the daemon's own wish, for which no other model has to go.
+    pub asker: Option<Asker>,
+}
+
+/// Who asked for a load.
+pub(super) struct Asker {
+    pub sink: Box<dyn Sink>,
+    pub live: Arc<Live>,
+}
+
+/// A model is to go.
+pub(super) struct ToUnload {
+    /// Its id.
+    pub id: String,
+    /// Requests that use it end.
+    pub force: bool,
+    /// Hears how it went.
+    pub tell: Box<dyn FnOnce(Result<(), Fault>) + Send>,
+}
+
+impl Runner {
+    /// Takes a wish for a model.
+    pub(super) fn want(&mut self, mut wish: Wish) {
+        let key = wish.model.key;
+        // One with another context goes where nobody uses it any more.
+        let others = self.ready.iter().filter(|(k, ready)| **k != key && ready.model.id == wish.model.id);
+        for other in others.map(|(k, _)| *k).collect::<Vec<_>>() {
+            self.input(Input::Pin(other, false));
+            if self.jobs.values().all(|job| job.model.key != other) {
+                self.input(Input::Unloaded(other));
+                self.forget_ready(other, "loaded anew with another context");
+            }
+        }
+        self.models.entry(key).or_insert_with(|| wish.model.clone());
+        if self.ready.contains_key(&key) {
+            self.grant(&mut wish);
+            return;
+        }
+        self.input(Input::Want { model: key, evicts: wish.asker.is_some() });
+        self.wishes.push(wish);
+    }
+
+    /// A model that was wished for is ready.
+    fn grant(&mut self, wish: &mut Wish) {
+        if wish.pin {
+            self.input(Input::Pin(wish.model.key, true));
+            self.shared.set_pinned(&wish.model.id, true);
+        }
+        if let Some(asker) = &mut wish.asker {
+            asker.sink.offer(&Event::Loaded { model: wish.model.id.clone() });
+        }
+    }
+
+    /// Takes the wishes for a model out.
+    fn wishes_for(&mut self, key: ModelKey) -> Vec<Wish> {
+        self.wishes.extract_if(.., |wish| wish.model.key == key).collect()
+    }
+
+    fn refuse_wishes(&mut self, key: ModelKey, fault: &Fault) {
+        for asker in self.wishes_for(key).into_iter().filter_map(|wish| wish.asker) {
+            let mut asker = asker;
+            self.shared.metrics.error(fault.code);
+            asker.sink.offer(&Event::Failed(fault.clone()));
+        }
+    }
+
+    /// Looks who of those that asked for a load has left, and which of the daemon's own wishes found no room.
+    pub(super) fn look_at_wishes(&mut self) {
+        let left = |wish: &mut Wish| wish.asker.as_ref().is_some_and(|asker| asker.live.cancelled());
+        let left: Vec<Wish> = self.wishes.extract_if(.., left).collect();
+        for Wish { model, asker, .. } in left {
+            if let Some(mut asker) = asker {
+                asker.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, "the load was cancelled")));
+            }
+            if self.wishes.iter().all(|wish| wish.model.key != model.key) {
+                self.input(Input::Unwant(model.key));
+                self.stop_loading();
+            }
+        }
+        let scheduler = &self.scheduler;
+        self.wishes.retain(|wish| scheduler.uses(wish.model.key));
+        self.forget_models();
+    }
+
+    /// Lets go of a model that was being loaded, if nobody wants it any more.
+    fn stop_loading(&mut self) {
+        if let Some(l) = self.loading.take_if(|l| !self.scheduler.uses(l.model.key)) {
+            self.shared.set_state(&l.model.id, ModelState::Available);
+        }
+    }
+
+    /// A wanted model cannot be loaded.
+    pub(super) fn no_room(&mut self, key: ModelKey) {
+        let fault = self.pinned_fault();
+        self.refuse_wishes(key, &fault);
+    }
+
+    /// What is said where pinned models have all places.
+    pub(super) fn pinned_fault(&self) -> Fault {
+        let ids: Vec<&str> = self.ready.values().map(|ready| ready.model.id.as_str()).collect();
+        let n = self.shared.options.max_loaded;
+        let message = format!(
+            "at most {n} models are loaded at a time (models.max_loaded), and those there are pinned: {}; unload one",
+            ids.join(", ")
+        );
+        Fault::new(Code::ModelBusy, message).at("model")
+    }
+
+    /// Unloads a model by name.
+    pub(super) fn unload_by_name(&mut self, to: ToUnload) {
+        let ToUnload { id, force, tell } = to;
+        let users: Vec<_> = self.jobs.iter().filter(|(_, job)| job.model.id == id).map(|(s, _)| *s).collect();
+        if !users.is_empty() && !force {
+            let message =
+                format!("model {id} is used by {} requests; wait, or unload it by force", users.len());
+            return tell(Err(Fault::new(Code::ModelBusy, message).at("model")));
+        }
+        for slot in users {
+            self.fail(slot, Fault::new(Code::Cancelled, "the model was unloaded by force; ask again"));
+        }
+        let keys: Vec<_> = self.models.iter().filter(|(_, model)| model.id == id).map(|(k, _)| *k).collect();
+        for key in keys {
+            self.input(Input::Unloaded(key));
+            self.refuse_wishes(key, &Fault::new(Code::Cancelled, "the model was unloaded"));
+            self.stop_loading();
+            self.forget_ready(key, "as asked");
+        }
+        self.forget_models();
+        self.shared.unloaded(&id);
+        tell(Ok(()));
+    }
+
+    /// Forgets a model that no request uses.
+    pub(super) fn unload(&mut self, key: ModelKey) {
+        self.forget_ready(key, "another one is wanted");
+        self.forget_models();
+    }
+
+    fn forget_ready(&mut self, key: ModelKey, why: &str) {
+        let Some(old) = self.ready.remove(&key) else { return };
+        self.shared.set_pinned(&old.model.id, false);
+        self.shared.set_state(&old.model.id, ModelState::Available);
+        log::info!(
+            message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
+            "model {} unloaded, {why}", old.model.id
+        );
+    }
+
+    /// Models stay open while they are loaded or somebody asks for them.
+    pub(super) fn forget_models(&mut self) {
+        let (scheduler, jobs) = (&self.scheduler, &self.jobs);
+        self.models.retain(|key, _| scheduler.uses(*key) || jobs.values().any(|job| job.model.key == *key));
+    }
+
+    /// Makes a model ready, a slice at a time.
+    pub(super) fn load(&mut self, key: ModelKey, now: Micros) {
+        if self.loading.as_ref().is_none_or(|l| l.model.key != key) {
+            let Some(model) = self.models.get(&key).cloned() else {
+                return self.input(Input::Unloaded(key));
+            };
+            self.shared.set_state(&model.id, ModelState::Loading);
+            let o = &self.shared.options;
+            let load = Load::new(&model, o.pack, o.cache.as_ref());
+            self.loading = Some(Loading { model, load, since: now });
+            self.told_loading_us = 0;
+        }
+        self.tell_loading(key, now);
+        self.load_on(now);
+    }
+
+    /// Tells those who wait for a model how much of it is read.
+    fn tell_loading(&mut self, key: ModelKey, now: Micros) {
+        let Some(l) = &self.loading else { return };
+        let (done, total) = l.load.progress();
+        let event = Event::Loading { model: l.model.id.clone(), done, total };
+        for slot in self.scheduler.placed(key) {
+            if let Some(job) = self.jobs.get_mut(&slot)
+                && (now >= job.told_us + PROGRESS_EVERY || done == total)
+            {
+                job.told_us = now;
+                job.progress(&event);
+            }
+        }
+        if now >= self.told_loading_us + PROGRESS_EVERY || done == total {
+            self.told_loading_us = now;
+            for wish in self.wishes.iter_mut().filter(|wish| wish.model.key == key) {
+                if let Some(Asker { sink, live }) = &mut wish.asker
+                    && sink.offer(&event) == Offer::Gone
+                {
+                    live.cancel();
+                }
+            }
+        }
+    }
+
+    /// Reads the next slice, and makes the buffers after the last.
+    fn load_on(&mut self, now: Micros) {
+        let Some(mut l) = self.loading.take() else { return };
+        let (model, since) = (l.model.clone(), l.since);
+        let started = start_pool(&mut self.pool, &self.shared);
+        if let Ok(pool) = started
+            && l.load.work(&model, pool)
+        {
+            self.loading = Some(l);
+            return;
+        }
+        let total = l.load.progress().1;
+        let (o, weights) = (&self.shared.options, l.load.finish(&model));
+        let metrics = self.shared.metrics.model(&model.id);
+        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
+            Ok((ready, capacity)) => {
+                let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
+                self.shared.set_state(&model.id, ModelState::Loaded);
+                ready.metrics.weight_bytes.set(total);
+                ready.metrics.load.observe(clock::now_us().saturating_sub(since));
+                self.ready.insert(model.key, ready);
+                log::info!(
+                    message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
+                    sotto_bytes = total, sotto_load_ms = (now.saturating_sub(since)) / 1_000;
+                    "model {} loaded, kernels {}, weights {}", model.id, self.shared.kernels.tier().name(), how
+                );
+                self.input(Input::Loaded(model.key, capacity));
+                for mut wish in self.wishes_for(model.key) {
+                    self.grant(&mut wish);
+                }
+            }
+            Err(e) => self.load_failed(&model, &e),
+        }
+    }
+
+    fn load_failed(&mut self, model: &Loaded, e: &ModelError) {
+        let fault = load_fault(&model.id, e);
+        self.shared.set_failed(&model.id, fault.code);
+        log::error!(
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str();
+            "model {}: {e}", model.id
+        );
+        let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
+        for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
+            self.fail(slot, fault.clone());
+        }
+        self.refuse_wishes(model.key, &fault);
+        self.input(Input::Unloaded(model.key));
+        self.forget_models();
+    }
+}

@@ -1,0 +1,548 @@
+//! Objects on the bus: models, jobs, generations, sessions, and what strangers see of them.
+
+use super::dbus::{MANAGER, Options, PATH, drained, manager, on_a_pair_with};
+use super::*;
+use crate::support::{Folder, Running, have, until};
+use sotto::door::dbus::{Bus, DbusOptions};
+use sotto::engine::ModelFile;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+use zbus::export::futures_core::Stream;
+use zbus::{Connection, MessageStream, OwnedFd, OwnedObjectPath, OwnedVariant, Proxy, Variant};
+
+type Values = HashMap<String, OwnedVariant>;
+
+/// Two models, of which one is in memory at a time.
+fn two_models() -> Engine {
+    let file = |id: &str| ModelFile { id: id.into(), path: support::stories() };
+    let options = sotto::engine::Options {
+        models: vec![file("one"), file("two-b")],
+        default_model: Some("one".into()),
+        threads: 1,
+        ..Default::default()
+    };
+    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+}
+
+async fn at<'c>(client: &'c Connection, path: &str, interface: &'static str) -> Proxy<'c> {
+    Proxy::new(client, "org.sotto.Sotto1", path.to_owned(), interface).await.unwrap()
+}
+
+/// All properties of an object, asked for anew.
+async fn properties(client: &Connection, path: &str, interface: &str) -> Values {
+    at(client, path, "org.freedesktop.DBus.Properties").await.call("GetAll", &(interface,)).await.unwrap()
+}
+
+fn text(values: &Values, key: &str) -> String {
+    match &*values[key] {
+        Variant::Str(text) => text.as_str().to_owned(),
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+/// The name of the error that a call ended with.
+fn error(answer: zbus::Result<zbus::Message>) -> String {
+    match answer.expect_err("refused") {
+        zbus::Error::MethodError(name, ..) => name.as_str().to_owned(),
+        other => panic!("{other}"),
+    }
+}
+
+/// The body of the next signal `member`.
+async fn heard(stream: &mut MessageStream, member: &str) -> zbus::Message {
+    loop {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx));
+        let message = tokio::time::timeout(Duration::from_secs(20), next).await.unwrap().unwrap().unwrap();
+        if message.header().member().is_some_and(|name| name.as_str() == member) {
+            return message;
+        }
+    }
+}
+
+const MODEL: &str = "org.sotto.Sotto1.Model";
+const JOB: &str = "org.sotto.Sotto1.Job";
+const SESSION: &str = "org.sotto.Sotto1.Session";
+const GENERATION: &str = "org.sotto.Sotto1.Generation";
+
+#[test]
+fn models_are_listed_loaded_pinned_and_unloaded() {
+    on_a_pair_with(two_models(), DbusOptions::default(), |client| async move {
+        let mut signals = MessageStream::from(&client);
+        let manager = manager(&client).await;
+        let (listed,): (Vec<(OwnedObjectPath, Values)>,) =
+            manager.call_method("ListModels", &()).await.unwrap().body().deserialize().unwrap();
+        let paths: Vec<&str> = listed.iter().map(|(path, _)| path.as_str()).collect();
+        let (one, two) = (format!("{PATH}/model/one"), format!("{PATH}/model/two_2db"));
+        assert_eq!(paths, [&one, &two]);
+        let first = &listed[0].1;
+        assert_eq!((text(first, "State"), text(first, "Architecture")), ("available".into(), "llama".into()));
+        assert_eq!(&*first["Aliases"], &Variant::new(vec!["default", "fast", "embed"]));
+        assert_eq!(&*first["ContextMax"], &Variant::new(512_u32));
+        assert_eq!(&*first["Capabilities"], &Variant::new(vec!["generate"]));
+        let tree = at(&client, PATH, "org.freedesktop.DBus.ObjectManager").await;
+        let (objects,): (HashMap<OwnedObjectPath, HashMap<String, Values>>,) =
+            tree.call_method("GetManagedObjects", &()).await.unwrap().body().deserialize().unwrap();
+        assert_eq!(objects.len(), 2);
+        assert_eq!(objects.iter().find(|(path, _)| path.as_str() == one).unwrap().1[MODEL], *first);
+        assert_eq!(properties(&client, &one, MODEL).await, *first);
+
+        // The second one takes the place of the first, and stays.
+        let load = |model: &'static str, pin: bool| {
+            let options = Options::from([("pin", Variant::new(pin))]);
+            let manager = manager.clone();
+            async move { manager.call::<_, _, OwnedObjectPath>("LoadModel", &(model, options)).await }
+        };
+        let job = load("one", false).await.unwrap();
+        at(&client, job.as_str(), JOB).await.call::<_, _, ()>("Wait", &()).await.unwrap();
+        let changed = heard(&mut signals, "Finished").await;
+        let (name, _): (String, String) = changed.body().deserialize().unwrap();
+        assert_eq!(name, "");
+        let told = properties(&client, job.as_str(), JOB).await;
+        assert_eq!((text(&told, "State"), text(&told, "Kind")), ("done".into(), "load-model".into()));
+        assert_eq!(&*told["Progress"], &Variant::new(1.0));
+        let job = load("two-b", true).await.unwrap();
+        at(&client, job.as_str(), JOB).await.call::<_, _, ()>("Wait", &()).await.unwrap();
+        let now = properties(&client, &two, MODEL).await;
+        assert_eq!((text(&now, "State"), &*now["Pinned"]), ("loaded".into(), &Variant::new(true)));
+        assert!(matches!(&*now["ResidentBytes"], Variant::U64(n) if *n > 100_000));
+        assert_eq!(text(&properties(&client, &one, MODEL).await, "State"), "available");
+        let loaded: Vec<OwnedObjectPath> = manager.get_property("LoadedModels").await.unwrap();
+        assert_eq!(loaded.iter().map(|path| path.as_str()).collect::<Vec<_>>(), [&two]);
+        // What is there already is done at once; what is pinned gives no place.
+        let job = load("two-b", true).await.unwrap();
+        assert_eq!(text(&properties(&client, job.as_str(), JOB).await, "State"), "done");
+        let no_options = Options::new();
+        let refused = manager.call_method("Generate", &("hi", &no_options)).await;
+        assert_eq!(error(refused), "org.sotto.Error.ModelBusy");
+        let job = load("one", false).await.unwrap();
+        let refused = at(&client, job.as_str(), JOB).await.call_method("Wait", &()).await;
+        assert_eq!(error(refused), "org.sotto.Error.ModelBusy");
+        assert_eq!(text(&properties(&client, job.as_str(), JOB).await, "State"), "failed");
+
+        manager.call::<_, _, ()>("UnloadModel", &("two-b", &no_options)).await.unwrap();
+        manager.call::<_, _, ()>("UnloadModel", &("two-b", &no_options)).await.unwrap();
+        let told = properties(&client, &two, MODEL).await;
+        assert_eq!((text(&told, "State"), &*told["Pinned"]), ("available".into(), &Variant::new(false)));
+        let refused = manager.call_method("LoadModel", &("three", &no_options)).await;
+        assert_eq!(error(refused), "org.sotto.Error.UnknownModel");
+        let refused =
+            manager.call_method("LoadModel", &("one", Options::from([("pni", Variant::new(true))]))).await;
+        assert_eq!(error(refused), "org.sotto.Error.UnknownOption");
+    });
+}
+
+#[test]
+fn a_model_in_use_is_unloaded_only_by_force() {
+    on_a_pair_with(two_models(), DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        let options = Options::from([("max_tokens", Variant::new(400_u32)), ("raw", Variant::new(true))]);
+        let (path, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("Once", options)).await.unwrap();
+        let generation = path.clone();
+        while text(&properties(&client, generation.as_str(), GENERATION).await, "State") == "queued" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let gentle = manager.call_method("UnloadModel", &("one", Options::new())).await;
+        let forced = Options::from([("force", Variant::new(true))]);
+        // A fast machine may have come to the end by now.
+        if gentle.is_err() {
+            assert_eq!(error(gentle), "org.sotto.Error.ModelBusy");
+            manager.call::<_, _, ()>("UnloadModel", &("one", forced)).await.unwrap();
+            let lines = drained(stream).await;
+            let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+            assert_eq!(last["code"], "cancelled", "{last}");
+            let result = at(&client, path.as_str(), GENERATION).await.call_method("Result", &()).await;
+            assert_eq!(error(result), "org.sotto.Error.Cancelled");
+        }
+        // It is loaded again for whoever asks.
+        let options = Options::from([("max_tokens", Variant::new(2_u32)), ("raw", Variant::new(true))]);
+        manager.call::<_, _, (String, Values)>("Generate", &("Once", options)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_model_is_loaded_anew_with_another_context() {
+    on_a_pair_with(two_models(), DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        for n in [100_u32, 200, 200, 9_999_999] {
+            let options = Options::from([("context", Variant::new(n))]);
+            let job: OwnedObjectPath = manager.call("LoadModel", &("one", options)).await.unwrap();
+            at(&client, job.as_str(), JOB).await.call::<_, _, ()>("Wait", &()).await.unwrap();
+            let told = properties(&client, &format!("{PATH}/model/one"), MODEL).await;
+            assert_eq!(
+                (&*told["Context"], text(&told, "State")),
+                (&Variant::new(n.min(512)), "loaded".into())
+            );
+        }
+        let prompt = "a b c d ".repeat(100);
+        let options = Options::from([("raw", Variant::new(true))]);
+        let refused = manager.call_method("Generate", &(prompt, options)).await;
+        assert_eq!(error(refused), "org.sotto.Error.ContextTooLong");
+    });
+}
+
+#[test]
+fn a_generation_is_an_object_with_a_result() {
+    on_a_pair_with(engine(), DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        let options = || {
+            Options::from([
+                ("max_tokens", Variant::new(20_u32)),
+                ("seed", Variant::new(7_u64)),
+                ("raw", Variant::new(true)),
+                ("logprobs", Variant::new(1_u32)),
+            ])
+        };
+        let (said, mut info): (String, Values) =
+            manager.call("Generate", &("Once", options())).await.unwrap();
+        let (path, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("Once", options())).await.unwrap();
+        let generation = at(&client, path.as_str(), GENERATION).await;
+        let result = generation.call::<_, _, (String, Values)>("Result", &());
+        let (result, _) = tokio::join!(result, drained(stream));
+        let (text_again, mut info_again) = result.unwrap();
+        assert_eq!(said, text_again);
+        for volatile in ["id", "timings", "usage"] {
+            assert!(info.remove(volatile).is_some() && info_again.remove(volatile).is_some());
+        }
+        assert_eq!(info, info_again);
+        let told = properties(&client, path.as_str(), GENERATION).await;
+        assert_eq!(text(&told, "State"), "done");
+        assert!(path.as_str().ends_with(&text(&told, "Id")));
+        assert_eq!(told["Model"].value_signature().to_string(), "o");
+        generation.call::<_, _, ()>("Cancel", &()).await.unwrap();
+        let (after, _): (String, Values) = generation.call("Result", &()).await.unwrap();
+        assert_eq!(after, said, "an end is not changed");
+    });
+}
+
+#[test]
+fn a_session_knows_what_was_said() {
+    let options = DbusOptions { session_max_per_uid: 2, ..DbusOptions::default() };
+    on_a_pair_with(engine(), options, |client| async move {
+        let mut signals = MessageStream::from(&client);
+        let manager = manager(&client).await;
+        let open = |options: Options<'static>| {
+            let manager = manager.clone();
+            async move { manager.call_method("OpenSession", &(options,)).await }
+        };
+        let defaults = Options::from([
+            ("system", Variant::new("Be brief.")),
+            ("messages", Variant::new(vec![("user", "Hi"), ("assistant", "Hello.")])),
+            ("max_tokens", Variant::new(5_u32)),
+            ("seed", Variant::new(3_u64)),
+        ]);
+        let path: OwnedObjectPath = open(defaults).await.unwrap().body().deserialize().unwrap();
+        let session = at(&client, path.as_str(), SESSION).await;
+        let (said, info): (String, Values) =
+            session.call("Ask", &("Who are you?", Options::new())).await.unwrap();
+        assert_eq!(text(&info, "finish_reason"), "length");
+        let history = || async {
+            let (all,): (Vec<Values>,) =
+                session.call_method("History", &()).await.unwrap().body().deserialize().unwrap();
+            all.iter().map(|m| (text(m, "role"), text(m, "content"))).collect::<Vec<_>>()
+        };
+        let all = history().await;
+        let roles: Vec<&str> = all.iter().map(|(role, _)| role.as_str()).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+        assert_eq!((all[3].1.as_str(), &all[4].1), ("Who are you?", &said));
+        let used: u32 = session.get_property("ContextUsed").await.unwrap();
+        assert!(used > 10, "{used}");
+
+        // The same conversation in one call gives the same answer to the next question.
+        let messages: Vec<(&str, &str)> = all.iter().map(|(r, c)| (r.as_str(), c.as_str())).collect();
+        let whole = Options::from([
+            ("messages", Variant::new(messages)),
+            ("max_tokens", Variant::new(9_u32)),
+            ("seed", Variant::new(3_u64)),
+        ]);
+        let (wanted, _): (String, Values) = manager.call("Generate", &("And then?", whole)).await.unwrap();
+        let more = Options::from([("max_tokens", Variant::new(9_u32)), ("format", Variant::new("text"))]);
+        let (_, stream): (OwnedObjectPath, OwnedFd) =
+            session.call("Send", &("And then?", more)).await.unwrap();
+        assert_eq!(drained(stream).await, wanted);
+        heard(&mut signals, "Done").await;
+        assert_eq!(history().await.len(), 7);
+
+        // One turn at a time; what was said of one that broke off is kept.
+        let long = Options::from([("max_tokens", Variant::new(300_u32))]);
+        let (running, stream): (OwnedObjectPath, OwnedFd) =
+            session.call("Send", &("More", &long)).await.unwrap();
+        let second = session.call_method("Ask", &("More", &long)).await;
+        if second.is_err() {
+            assert_eq!(error(second), "org.sotto.Error.SessionBusy");
+        }
+        let cancel = at(&client, running.as_str(), GENERATION).await;
+        cancel.call::<_, _, ()>("Cancel", &()).await.unwrap();
+        let lines = drained(stream).await;
+        heard(&mut signals, "Done").await;
+        let joined: String = lines
+            .lines()
+            .filter_map(|line| {
+                serde_json::from_str::<Value>(line).unwrap()["text"].as_str().map(str::to_owned)
+            })
+            .collect();
+        if !joined.is_empty() {
+            assert_eq!(history().await.last().unwrap().1, joined);
+        }
+        session.call::<_, _, ()>("Reset", &()).await.unwrap();
+        assert_eq!(history().await.len(), 3);
+
+        for (key, value) in [("model", Variant::new("inside")), ("raw", Variant::new(true))] {
+            let refused = session.call_method("Ask", &("x", Options::from([(key, value)]))).await;
+            assert_eq!(error(refused), "org.freedesktop.DBus.Error.InvalidArgs", "{key}");
+        }
+        open(Options::new()).await.unwrap();
+        assert_eq!(error(open(Options::new()).await), "org.sotto.Error.QueueFull");
+        session.call::<_, _, ()>("Close", &()).await.unwrap();
+        let (why,): (String,) = heard(&mut signals, "Closed").await.body().deserialize().unwrap();
+        assert_eq!(why, "closed");
+        let gone = session.call_method("History", &()).await;
+        assert_eq!(error(gone), "org.freedesktop.DBus.Error.UnknownObject");
+        open(Options::new()).await.unwrap();
+    });
+}
+
+#[test]
+fn sessions_end_with_their_model_and_when_nobody_uses_them() {
+    let options = DbusOptions { session_idle_s: 1, ..DbusOptions::default() };
+    on_a_pair_with(engine(), options, |client| async move {
+        let mut signals = MessageStream::from(&client);
+        let manager = manager(&client).await;
+        let _: OwnedObjectPath = manager.call("OpenSession", &(Options::new(),)).await.unwrap();
+        let (why,): (String,) = heard(&mut signals, "Closed").await.body().deserialize().unwrap();
+        assert_eq!(why, "idle");
+        let _: OwnedObjectPath = manager.call("OpenSession", &(Options::new(),)).await.unwrap();
+        manager.call::<_, _, ()>("UnloadModel", &("inside", Options::new())).await.unwrap();
+        let (why,): (String,) = heard(&mut signals, "Closed").await.body().deserialize().unwrap();
+        assert_eq!(why, "model-unloaded");
+    });
+}
+
+#[test]
+fn standard_interfaces_are_answered_as_the_standard_says() {
+    let reloaded = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = reloaded.clone();
+    let reload = move || {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    };
+    let options = DbusOptions {
+        reload: Some(sotto::door::dbus::Reload(std::sync::Arc::new(reload))),
+        ..DbusOptions::default()
+    };
+    on_a_pair_with(engine(), options, |client| async move {
+        let manager = manager(&client).await;
+        let call = |path: &'static str, interface: Option<&'static str>, member: &'static str| {
+            let client = client.clone();
+            async move { client.call_method(Some("org.sotto.Sotto1"), path, interface, member, &()).await }
+        };
+        call(PATH, Some("org.freedesktop.DBus.Peer"), "Ping").await.unwrap();
+        manager.call::<_, _, ()>("Reload", &()).await.unwrap();
+        assert_eq!(reloaded.load(std::sync::atomic::Ordering::Relaxed), 1);
+        // An interface need not be named.
+        call(PATH, None, "ListModels").await.unwrap();
+        for (path, interface, member, name) in [
+            ("/org/nobody", None, "Ping", "UnknownObject"),
+            ("/org/sotto/Sotto1/job/0", None, "Ping", "UnknownObject"),
+            (PATH, Some(MANAGER), "Nothing", "UnknownMethod"),
+            (PATH, Some("org.nobody"), "Ping", "UnknownInterface"),
+            (PATH, Some(MANAGER), "Generate", "InvalidArgs"),
+        ] {
+            let refused = error(call(path, interface, member).await);
+            assert_eq!(refused, format!("org.freedesktop.DBus.Error.{name}"), "{path} {member}");
+        }
+        let of = at(&client, PATH, "org.freedesktop.DBus.Properties").await;
+        for (body, name) in
+            [((MANAGER, "Nothing"), "UnknownProperty"), (("org.nobody", "Tier"), "UnknownInterface")]
+        {
+            let refused = error(of.call_method("Get", &body).await);
+            assert_eq!(refused, format!("org.freedesktop.DBus.Error.{name}"));
+        }
+        let set = of.call_method("Set", &(MANAGER, "Tier", Variant::new("x"))).await;
+        assert_eq!(error(set), "org.freedesktop.DBus.Error.PropertyReadOnly");
+        let log = at(&client, "/org/freedesktop/LogControl1", "org.freedesktop.LogControl1").await;
+        let id: String = log.get_property("SyslogIdentifier").await.unwrap();
+        assert_eq!(id, "sottod");
+        assert!(log.set_property("LogLevel", "loud").await.is_err());
+        assert!(log.set_property("LogTarget", "moon").await.is_err());
+        let tokens: Vec<u32> = {
+            let reply = manager.call_method("Tokenize", &("Once upon", Options::new())).await.unwrap();
+            reply.body().deserialize().unwrap()
+        };
+        assert!(!tokens.is_empty());
+    });
+}
+
+/// Introspection data of every kind of object is what the file says, comments and layout aside.
+#[test]
+fn introspection_is_the_interface_file() {
+    on_a_pair_with(engine(), DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        let (path, _stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("hi", Options::new())).await.unwrap();
+        let session: OwnedObjectPath = manager.call("OpenSession", &(Options::new(),)).await.unwrap();
+        let job: OwnedObjectPath = manager.call("LoadModel", &("inside", Options::new())).await.unwrap();
+        let file = tags(include_str!("../../proto/org.sotto.Sotto1.xml"));
+        for (path, names) in [
+            (PATH.to_owned(), vec![MANAGER, "org.freedesktop.DBus.ObjectManager"]),
+            (format!("{PATH}/model/inside"), vec![MODEL]),
+            (path.as_str().to_owned(), vec![GENERATION]),
+            (session.as_str().to_owned(), vec![SESSION]),
+            (job.as_str().to_owned(), vec![JOB]),
+            ("/org/freedesktop/LogControl1".to_owned(), vec!["org.freedesktop.LogControl1"]),
+        ] {
+            let introspectable = at(&client, &path, "org.freedesktop.DBus.Introspectable").await;
+            let xml: String = introspectable.call("Introspect", &()).await.unwrap();
+            let served = tags(&xml);
+            for name in names {
+                let (ours, theirs) = (interface(&served, name), interface(&file, name));
+                assert!(!ours.is_empty(), "{path} has no {name}");
+                assert_eq!(ours, theirs, "{path}");
+            }
+        }
+    });
+}
+
+/// The tags of a text, without comments and without what comes later.
+fn tags(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    let mut later = None::<String>;
+    while let Some((_, after)) = rest.split_once('<') {
+        if let Some(comment) = after.strip_prefix("!--") {
+            let (words, after) = comment.split_once("-->").unwrap();
+            if words.contains("since: later") && words.trim().starts_with("since") {
+                later = Some(String::new());
+            }
+            rest = after;
+            continue;
+        }
+        let (tag, after) = after.split_once('>').unwrap();
+        rest = after;
+        match &mut later {
+            // Left out to its end tag.
+            Some(end) if end.is_empty() => {
+                *end = format!("/{}", tag.split(' ').next().unwrap());
+                if tag.ends_with('/') {
+                    later = None;
+                }
+            }
+            Some(end) if *end == tag => later = None,
+            Some(_) => {}
+            None => found.push(tag.split_whitespace().collect::<Vec<_>>().join(" ")),
+        }
+    }
+    found
+}
+
+/// Those of one interface.
+fn interface(tags: &[String], name: &str) -> Vec<String> {
+    let begins = format!("interface name=\"{name}\"");
+    let of = tags.iter().skip_while(|tag| **tag != begins);
+    of.take_while(|tag| *tag != "/interface").cloned().collect()
+}
+
+/// A bus that every user of this machine may use.
+fn open_bus(folder: &Folder) -> (Running, String) {
+    let socket = folder.join("bus.sock");
+    let address = format!("unix:path={}", socket.display());
+    let config = format!(
+        "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
+         <policy context=\"default\"><allow user=\"*\"/><allow send_destination=\"*\"/>\
+         <allow receive_sender=\"*\"/><allow own=\"*\"/></policy></busconfig>\n"
+    );
+    let config = folder.write("bus.conf", config);
+    let mut child = Command::new("dbus-daemon");
+    child.arg("--nofork").arg(format!("--config-file={}", config.display()));
+    let bus = Running(child.stdin(Stdio::null()).spawn().unwrap());
+    until("the bus", || UnixStream::connect(&socket).ok());
+    (bus, address)
+}
+
+/// What another user sees: the manager and the models, and of others' generations, sessions and jobs nothing.
+#[test]
+fn a_stranger_sees_nothing_of_anothers() {
+    if !have("dbus-daemon", "strangers on a bus") || !have("setpriv", "strangers on a bus") {
+        return;
+    }
+    if !have("busctl", "strangers on a bus") {
+        return;
+    }
+    if sotto::os::process::uid() != 0 {
+        println!("skipped: strangers on a bus; only root may act as another user");
+        return;
+    }
+    let folder = Folder::new();
+    let (_bus, address) = open_bus(&folder);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let door = sotto::door::dbus::serve(engine(), Bus::Address(address.clone()), DbusOptions::default());
+        let _door = door.await.unwrap();
+        let client = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
+        let manager = manager(&client).await;
+        let (generation, _stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("hi", Options::new())).await.unwrap();
+        let session: OwnedObjectPath = manager.call("OpenSession", &(Options::new(),)).await.unwrap();
+        let job: OwnedObjectPath = manager.call("LoadModel", &("inside", Options::new())).await.unwrap();
+        let stranger = |arguments: Vec<String>| {
+            let mut call = Command::new("setpriv");
+            call.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "busctl"]);
+            call.arg(format!("--address={address}")).args(arguments);
+            call.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            async move {
+                let output = tokio::task::spawn_blocking(move || call.output()).await.unwrap().unwrap();
+                let said = format!(
+                    "{}{}",
+                    String::from_utf8_lossy(&output.stdout),
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                (output.status.success(), said)
+            }
+        };
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let (well, tree) = stranger(words("tree org.sotto.Sotto1")).await;
+        assert!(well && tree.contains("/org/sotto/Sotto1/model/inside"), "{tree}");
+        let get = "call org.sotto.Sotto1 /org/sotto/Sotto1 org.freedesktop.DBus.ObjectManager GetManagedObjects";
+        let (well, objects) = stranger(words(get)).await;
+        assert!(well && objects.contains("/model/inside"), "{objects}");
+        for private in [&generation, &session, &job] {
+            let id = private.as_str().rsplit('/').next().unwrap();
+            assert!(!tree.contains(id) && !objects.contains(id), "{private}");
+            for line in [
+                format!("introspect org.sotto.Sotto1 {private}"),
+                format!("call org.sotto.Sotto1 {private} org.freedesktop.DBus.Peer Ping"),
+            ] {
+                let (well, said) = stranger(words(&line)).await;
+                assert!(!well && said.contains("no such object, or none of yours"), "{line}: {said}");
+            }
+        }
+        for (interface, property) in [(GENERATION, "State"), (SESSION, "Model"), (JOB, "State")] {
+            for path in [&generation, &session, &job] {
+                let line = format!("get-property org.sotto.Sotto1 {path} {interface} {property}");
+                let (well, said) = stranger(words(&line)).await;
+                assert!(!well && said.contains("no such object"), "{line}: {said}");
+            }
+        }
+        // What only the administrator may do, and cancelling what another one asked for.
+        let at = format!("call org.sotto.Sotto1 {PATH} {MANAGER}");
+        for (line, why) in [
+            (format!("{at} LoadModel sa{{sv}} inside 0"), "not_authorized"),
+            (format!("{at} UnloadModel sa{{sv}} inside 0"), "not_authorized"),
+            (format!("{at} Reload"), "not_authorized"),
+            (format!("{at} Cancel o {generation}"), "unknown_object"),
+            (
+                "set-property org.sotto.Sotto1 /org/freedesktop/LogControl1 org.freedesktop.LogControl1 LogLevel s debug"
+                    .to_owned(),
+                "not_authorized",
+            ),
+        ] {
+            let (well, said) = stranger(words(&line)).await;
+            assert!(!well && said.contains(why), "{line}: {said}");
+        }
+        let (well, said) = stranger(words(&format!("{at} Generate sa{{sv}} hi 1 max_tokens u 2"))).await;
+        assert!(well && said.starts_with("sa{sv}"), "{said}");
+    });
+    runtime.shutdown_background();
+}
