@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::catalog;
 use crate::base::limits::{CONFIG_BYTES_MAX, PACK_CACHE_GIB};
-use crate::engine::Options;
+use crate::engine::{Options, Settings};
 use crate::model::{KvType, Pack};
 
 /// Where the configuration is when no flag names another.
@@ -330,12 +330,9 @@ impl Config {
         })
     }
 
-    /// The engine's options, with the models of `dirs`.
+    /// What the engine keeps to its end.
     pub(super) fn options(&self) -> Options {
-        let some = |s: &String| (!s.is_empty()).then(|| s.clone());
         Options {
-            models: catalog::scan(&self.models.dirs),
-            default_model: some(&self.models.default),
             threads: self.engine.threads.size(),
             threads_decode: self.engine.threads_decode.size(),
             n_ctx: self.engine.context.size(),
@@ -348,6 +345,16 @@ impl Config {
             cache: super::cache(self.engine.pack_cache_gib.0),
             prefill_chunk: self.engine.prefill_chunk.size(),
             max_sequences: self.engine.max_sequences.size(),
+            ..Options::default()
+        }
+    }
+
+    /// What a reload may change of the engine, with the models of `dirs` as they are now.
+    pub(super) fn settings(&self) -> Settings {
+        let some = |s: &String| (!s.is_empty()).then(|| s.clone());
+        Settings {
+            models: catalog::scan(&self.models.dirs),
+            default_model: some(&self.models.default),
             prefix_cache_bytes: self.engine.prefix_cache_mib.0 << 20,
             quantum_ms: self.scheduler.quantum_ms.0,
             background_share: self.scheduler.background_share.0,
@@ -357,7 +364,7 @@ impl Config {
             deadline_s: self.scheduler.deadline_s.0,
             max_tokens: u32::try_from(self.scheduler.max_tokens.0).unwrap_or(u32::MAX),
             stall_timeout_s: self.api.stall_timeout_s.0,
-            ..Options::default()
+            ..Settings::default()
         }
     }
 }
@@ -387,8 +394,12 @@ mod tests {
     #[test]
     fn keys_reach_the_engine() {
         let text = "version = 1\n[engine]\ncontext = 100\n[scheduler]\nqueue_max = 3\n[models]\ndirs = []\ndefault = \"a\"\n";
-        let options = Config::parse("s.toml", text).expect("valid").options();
-        assert_eq!((options.n_ctx, options.queue_max, options.default_model.as_deref()), (100, 3, Some("a")));
-        assert_eq!(options.deadline_s, Options::default().deadline_s);
+        let config = Config::parse("s.toml", text).expect("valid");
+        let (options, settings) = (config.options(), config.settings());
+        assert_eq!(
+            (options.n_ctx, settings.queue_max, settings.default_model.as_deref()),
+            (100, 3, Some("a"))
+        );
+        assert_eq!(settings.deadline_s, Settings::default().deadline_s);
     }
 }

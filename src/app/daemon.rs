@@ -103,29 +103,31 @@ fn start(args: &Args) -> Result<(), Stop> {
     }
     let mut options = config.options();
     options.renderer = Some(super::RENDERER.into());
+    let mut settings = config.settings();
     let mut preload = config.models.preload.clone();
     if let Some(path) = &args.model {
         if !path.exists() {
             return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
         }
         let model = catalog::file(path);
-        options.models.retain(|m| m.id != model.id);
-        options.default_model = Some(model.id.clone());
+        settings.models.retain(|m| m.id != model.id);
+        settings.default_model = Some(model.id.clone());
         preload.insert(0, model.id.clone());
-        options.models.push(model);
+        settings.models.push(model);
     }
     for dir in config.models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir())
     {
         log::warn!("models.dirs: {}: no such folder", dir.display());
     }
-    for id in preload.iter().filter(|id| options.models.iter().all(|m| m.id != **id)) {
+    for id in preload.iter().filter(|id| settings.models.iter().all(|m| m.id != **id)) {
         log::warn!("models.preload: {id:?}: no such model in models.dirs");
     }
-    if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id))
+    if let Some(id) =
+        settings.default_model.as_ref().filter(|id| settings.models.iter().all(|m| m.id != **id))
     {
         log::warn!("models.default = {id:?}: no such model in models.dirs");
     }
-    let engine = Engine::start(kernels, options)
+    let engine = Engine::start(kernels, options, settings)
         .map_err(|f| Stop::internal(format_args!("the engine does not start: {}", f.message)))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;

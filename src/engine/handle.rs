@@ -9,95 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
 use super::metrics::lock;
 use super::run::{Command, Runner};
-use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
+use super::{Code, Fault, GenerationId, Metrics, ModelFile, Options, Request, Settings, Sink};
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
 use crate::kernel::Kernels;
-use crate::model::{Cache, KvType, Pack};
+use crate::model::{Cache, Pack};
 use crate::os::{clock, thread};
-
-/// A model file that the engine may load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelFile {
-    /// Name that requests use: the file name without its ending.
-    pub id: String,
-    /// The file.
-    pub path: PathBuf,
-}
-
-/// Bounds and sizes of the engine; defaults are those of the configuration table (API text, section 6).
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Models that requests may name.
-    pub models: Vec<ModelFile>,
-    /// Id of the one used when a request names none.
-    pub default_model: Option<String>,
-    /// Worker threads; 0: as many as there are physical cores that this process may use.
-    pub threads: usize,
-    /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
-    pub threads_decode: usize,
-    /// Positions of the KV cache; bounded by the model's own.
-    pub n_ctx: usize,
-    /// How keys and values are kept.
-    pub kv: KvType,
-    /// Whether weights are packed.
-    pub pack: Pack,
-    /// Where [`Pack::Cache`] keeps them.
-    pub cache: Option<Cache>,
-    /// Tokens of one prefill product, 1 to 128.
-    pub prefill_chunk: usize,
-    /// Sequences that are decoded together, 1 to 16.
-    pub max_sequences: usize,
-    /// Bytes of beginnings that are kept for later requests.
-    pub prefix_cache_bytes: u64,
-    /// Requests that may wait, in all.
-    pub queue_max: usize,
-    /// Requests that one uid may have waiting.
-    pub queue_max_per_uid: usize,
-    /// Time of the engine that a caller is served in a row while others wait, milliseconds.
-    pub quantum_ms: u64,
-    /// Percent of the engine's time that background requests have while others are served.
-    pub background_share: u64,
-    /// Longest wait in the queue, seconds.
-    pub queue_timeout_s: u64,
-    /// Default and upper bound of a request's deadline, seconds.
-    pub deadline_s: u64,
-    /// Upper bound of generated tokens; 0: the context.
-    pub max_tokens: u32,
-    /// Longest time a full sink may stay full, seconds.
-    pub stall_timeout_s: u64,
-    /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
-    /// templates that are trusted.
-    pub renderer: Option<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            models: Vec::new(),
-            default_model: None,
-            threads: 0,
-            threads_decode: 0,
-            n_ctx: 4096,
-            kv: KvType::F16,
-            pack: Pack::Off,
-            cache: None,
-            prefill_chunk: 128,
-            max_sequences: 4,
-            prefix_cache_bytes: 128 << 20,
-            queue_max: 32,
-            queue_max_per_uid: 8,
-            quantum_ms: 50,
-            background_share: 5,
-            queue_timeout_s: 120,
-            deadline_s: 600,
-            max_tokens: 0,
-            stall_timeout_s: 30,
-            renderer: None,
-        }
-    }
-}
 
 /// State of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +189,21 @@ struct Entry {
     info: ModelInfo,
 }
 
+impl Entry {
+    fn in_memory(&self) -> bool {
+        matches!(self.info.state, ModelState::Loaded | ModelState::Loading)
+    }
+
+    /// Whether what is known of it holds for `new` as well: the same file, and nothing wrong with it.
+    fn is_still(&self, new: &Self) -> bool {
+        let file = |e: &Self| (e.path.clone(), e.info.created, e.info.size_bytes);
+        self.info.state != ModelState::Failed && file(self) == file(new)
+    }
+}
+
+/// Names that always stand for a model, if there is one.
+const STANDING_ALIASES: [&str; 3] = ["default", "fast", "embed"];
+
 /// The engine's progress as it was last seen to change.
 #[derive(Debug)]
 struct Seen {
@@ -286,6 +219,7 @@ const STUCK_US: u64 = 15_000_000;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub options: Options,
+    settings: Mutex<Arc<Settings>>,
     pub kernels: &'static Kernels,
     catalogue: Mutex<BTreeMap<String, Entry>>,
     live: Mutex<BTreeMap<String, LiveEntry>>,
@@ -313,23 +247,37 @@ impl Shared {
         self.options.cache.as_ref().filter(|_| used)
     }
 
+    /// What a reload may change, as it is now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        lock(&self.settings).clone()
+    }
+
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
         lock(&self.live)
     }
 
-    /// The id that `name` stands for; `None`, `default`, `fast` and, while there are no
-    /// encoders, `embed` are the default model.
+    /// The id that `name` stands for: that of a model, what an alias names, or, for `None` and for `default`, `fast` and
+    /// (while there are no encoders) `embed` where no alias names them, the default model.
     pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
+        let settings = self.settings();
         let catalogue = lock(&self.catalogue);
-        match name {
-            Some(id) if catalogue.contains_key(id) => Some(id.to_owned()),
-            None | Some("default" | "fast" | "embed") => match &self.options.default_model {
-                Some(id) => catalogue.contains_key(id).then(|| id.clone()),
-                // The only one there is.
-                None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
-                None => None,
-            },
-            Some(_) => None,
+        let known = |id: &String| catalogue.contains_key(id).then(|| id.clone());
+        if let Some(name) = name {
+            if catalogue.contains_key(name) {
+                return Some(name.to_owned());
+            }
+            if let Some(id) = settings.aliases.get(name) {
+                return known(id);
+            }
+            if !STANDING_ALIASES.contains(&name) {
+                return None;
+            }
+        }
+        match &settings.default_model {
+            Some(id) => known(id),
+            // The only one there is.
+            None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
+            None => None,
         }
     }
 
@@ -420,7 +368,7 @@ impl Engine {
     ///
     /// # Errors
     /// `invalid_config` when an option is out of range, `internal` when a thread cannot be started.
-    pub fn start(kernels: &'static Kernels, mut options: Options) -> Result<Self, Fault> {
+    pub fn start(kernels: &'static Kernels, mut options: Options, settings: Settings) -> Result<Self, Fault> {
         let bad = |what: String| Err(Fault::new(Code::InvalidConfig, what));
         if !(1..=PREFILL_CHUNK_MAX).contains(&options.prefill_chunk) {
             return bad(format!(
@@ -440,9 +388,10 @@ impl Engine {
         if options.threads == 0 {
             options.threads = thread::n_cores().min(N_THREADS_MAX);
         }
-        let catalogue = options.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
+        let catalogue = settings.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
         let shared = Arc::new(Shared {
             options,
+            settings: Mutex::new(Arc::new(settings)),
             kernels,
             catalogue: Mutex::new(catalogue),
             live: Mutex::default(),
@@ -532,13 +481,31 @@ impl Engine {
         drop(self.admit.send(ToAdmit::Preload(model.to_owned())));
     }
 
+    /// Takes new settings. What runs goes on, and who was admitted keeps its deadline. Models that are new can be asked for
+    /// from now on; those that vanished are forgotten unless they are in memory.
+    pub fn reload(&self, settings: Settings) {
+        {
+            let mut catalogue = lock(&self.shared.catalogue);
+            let mut old = std::mem::take(&mut *catalogue);
+            for model in &settings.models {
+                let new = entry(model);
+                let kept = old.remove(&model.id).filter(|e| e.in_memory() || e.is_still(&new));
+                catalogue.insert(model.id.clone(), kept.unwrap_or(new));
+            }
+            catalogue.extend(old.into_iter().filter(|(_, e)| e.in_memory()));
+            *lock(&self.shared.settings) = Arc::new(settings);
+        }
+        // A stopped engine serves by no settings.
+        drop(self.commands.send(Command::Reload));
+    }
+
     /// The models, sorted by id.
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
         lock(&self.shared.catalogue).values().map(|e| e.info.clone()).collect()
     }
 
-    /// The id that `name` (an id or one of the aliases `default`, `fast`, `embed`) stands for; `None` if there is none.
+    /// The id that `name` (an id or an alias) stands for; `None` if there is none.
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<String> {
         self.shared.resolve(name)
@@ -572,7 +539,7 @@ impl Engine {
     /// # Errors
     /// `not_ready`, with the reason.
     pub fn ready(&self) -> Result<(), Fault> {
-        let (o, status) = (self.options(), self.status());
+        let (queue_max, status) = (self.settings().queue_max, self.status());
         let not = |why: String| Err(Fault::new(Code::NotReady, why).retry_after(1_000));
         if self.state() != State::Ready {
             return not(format!("the daemon is {}", self.state().as_str()));
@@ -581,8 +548,8 @@ impl Engine {
             return not(self.shared.unknown_model(None).message);
         }
         let waiting = status.queue_length;
-        match waiting > 0 && waiting >= o.queue_max {
-            true => not(format!("{waiting} requests wait, at most {} may", o.queue_max)),
+        match waiting > 0 && waiting >= queue_max {
+            true => not(format!("{waiting} requests wait, at most {queue_max} may")),
             false => Ok(()),
         }
     }
@@ -609,6 +576,12 @@ impl Engine {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// What a reload may change, as it is now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.shared.settings()
     }
 
     /// Whether the engine thread is idle or has moved lately (the condition of the watchdog and of `/healthz`). Who

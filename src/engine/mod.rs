@@ -11,6 +11,7 @@ mod handle;
 mod load;
 mod machine;
 mod metrics;
+mod options;
 mod perplexity;
 mod prefix;
 mod ready;
@@ -26,9 +27,10 @@ pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
     Timings, Usage,
 };
-pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, State, Status};
+pub use handle::{Engine, Handle, ModelHeader, ModelInfo, ModelState, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
+pub use options::{ModelFile, Options, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;

@@ -14,9 +14,7 @@ use super::handle::{Live, Shared};
 use super::load::Load;
 use super::prefix::NodeId;
 use super::ready::Ready;
-use super::scheduler::{
-    Action, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
-};
+use super::scheduler::{Action, Cut, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
 use super::{Code, Event, Fault, ModelState, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
@@ -39,6 +37,8 @@ pub(super) enum Command {
     Run(Box<Job>),
     /// Load a model.
     Preload(Arc<Loaded>),
+    /// The settings have changed.
+    Reload,
     /// A flag of some request changed.
     Look,
 }
@@ -94,6 +94,8 @@ pub(super) struct Runner {
     told_full: BTreeMap<u32, Micros>,
     /// Microseconds that a generation took lately; what `retry_after_ms` is guessed from.
     typical_us: Micros,
+    /// The settings have changed since the last step.
+    reloaded: bool,
 }
 
 /// The threads, started at the first load.
@@ -109,18 +111,7 @@ fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Poo
 
 impl Runner {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let o = &shared.options;
-        let scheduler = Scheduler::new(Limits {
-            queue_max: o.queue_max,
-            queue_max_per_uid: o.queue_max_per_uid,
-            queue_timeout: o.queue_timeout_s * 1_000_000,
-            stall_timeout: o.stall_timeout_s * 1_000_000,
-            prefill_chunk: o.prefill_chunk,
-            max_sequences: o.max_sequences,
-            quantum: o.quantum_ms * 1_000,
-            background_share: o.background_share,
-            max_loaded: 1,
-        });
+        let scheduler = Scheduler::new(shared.settings().limits(&shared.options));
         Self {
             shared,
             scheduler,
@@ -136,6 +127,7 @@ impl Runner {
             tokens: Vec::new(),
             told_full: BTreeMap::new(),
             typical_us: 1_000_000,
+            reloaded: false,
         }
     }
 
@@ -158,6 +150,9 @@ impl Runner {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         loop {
             let now = self.look_around(inbox);
+            if std::mem::take(&mut self.reloaded) {
+                self.reload();
+            }
             match self.plan(now) {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
@@ -181,6 +176,15 @@ impl Runner {
         }
     }
 
+    /// Takes new settings, between two steps.
+    fn reload(&mut self) {
+        let settings = self.shared.settings();
+        self.scheduler.set_limits(settings.limits(&self.shared.options));
+        for ready in self.ready.values_mut() {
+            ready.set_prefix_cache(settings.prefix_cache_bytes);
+        }
+    }
+
     /// Takes what came in, looks at all requests and tells what there is to tell; returns the time.
     fn look_around(&mut self, inbox: &Receiver<Command>) -> Micros {
         while let Ok(command) = inbox.try_recv() {
@@ -201,15 +205,15 @@ impl Runner {
             Command::Run(job) => {
                 let slot = Slot(self.next_slot);
                 self.next_slot += 1;
-                let o = &self.shared.options;
-                let deadline_max = o.deadline_s.saturating_mul(1_000);
+                let settings = self.shared.settings();
+                let deadline_max = settings.deadline_s.saturating_mul(1_000);
                 let deadline_ms = job.request.deadline_ms.unwrap_or(deadline_max).min(deadline_max);
                 let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
-                let n_ctx = o.n_ctx.min(job.model.model.hyper().n_ctx_train);
+                let n_ctx = self.shared.options.n_ctx.min(job.model.model.hyper().n_ctx_train);
                 let metrics = self.shared.metrics.model(&job.model.id);
-                let generation = Generation::new(*job, n_ctx, o.max_tokens, metrics);
+                let generation = Generation::new(*job, n_ctx, settings.max_tokens, metrics);
                 let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
                 self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
@@ -219,6 +223,7 @@ impl Runner {
                 self.models.entry(key).or_insert(model);
                 self.input(Input::Preload(key));
             }
+            Command::Reload => self.reloaded = true,
             Command::Look => {}
         }
     }
@@ -378,7 +383,7 @@ impl Runner {
 
     /// Ends a request for a reason outside it.
     fn cut(&mut self, slot: Slot, cut: Cut, now: Micros) {
-        let o = &self.shared.options;
+        let o = self.shared.settings();
         let fault = match cut {
             Cut::DeadlineWithText => return self.end(slot, Ok(StopDetail::Deadline), now),
             Cut::Cancelled => Fault::new(Code::Cancelled, "the caller left or cancelled"),
@@ -441,7 +446,7 @@ impl Runner {
         }
         job.end(how, now);
         if job.flush() == Offer::Full {
-            let until = now + self.shared.options.stall_timeout_s * 1_000_000;
+            let until = now + self.shared.settings().stall_timeout_s * 1_000_000;
             let (sink, live, events) = job.into_rest();
             self.draining.push(Draining { sink, live, events, until });
         }
@@ -491,8 +496,11 @@ impl Runner {
         }
         let total = l.load.progress().1;
         let (o, weights) = (&self.shared.options, l.load.finish(&model));
+        let prefix_cache_bytes = self.shared.settings().prefix_cache_bytes;
         let metrics = self.shared.metrics.model(&model.id);
-        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
+        match started
+            .and_then(|pool| Ready::new(model.clone(), weights, pool, o, prefix_cache_bytes, metrics))
+        {
             Ok((ready, capacity)) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);

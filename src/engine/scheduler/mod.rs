@@ -268,6 +268,11 @@ impl Scheduler {
         }
     }
 
+    /// Takes new bounds. Those who wait or run stay.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Requests waiting, of `interactive` and of `background`.
     #[must_use]
     pub(super) fn queue_len(&self) -> [usize; 2] {
