@@ -29,13 +29,14 @@ pub(super) fn open(
     socket: Option<&Path>,
     config: &Config,
     engine: &Engine,
+    options: watch::Receiver<HttpOptions>,
     closed: watch::Receiver<bool>,
 ) -> Result<Option<Api>, Stop> {
     if !config.api.enable {
         return Ok(None);
     }
     let (listener, own) = listen(socket, config)?;
-    let task = tokio::spawn(http::serve(engine.clone(), listener, options(config), closed));
+    let task = tokio::spawn(http::serve(engine.clone(), listener, options, closed));
     Ok(Some(Api { task, own }))
 }
 
@@ -49,7 +50,8 @@ impl Api {
     }
 }
 
-fn options(config: &Config) -> HttpOptions {
+/// What the door keeps to.
+pub(super) fn options(config: &Config) -> HttpOptions {
     let api = &config.api;
     HttpOptions {
         max_body_kib: api.max_body_kib.size(),
@@ -60,6 +62,7 @@ fn options(config: &Config) -> HttpOptions {
         idle_timeout_s: api.idle_timeout_s.0,
         keepalive_s: api.keepalive_s.0,
         lenient: api.lenient,
+        metrics: api.metrics,
     }
 }
 

@@ -10,11 +10,15 @@ use std::sync::{Arc, Weak};
 use super::handle::{Live, Shared};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
-use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, ModelState, Request, Sink};
+use super::{
+    Admitted, Code, Effort, Event, Fault, Input, Message, ModelFile, ModelHeader, ModelSettings, ModelState,
+    Options, Request, Sink,
+};
 use crate::base::Token;
-use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
+use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::format::{self, Checkpoint};
-use crate::model::{Cache, Model, ModelError, vocab};
+use crate::model::{KvType, Model, ModelError, vocab};
+use crate::os::file::read_text;
 use crate::side::render::{self, RenderError};
 use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
@@ -30,19 +34,30 @@ pub(super) struct Loaded {
     /// As the file has it, or its packed form.
     pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
+    /// Positions that a sequence of it may have.
+    pub n_ctx: usize,
+    /// How keys and values are kept.
+    pub kv: KvType,
+    /// Sequences that are decoded together.
+    pub max_sequences: usize,
+    /// The chat template in place of its own.
+    template: Option<String>,
 }
 
 impl Loaded {
-    /// Opens a model file with its tokenizer and template; its packed form where `cache` has one.
+    /// Opens a model file with its tokenizer and template, for what it has of its `own` or else of `options`; its packed
+    /// form where the cache has one.
     pub(super) fn open(
         key: ModelKey,
-        id: &str,
-        path: &Path,
-        cache: Option<&Cache>,
+        file: &ModelFile,
+        options: &Options,
+        own: Option<&ModelSettings>,
     ) -> Result<Self, ModelError> {
-        let packed = match cache.map(|cache| cache.find(path)) {
+        let (id, path) = (&file.id, &file.path);
+        let new = |checkpoint| Self::new(key, file, options, own, checkpoint);
+        let packed = match options.used_cache().map(|cache| cache.find(path)) {
             None | Some(Ok(None)) => None,
-            Some(Ok(Some(found))) => Some(Self::new(key, id, path, found)),
+            Some(Ok(Some(found))) => Some(new(found)),
             Some(Err(e)) => Some(Err(e)),
         };
         match packed {
@@ -50,10 +65,17 @@ impl Loaded {
             Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
             None => {}
         }
-        Self::new(key, id, path, format::open(path)?)
+        new(format::open(path)?)
     }
 
-    fn new(key: ModelKey, id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+    fn new(
+        key: ModelKey,
+        file: &ModelFile,
+        options: &Options,
+        own: Option<&ModelSettings>,
+        checkpoint: Checkpoint,
+    ) -> Result<Self, ModelError> {
+        let ModelFile { id, path } = file.clone();
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
@@ -65,28 +87,46 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        let template = model.checkpoint().str(CHAT_TEMPLATE)?;
-        let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
+        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?;
+        let template = own.and_then(|own| own.template.as_deref()).map(template).transpose()?;
+        let tokenizer = tokenizer.with_template(template.as_deref().or(own_template).unwrap_or_default());
+        let n_ctx = own.and_then(|own| own.n_ctx).unwrap_or(options.n_ctx);
+        Ok(Self {
+            key,
+            id,
+            path,
+            tokenizer,
+            n_ctx: n_ctx.min(model.hyper().n_ctx_train),
+            kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
+            max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
+            template,
+            model: Arc::new(model),
+        })
     }
 
     /// The source of its chat template.
     fn template(&self) -> Option<&str> {
-        self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten()
+        self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
     }
 
-    /// What the doors tell of it where at most `n_ctx` positions are granted.
-    pub(super) fn header(&self, n_ctx: usize) -> ModelHeader {
+    /// What the doors tell of it.
+    pub(super) fn header(&self) -> ModelHeader {
         let h = self.model.hyper();
         ModelHeader {
             architecture: self.model.architecture().into(),
             quantization: self.model.quantization().into(),
             parameters: self.model.parameters(),
-            n_ctx: n_ctx.min(h.n_ctx_train),
+            n_ctx: self.n_ctx,
             n_ctx_train: h.n_ctx_train,
             chat: self.template().is_some(),
         }
     }
+}
+
+/// The chat template in a file.
+fn template(file: &Path) -> Result<String, ModelError> {
+    read_text(file, TEMPLATE_BYTES_MAX as u64)
+        .map_err(|source| ModelError::Template { file: file.display().to_string(), source })
 }
 
 /// A request on its way to admission.
@@ -256,6 +296,7 @@ impl Admission {
         let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(&s.request)));
         let fault = match admitted {
             Ok(Ok((model, tokens, no_template))) => {
+                self.shared.spend(s.request.caller.uid, tokens.len());
                 let told = Admitted { model: model.id.clone(), prompt_tokens: tokens.len(), no_template };
                 s.sink.offer(&Event::Admitted(told));
                 let job = Job {
@@ -286,7 +327,7 @@ impl Admission {
         check_bias(&model, request)?;
         let renderer = self.shared.options.renderer.as_deref();
         let (tokens, no_template) = tokenize(&model, request, renderer)?;
-        let n_ctx = self.shared.options.n_ctx.min(model.model.hyper().n_ctx_train);
+        let n_ctx = model.n_ctx;
         if tokens.is_empty() {
             return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
                 .at(request.input_field));
@@ -315,7 +356,10 @@ impl Admission {
         self.shared.set_state(&id, ModelState::Loading);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
         self.n_opened = self.n_opened.wrapping_add(1);
-        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache()) {
+        let file = ModelFile { id: id.clone(), path };
+        let settings = self.shared.settings();
+        let own = settings.of_model.get(&id);
+        match Loaded::open(ModelKey(self.n_opened), &file, &self.shared.options, own) {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

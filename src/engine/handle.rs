@@ -1,6 +1,6 @@
 //! The engine as doors see it: submit, cancel, look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
 use super::metrics::lock;
+use super::rate::Rates;
 use super::run::{Command, Runner};
-use super::{Code, Fault, GenerationId, Metrics, ModelFile, Options, Request, Settings, Sink};
+use super::{Code, Fault, GenerationId, Metrics, ModelFile, Options, Request, RequestsLeft, Settings, Sink};
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
 use crate::kernel::Kernels;
-use crate::model::{Cache, Pack};
 use crate::os::{clock, thread};
 
 /// State of a model.
@@ -225,6 +225,8 @@ pub(super) struct Shared {
     live: Mutex<BTreeMap<String, LiveEntry>>,
     /// Requests and texts of each uid that wait to be read.
     admitting: Mutex<BTreeMap<u32, usize>>,
+    /// What each uid asked for lately.
+    rates: Mutex<Rates>,
     /// Requests waiting, by class.
     pub queue_length: [AtomicUsize; 2],
     pub metrics: Metrics,
@@ -241,12 +243,6 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The cache of packed models, where one is used.
-    pub(super) fn cache(&self) -> Option<&Cache> {
-        let used = self.options.pack == Pack::Cache;
-        self.options.cache.as_ref().filter(|_| used)
-    }
-
     /// What a reload may change, as it is now.
     pub(super) fn settings(&self) -> Arc<Settings> {
         lock(&self.settings).clone()
@@ -303,7 +299,7 @@ impl Shared {
     }
 
     pub(super) fn set_header(&self, id: &str, loaded: &Loaded) {
-        let header = loaded.header(self.options.n_ctx);
+        let header = loaded.header();
         if let Some(e) = lock(&self.catalogue).get_mut(id) {
             e.info.header = Some(header);
         }
@@ -331,8 +327,20 @@ impl Shared {
         if all >= ADMIT_QUEUE_MAX {
             return full(all, "", ADMIT_QUEUE_MAX);
         }
+        self.ask(uid)?;
         admitting.insert(uid, own + 1);
         Ok(())
+    }
+
+    /// Counts a request of `uid`, unless it has had its share of this minute.
+    fn ask(&self, uid: u32) -> Result<(), Fault> {
+        let asked = lock(&self.rates).ask(clock::now_us(), uid, &self.settings());
+        asked.map_err(|over| over.fault(uid))
+    }
+
+    /// Counts tokens of a prompt or an answer of `uid`.
+    pub(super) fn spend(&self, uid: u32, n_tokens: usize) {
+        lock(&self.rates).spend(clock::now_us(), uid, n_tokens, &self.settings());
     }
 
     /// It was read, or is not to be read any more.
@@ -386,8 +394,9 @@ impl Engine {
             return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
         }
         if options.threads == 0 {
-            options.threads = thread::n_cores().min(N_THREADS_MAX);
+            options.threads = thread::n_cores(&options.cpus).min(N_THREADS_MAX);
         }
+        let cpus = options.cpus.clone();
         let catalogue = settings.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
         let shared = Arc::new(Shared {
             options,
@@ -396,6 +405,7 @@ impl Engine {
             catalogue: Mutex::new(catalogue),
             live: Mutex::default(),
             admitting: Mutex::default(),
+            rates: Mutex::default(),
             queue_length: Default::default(),
             metrics: Metrics::default(),
             active: AtomicUsize::new(0),
@@ -411,7 +421,16 @@ impl Engine {
         let no_thread =
             |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
         let runner = Runner::new(shared.clone());
-        thread::start("engine", move || runner.run(&inbox)).map_err(no_thread)?;
+        let run = move || {
+            // The pool's threads are started by this one and stay with it.
+            if !cpus.is_empty()
+                && let Err(e) = thread::set_cpus(&cpus)
+            {
+                log::warn!("engine.cpus: none of {cpus:?} can be used, threads run where they may: {e}");
+            }
+            runner.run(&inbox);
+        };
+        thread::start("engine", run).map_err(no_thread)?;
         let admission = Admission::new(shared.clone(), commands.clone());
         thread::start("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
         Ok(Self { shared, admit, commands })
@@ -420,7 +439,8 @@ impl Engine {
     /// Takes a request. Refusals of admission come as the first and only event, [`super::Event::Failed`].
     ///
     /// # Errors
-    /// `queue_full` when too many requests wait for admission, `shutting_down` after [`Self::shut_down`].
+    /// `queue_full` when too many requests wait for admission, `rate_limited` when the uid has had what a minute allows it,
+    /// `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let (id, uid) = (request.id.clone(), request.caller.uid);
         self.enter(uid)?;
@@ -505,6 +525,15 @@ impl Engine {
         lock(&self.shared.catalogue).values().map(|e| e.info.clone()).collect()
     }
 
+    /// The names that stand for a model beside its id, sorted.
+    #[must_use]
+    pub fn aliases(&self) -> Vec<String> {
+        let settings = self.settings();
+        let all: BTreeSet<&str> =
+            STANDING_ALIASES.into_iter().chain(settings.aliases.keys().map(String::as_str)).collect();
+        all.into_iter().map(str::to_owned).collect()
+    }
+
     /// The id that `name` (an id or an alias) stands for; `None` if there is none.
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<String> {
@@ -552,6 +581,12 @@ impl Engine {
             true => not(format!("{waiting} requests wait, at most {queue_max} may")),
             false => Ok(()),
         }
+    }
+
+    /// What `uid` may still ask for within a minute, where that is bounded.
+    #[must_use]
+    pub fn requests_left(&self, uid: u32) -> Option<RequestsLeft> {
+        lock(&self.shared.rates).left(clock::now_us(), uid, &self.settings())
     }
 
     /// Counts of what was done.

@@ -14,6 +14,7 @@ mod metrics;
 mod options;
 mod perplexity;
 mod prefix;
+mod rate;
 mod ready;
 mod request;
 mod run;
@@ -30,8 +31,9 @@ pub use event::{
 pub use handle::{Engine, Handle, ModelHeader, ModelInfo, ModelState, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
-pub use options::{ModelFile, Options, Settings};
+pub use options::{ModelFile, ModelSettings, Options, Rate, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
+pub use rate::RequestsLeft;
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};

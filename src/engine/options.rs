@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::Sampling;
 use super::scheduler::Limits;
 use crate::model::{Cache, KvType, Pack};
 
@@ -22,6 +23,8 @@ pub struct Options {
     pub threads: usize,
     /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
     pub threads_decode: usize,
+    /// Processors that its threads may use; empty: all that the process may.
+    pub cpus: Vec<usize>,
     /// Positions of the KV cache; bounded by the model's own.
     pub n_ctx: usize,
     /// How keys and values are kept.
@@ -39,11 +42,19 @@ pub struct Options {
     pub renderer: Option<PathBuf>,
 }
 
+impl Options {
+    /// The cache of packed models, where one is used.
+    pub(super) fn used_cache(&self) -> Option<&Cache> {
+        self.cache.as_ref().filter(|_| self.pack == Pack::Cache)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             threads: 0,
             threads_decode: 0,
+            cpus: Vec::new(),
             n_ctx: 4096,
             kv: KvType::F16,
             pack: Pack::Off,
@@ -64,6 +75,8 @@ pub struct Settings {
     pub default_model: Option<String>,
     /// Further names of models, each with the id that it stands for.
     pub aliases: BTreeMap<String, String>,
+    /// What models have of their own, by their ids.
+    pub of_model: BTreeMap<String, ModelSettings>,
     /// Bytes of beginnings that are kept for later requests.
     pub prefix_cache_bytes: u64,
     /// Requests that may wait, in all.
@@ -82,6 +95,36 @@ pub struct Settings {
     pub max_tokens: u32,
     /// Longest time a full sink may stay full, seconds.
     pub stall_timeout_s: u64,
+    /// What each uid may ask for in a minute.
+    pub rate: Rate,
+    /// The same of uids for which it is otherwise.
+    pub rate_of_uid: BTreeMap<u32, Rate>,
+    /// Groups whose members may do what root may at the doors ([`crate::os::user::is_admin`]).
+    pub admin_groups: Vec<String>,
+}
+
+/// What one model has of its own; what is absent is as for all. All but `sampling` holds from its next load on.
+#[derive(Clone, Debug, Default)]
+pub struct ModelSettings {
+    /// As [`Options::n_ctx`].
+    pub n_ctx: Option<usize>,
+    /// As [`Options::kv`].
+    pub kv: Option<KvType>,
+    /// As [`Options::max_sequences`].
+    pub max_sequences: Option<usize>,
+    /// A file with its chat template, in place of its own.
+    pub template: Option<PathBuf>,
+    /// What a request gets that leaves it out: temperature, top_k, top_p, min_p and repeat_penalty.
+    pub sampling: Sampling,
+}
+
+/// What may be asked for in a minute; 0: any number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests, and texts to be tokenized.
+    pub requests: u64,
+    /// Tokens of prompts and answers.
+    pub tokens: u64,
 }
 
 impl Default for Settings {
@@ -90,6 +133,7 @@ impl Default for Settings {
             models: Vec::new(),
             default_model: None,
             aliases: BTreeMap::new(),
+            of_model: BTreeMap::new(),
             prefix_cache_bytes: 128 << 20,
             queue_max: 32,
             queue_max_per_uid: 8,
@@ -99,20 +143,30 @@ impl Default for Settings {
             deadline_s: 600,
             max_tokens: 0,
             stall_timeout_s: 30,
+            rate: Rate::default(),
+            rate_of_uid: BTreeMap::new(),
+            admin_groups: Vec::new(),
         }
     }
 }
 
 impl Settings {
+    /// What `uid` may ask for in a minute.
+    #[must_use]
+    pub fn rate_of(&self, uid: u32) -> Rate {
+        self.rate_of_uid.get(&uid).copied().unwrap_or(self.rate)
+    }
+
     /// The scheduler's bounds.
     pub(super) fn limits(&self, options: &Options) -> Limits {
+        let own = self.of_model.values().filter_map(|own| own.max_sequences);
         Limits {
             queue_max: self.queue_max,
             queue_max_per_uid: self.queue_max_per_uid,
             queue_timeout: self.queue_timeout_s * 1_000_000,
             stall_timeout: self.stall_timeout_s * 1_000_000,
             prefill_chunk: options.prefill_chunk,
-            max_sequences: options.max_sequences,
+            max_sequences: own.chain([options.max_sequences]).max().unwrap_or(options.max_sequences),
             quantum: self.quantum_ms * 1_000,
             background_share: self.background_share,
             max_loaded: 1,

@@ -44,18 +44,18 @@ impl Ready {
         prefix_cache_bytes: u64,
         metrics: Arc<ModelMetrics>,
     ) -> Result<(Self, Capacity), ModelError> {
-        let precision = Precision { kv: o.kv, ..Precision::default() };
-        let n_tokens_max = (o.prefill_chunk + o.max_sequences).min(PREFILL_CHUNK_MAX);
-        let n_ctx = o.n_ctx.min(weights.hyper().n_ctx_train);
+        let precision = Precision { kv: model.kv, ..Precision::default() };
+        let n_tokens_max = (o.prefill_chunk + model.max_sequences).min(PREFILL_CHUNK_MAX);
+        let n_ctx = model.n_ctx;
         weights.check_positions(n_ctx)?;
-        let paging = Arc::new(Paging::new(weights.layout(), o.kv));
+        let paging = Arc::new(Paging::new(weights.layout(), model.kv));
         // Those that rest keep what they have, so there is room for twice as many as run, if the machine has it.
         let (one, page) = (n_ctx.div_ceil(ATTN_BLOCK), paging.page_bytes().max(1));
         let fit = pages::available().map_or(u64::MAX, |bytes| bytes / 4 * 3 / page);
-        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * o.max_sequences * one);
+        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * model.max_sequences * one);
         let sequences_bytes = (n_pages as u64).saturating_mul(page);
         let ready = Self {
-            decoder: Decoder::new(&weights, precision, n_tokens_max, o.max_sequences),
+            decoder: Decoder::new(&weights, precision, n_tokens_max, model.max_sequences),
             tuning: Tuning::new(&weights, pool, o.threads_decode),
             budget: Budget::new(sequences_bytes.saturating_add(prefix_cache_bytes)),
             sequences_bytes,

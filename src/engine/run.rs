@@ -211,12 +211,22 @@ impl Runner {
                 let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
-                let n_ctx = self.shared.options.n_ctx.min(job.model.model.hyper().n_ctx_train);
+                let (n_ctx, max_sequences) = (job.model.n_ctx, job.model.max_sequences);
+                let sampling = settings.of_model.get(&job.model.id).map(|own| &own.sampling);
                 let metrics = self.shared.metrics.model(&job.model.id);
-                let generation = Generation::new(*job, n_ctx, settings.max_tokens, metrics);
+                let generation = Generation::new(*job, n_ctx, settings.max_tokens, sampling, metrics);
                 let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
-                self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
+                self.input(Input::Submit(Ticket {
+                    slot,
+                    uid,
+                    class,
+                    model,
+                    n_prompt,
+                    n_max,
+                    deadline,
+                    max_sequences,
+                }));
             }
             Command::Preload(model) => {
                 let key = model.key;
@@ -437,6 +447,7 @@ impl Runner {
     fn end(&mut self, slot: Slot, how: Result<StopDetail, Fault>, now: Micros) {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
+        self.shared.spend(job.uid(), job.n_drawn());
         if let Err(fault) = &how {
             self.shared.metrics.error(fault.code);
         }

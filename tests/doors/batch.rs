@@ -12,7 +12,7 @@ use sotto::engine::{
 };
 
 /// Sends everything on.
-struct Events(Sender<Event>);
+pub(crate) struct Events(pub(crate) Sender<Event>);
 
 impl Sink for Events {
     fn offer(&mut self, event: &Event) -> Offer {
@@ -20,7 +20,7 @@ impl Sink for Events {
     }
 }
 
-fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request {
+pub(crate) fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request {
     Request {
         id: GenerationId::from_bits(id),
         caller: Caller { uid, pid: None, door: Door::Local },
@@ -37,13 +37,13 @@ fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request
     }
 }
 
-fn submit(engine: &Engine, request: Request) -> (Handle, Receiver<Event>) {
+pub(crate) fn submit(engine: &Engine, request: Request) -> (Handle, Receiver<Event>) {
     let (sink, events) = channel();
     (engine.submit(request, Box::new(Events(sink))).unwrap(), events)
 }
 
 /// The text and the end of an answer.
-fn answer(events: &Receiver<Event>) -> (String, Done) {
+pub(crate) fn answer(events: &Receiver<Event>) -> (String, Done) {
     let mut all = String::new();
     loop {
         match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {

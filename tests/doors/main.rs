@@ -6,6 +6,7 @@
 mod batch;
 #[cfg(feature = "dbus")]
 mod dbus;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;

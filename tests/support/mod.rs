@@ -259,6 +259,8 @@ impl Inside {
         listener.set_nonblocking(true).expect("a socket can be");
         let (closing, closed) = tokio::sync::watch::channel(false);
         let door = engine.clone();
+        // Nobody changes them.
+        let (_, options) = tokio::sync::watch::channel(options);
         let thread = sotto::os::thread::start("door", move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -35,7 +35,7 @@ use crate::engine::{Caller, Code, Door, Engine, Fault};
 use self::socket::{Phase, Socket};
 
 /// Bounds of the socket (API text, section 6).
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct HttpOptions {
     /// Largest body of a request, KiB.
     pub max_body_kib: usize,
@@ -53,6 +53,8 @@ pub struct HttpOptions {
     pub keepalive_s: u64,
     /// Fields that are unknown or not supported are ignored and named, not refused.
     pub lenient: bool,
+    /// `/metrics` is there.
+    pub metrics: bool,
 }
 
 impl Default for HttpOptions {
@@ -66,6 +68,7 @@ impl Default for HttpOptions {
             idle_timeout_s: 60,
             keepalive_s: 10,
             lenient: false,
+            metrics: true,
         }
     }
 }
@@ -83,7 +86,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct HttpDoor {
     engine: Engine,
-    options: HttpOptions,
+    /// As they are now: a reload changes them.
+    options: watch::Receiver<HttpOptions>,
     /// Open connections by uid.
     seats: Mutex<HashMap<u32, usize>>,
 }
@@ -95,11 +99,16 @@ struct Seat {
 }
 
 impl HttpDoor {
+    fn options(&self) -> HttpOptions {
+        *self.options.borrow()
+    }
+
     fn seat(self: &Arc<Self>, uid: u32) -> Result<Seat, Fault> {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         let n_all: usize = seats.values().sum();
         let n_own = seats.get(&uid).copied().unwrap_or(0);
-        let (max, max_per_uid) = (self.options.max_connections, self.options.max_connections_per_uid);
+        let options = self.options();
+        let (max, max_per_uid) = (options.max_connections, options.max_connections_per_uid);
         let full = |n: usize, what: &str, max: usize| {
             let message =
                 format!("{n} connections {what} are open, allowed are {max}; close one, or try again");
@@ -128,12 +137,12 @@ impl Drop for Seat {
     }
 }
 
-/// Serves `listener` until `shutdown` turns true (or its sender goes), then lets answers under way end. Runs on a
+/// Serves `listener`, by the `options` of each moment, until `shutdown` turns true (or its sender goes), then lets answers under way end. Runs on a
 /// tokio runtime with IO and time.
 pub fn serve(
     engine: Engine,
     listener: UnixListener,
-    options: HttpOptions,
+    options: watch::Receiver<HttpOptions>,
     shutdown: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send {
     let door = Arc::new(HttpDoor { engine, options, seats: Mutex::default() });
@@ -162,7 +171,7 @@ async fn accept(door: Arc<HttpDoor>, listener: UnixListener, shutdown: watch::Re
                     connections.spawn(connection(seat, stream, caller, shutdown.clone()));
                 }
                 // Beyond this the backlog is the only answer.
-                Err(fault) if refusals.len() < door.options.max_connections => {
+                Err(fault) if refusals.len() < door.options().max_connections => {
                     refusals.spawn(refuse(stream, fault));
                 }
                 Err(_) => {}
@@ -200,12 +209,12 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             .half_close(true)
             .header_read_timeout(None)
             .max_headers(N_HEADER_MAX)
-            .max_buf_size(door.options.max_header_kib.max(8) * 1024)
+            .max_buf_size(door.options().max_header_kib.max(8) * 1024)
             .serve_connection(TokioIo::new(Socket::new(stream, phase.clone())), service);
         let (mut served, mut hang_up) = (pin!(served), pin!(hang_up(&watched)));
         let mut draining = false;
         loop {
-            let deadline = phase.deadline(&door.options);
+            let deadline = phase.deadline(&door.options());
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
                 () = hang_up.as_mut() => break End::Gone,
@@ -229,7 +238,7 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
         End::Late => {
             let message = format!(
                 "the head of the request did not arrive within {} s; send it at once",
-                door.options.header_timeout_s
+                door.options().header_timeout_s
             );
             refuse(watched, Fault::new(Code::RequestTimeout, message)).await;
         }

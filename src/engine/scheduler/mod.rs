@@ -73,6 +73,8 @@ pub(super) struct Ticket {
     pub n_max: usize,
     /// When it must have ended.
     pub deadline: Micros,
+    /// Sequences of its model in a step, if fewer than of [`Limits`].
+    pub max_sequences: usize,
 }
 
 /// What a loaded model allows.
@@ -372,7 +374,7 @@ impl Scheduler {
         }
         let l = &self.limits;
         // Those that wait for a place that is free do not count.
-        let free = l.max_sequences.saturating_sub(placed);
+        let free = l.max_sequences.min(ticket.max_sequences).saturating_sub(placed);
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
         if waiting >= l.queue_max + free {
             return actions.push(full(waiting, l.queue_max, false));

@@ -29,6 +29,8 @@ struct World {
     next: u64,
     loaded: BTreeSet<ModelKey>,
     n_pages: usize,
+    /// Sequences of a step, of each model.
+    max_sequences: [usize; 2],
     /// Engine time of each uid and class.
     served: BTreeMap<(usize, u32), Micros>,
     trace: u64,
@@ -50,15 +52,16 @@ impl World {
         };
         Self {
             seed,
-            rng,
             now: 0,
             scheduler: Scheduler::new(limits),
             clients: BTreeMap::new(),
             next: 0,
             loaded: BTreeSet::new(),
             n_pages: 0,
+            max_sequences: [1 + rng.below(6), 1 + rng.below(6)],
             served: BTreeMap::new(),
             trace: 0,
+            rng,
         }
     }
 
@@ -123,11 +126,13 @@ impl World {
         self.next += 1;
         let class = if self.rng.below(4) == 0 { Class::Background } else { Class::Interactive };
         let n_max = 1 + self.rng.below(200);
+        let model = u32::from(self.rng.below(10) == 0);
         let ticket = Ticket {
             slot,
             uid: self.rng.below(5) as u32,
             class,
-            model: ModelKey(u32::from(self.rng.below(10) == 0)),
+            model: ModelKey(model),
+            max_sequences: self.max_sequences[model as usize],
             n_prompt: 1 + self.rng.below(300),
             n_max,
             deadline: self.now + [500_000, 5_000_000, 60_000_000][self.rng.below(3)],
@@ -201,7 +206,8 @@ impl World {
         let l = self.scheduler.limits;
         let (seed, rows): (_, usize) = (self.seed, parts.iter().map(|part| part.n).sum());
         assert!(
-            !parts.is_empty() && parts.len() <= N_FEED_MAX.min(l.max_sequences),
+            !parts.is_empty()
+                && parts.len() <= N_FEED_MAX.min(l.max_sequences).min(self.max_sequences[model.0 as usize]),
             "seed {seed}: {parts:?}"
         );
         let mut seen = BTreeSet::new();
@@ -305,6 +311,7 @@ fn callers_are_served_alike() {
             queue_timeout: Micros::MAX,
             ..world.scheduler.limits
         };
+        world.max_sequences = [usize::MAX; 2];
         let model = ModelKey(1);
         world.loaded.insert(model);
         world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
@@ -323,6 +330,7 @@ fn callers_are_served_alike() {
                         n_prompt,
                         n_max,
                         deadline: Micros::MAX,
+                        max_sequences: usize::MAX,
                     };
                     let since = world.now;
                     let client = Client {
