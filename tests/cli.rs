@@ -578,3 +578,40 @@ fn a_bar_is_for_terminals_and_long_steps_only() {
     let all = terminal.all();
     assert!(!all.contains("reading") && !all.contains("waiting"), "{all:?}");
 }
+
+#[test]
+fn the_configuration_is_checked_and_shown() {
+    let folder = Folder::new();
+    let file =
+        folder.write("s.toml", "version = 1\n[api]\nlenient = true\n[models.aliases]\n\"gpt 4\" = \"a\"\n");
+    let (file, dir) = (file.display().to_string(), folder.join("s.toml.d"));
+    std::fs::create_dir(&dir).unwrap();
+    let more = dir.join("a.toml");
+    std::fs::write(&more, "version = 1\n[engine]\ncontext = 100\n").unwrap();
+    let more = more.display().to_string();
+    let checked = fine(&run(&["config", "check", "--config", &file]));
+    assert_eq!(checked, format!("nothing is wrong with {file}, {more}\n"));
+    let shown = fine(&run(&["config", "show", "--config", &file]));
+    for line in [
+        format!("api.lenient = true  # {file}"),
+        format!("engine.context = 100  # {more}"),
+        format!("models.aliases.\"gpt 4\" = \"a\"  # {file}"),
+        "api.mode = \"0660\"  # default".into(),
+        "engine.kv_type = \"f16\"  # default".into(),
+        "daemon.admin_groups = []  # default".into(),
+    ] {
+        assert!(shown.lines().any(|found| found == line), "{line} in\n{shown}");
+    }
+    let keys = object(&run(&["config", "show", "--config", &file, "--json"]));
+    assert_eq!(keys["engine.context"], serde_json::json!({ "value": 100, "file": more }));
+    assert_eq!(keys["engine.kv_type"], serde_json::json!({ "value": "f16", "file": null }));
+    std::fs::write(&more, "version = 1\n[engine]\ncontxt = 100\n").unwrap();
+    for what in ["check", "show"] {
+        fails(
+            &run(&["config", what, "--config", &file]),
+            2,
+            &[&format!("{more}:3:1: unknown field `contxt`")],
+        );
+    }
+    fails(&run(&["config", "check", "--config", "/nowhere.toml"]), 2, &["/nowhere.toml: cannot be read"]);
+}

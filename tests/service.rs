@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sotto::base::Token;
 use sotto::model::{Model, vocab};
 use support::gguf::{SLOW, llama};
+use support::http::{Call, ask, get, post};
 use support::{Daemon, Folder, bus, fixture, have, run, shared, sotto, stderr, stdout, stories};
 use zbus::{OwnedFd, OwnedObjectPath, Variant};
 
@@ -322,6 +323,88 @@ fn a_daemon_that_goes_down_ends_every_answer() {
         assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("cancelled")), "{last}");
     });
     assert!(daemon.process.ended("the end of the daemon").success());
+}
+
+/// Writes the configuration that the daemon of `folder` reads at its next reload; sections may follow that
+/// [`Daemon::start`] has not.
+fn rewrite(folder: &Folder, config: &str) {
+    folder.write(
+        "sotto.toml",
+        format!("version = 1\n[engine]\nthreads = 1\nnice = 0\ncontext = 16384\n{config}"),
+    );
+}
+
+#[test]
+fn a_reload_takes_effect_and_drops_no_stream() {
+    let folder = Folder::new();
+    let model = folder.write("slow.gguf", llama(SLOW).bytes());
+    let dir = folder.join("models");
+    std::fs::create_dir(&dir).unwrap();
+    let mut daemon = Daemon::start(&folder, &model, "");
+    let socket = daemon.socket.clone();
+    let status = |path: &str| ask(&socket, &get(path)).status;
+    let body = |fields: &str| format!("{{\"input\":\"w300\",\"raw\":true,\"max_tokens\":1{fields}}}");
+    let generate = |fields: &str| ask(&socket, &post("/sotto/v1/generate", body(fields)));
+    let long = post("/sotto/v1/generate", r#"{"input":"w300","raw":true,"max_tokens":16000}"#);
+    let mut stream = Call::send(&socket, &long);
+    stream.head().event("token");
+    assert_eq!((status("/metrics"), status("/v1/models/small")), (200, 404));
+
+    // A wrong file leaves all as it is.
+    rewrite(&folder, "[api]\nmetrics = 1\n");
+    daemon.process.signal(rustix::process::Signal::HUP);
+    let refused = daemon.logged("the old configuration stays");
+    assert!(refused.contains("sotto.toml:7:11: invalid type: integer `1`"), "{refused}");
+    assert_eq!(status("/metrics"), 200);
+    stream.event("token");
+
+    std::fs::copy(stories(), dir.join("story.gguf")).unwrap();
+    rewrite(
+        &folder,
+        &format!(
+            "kv_type = \"f32\"\n[api]\nmetrics = false\nlenient = true\n[models]\ndirs = [{dir:?}]\n\
+             [models.aliases]\nsmall = \"story\"\n[model.story]\ncontext = 100\n[limits]\nrequests_per_minute = 3\n"
+        ),
+    );
+    let drop_in = folder.join("sotto.toml.d");
+    std::fs::create_dir(&drop_in).unwrap();
+    std::fs::write(drop_in.join("50-limit.toml"), "version = 1\n[limits]\nrequests_per_minute = 2\n")
+        .unwrap();
+    daemon.process.signal(rustix::process::Signal::HUP);
+    daemon.logged("configuration read again from 2 files, 2 models");
+    daemon.logged("engine.kv_type has changed: that holds from the next start on");
+    daemon.logged("model.story.context has changed: that holds from the model's next load on");
+    assert_eq!(ask(&socket, &get("/metrics")).error("code"), "unknown_route");
+    assert_eq!(ask(&socket, &get("/v1/models/small")).json()["id"], "story");
+    // The class lets it wait behind the stream; nothing of it is asked of the model but a token.
+    let first = generate(",\"bogus\":1");
+    assert_eq!((first.status, first.header("sotto-ignored")), (200, Some("bogus")), "{first:?}");
+    let left = |answer: &support::http::Answer, name: &str| {
+        answer.header(&format!("x-ratelimit-{name}-requests")).map(str::to_owned)
+    };
+    assert_eq!((left(&first, "limit"), left(&first, "remaining")), (Some("2".into()), Some("1".into())));
+    assert_eq!(generate("").status, 200);
+    let over = generate("");
+    assert_eq!((over.status, over.error("code").as_str()), (429, "rate_limited"), "{over:?}");
+    let wait: u64 = over.header("retry-after").unwrap().parse().unwrap();
+    assert!(
+        (1..=30).contains(&wait) && over.error("message").contains("limits.requests_per_minute"),
+        "{over:?}"
+    );
+    assert_eq!(left(&over, "remaining"), Some("0".into()));
+    assert!(left(&over, "reset").unwrap().ends_with('s'));
+    // What began before goes on.
+    stream.event("token");
+
+    // Without the bound, and back to the first file.
+    rewrite(&folder, "[models]\ndirs = []\n");
+    std::fs::write(drop_in.join("50-limit.toml"), "").unwrap();
+    daemon.process.signal(rustix::process::Signal::HUP);
+    daemon.logged("configuration read again from 1 files, 1 models");
+    let free = generate("");
+    assert_eq!((free.status, left(&free, "limit")), (200, None));
+    assert_eq!((status("/metrics"), status("/v1/models/small")), (200, 404));
+    stream.event("token");
 }
 
 #[test]

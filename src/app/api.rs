@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::config::Config;
 use super::daemon::Stop;
+use crate::door::admins::Admins;
 use crate::door::http::{self, HttpOptions};
 use crate::engine::Engine;
 use crate::os;
@@ -29,13 +30,14 @@ pub(super) fn open(
     socket: Option<&Path>,
     config: &Config,
     engine: &Engine,
+    options: watch::Receiver<HttpOptions>,
     closed: watch::Receiver<bool>,
 ) -> Result<Option<Api>, Stop> {
     if !config.api.enable {
         return Ok(None);
     }
     let (listener, own) = listen(socket, config)?;
-    let task = tokio::spawn(http::serve(engine.clone(), listener, options(config), closed));
+    let task = tokio::spawn(http::serve(engine.clone(), listener, options, closed));
     Ok(Some(Api { task, own }))
 }
 
@@ -49,7 +51,8 @@ impl Api {
     }
 }
 
-fn options(config: &Config) -> HttpOptions {
+/// What the door keeps to.
+pub(super) fn options(config: &Config) -> HttpOptions {
     let api = &config.api;
     HttpOptions {
         max_body_kib: api.max_body_kib.size(),
@@ -60,8 +63,16 @@ fn options(config: &Config) -> HttpOptions {
         idle_timeout_s: api.idle_timeout_s.0,
         keepalive_s: api.keepalive_s.0,
         lenient: api.lenient,
-        ..HttpOptions::default()
+        metrics: api.metrics,
+        admins: admins(config),
     }
+}
+
+/// Who may do more than generate.
+fn admins(config: &Config) -> Admins {
+    let groups = config.daemon.admin_groups.clone();
+    // Whoever cannot be looked up is none.
+    Admins::new(move |uid| os::user::is_admin(uid, &groups).unwrap_or(false))
 }
 
 /// The socket that systemd passed, or one of our own; with its path where it is ours to remove.

@@ -1,6 +1,7 @@
 //! `sottod`: reads the configuration, starts the engine, opens the doors, says READY, and waits for signals.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -11,12 +12,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 #[cfg(feature = "http")]
 use super::api;
-use super::config::Config;
 #[cfg(feature = "dbus")]
 use super::config::{BusName, Enable};
-use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
+use super::config::{Config, Place};
+use super::reload::{self, Reloader};
+use super::{EXIT_INTERNAL, EXIT_USAGE, journal};
 #[cfg(feature = "dbus")]
-use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
+use crate::door::admins::Admins;
+#[cfg(feature = "dbus")]
+use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions, LogTarget, Reload};
 use crate::engine::Engine;
 use crate::os;
 
@@ -39,7 +43,7 @@ const LOOKS_PER_WATCHDOG: u32 = 10;
 #[derive(Debug, Parser)]
 #[command(name = "sottod", version)]
 struct Args {
-    /// Configuration file; without it /etc/sotto/sotto.toml, or the defaults
+    /// Configuration file, and FILE.d with more; without it /etc/sotto/sotto.toml and its folders, or the defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Model file to load after the start and to answer with by default
@@ -93,7 +97,9 @@ pub fn run() -> u8 {
 }
 
 fn start(args: &Args) -> Result<(), Stop> {
-    let config = Config::read(args.config.as_deref()).map_err(Stop::usage)?;
+    let place = Place::new(args.config.as_deref());
+    let read = Arc::new(place.read().map_err(Stop::usage)?);
+    let config = &read.config;
     log::set_max_level(config.daemon.log_level.filter());
     let kernels = super::kernels().map_err(Stop::usage)?;
     if config.engine.nice.0 > 0
@@ -103,42 +109,36 @@ fn start(args: &Args) -> Result<(), Stop> {
     }
     let mut options = config.options();
     options.renderer = Some(super::RENDERER.into());
+    if let Some(path) = args.model.as_ref().filter(|path| !path.exists()) {
+        return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
+    }
+    let settings = reload::settings(config, args.model.as_ref());
+    reload::warn_of(config, &settings);
     let mut preload = config.models.preload.clone();
-    if let Some(path) = &args.model {
-        if !path.exists() {
-            return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
-        }
-        let model = catalog::file(path);
-        options.models.retain(|m| m.id != model.id);
-        options.default_model = Some(model.id.clone());
-        preload.insert(0, model.id.clone());
-        options.models.push(model);
+    if args.model.is_some() {
+        preload.splice(0..0, settings.default_model.clone());
     }
-    for dir in config.models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir())
-    {
-        log::warn!("models.dirs: {}: no such folder", dir.display());
-    }
-    for id in preload.iter().filter(|id| options.models.iter().all(|m| m.id != **id)) {
-        log::warn!("models.preload: {id:?}: no such model in models.dirs");
-    }
-    if let Some(id) = options.default_model.as_ref().filter(|id| options.models.iter().all(|m| m.id != **id))
-    {
-        log::warn!("models.default = {id:?}: no such model in models.dirs");
-    }
-    let engine = Engine::start(kernels, options)
+    let engine = Engine::start(kernels, options, settings)
         .map_err(|f| Stop::internal(format_args!("the engine does not start: {}", f.message)))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
-    runtime.block_on(serve(args, &config, engine, &preload))
+    let reloader = Arc::new(Reloader::new(place, read.clone(), args.model.clone(), engine.clone()));
+    runtime.block_on(serve(args, config, engine, &reloader, &preload))
 }
 
-async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String]) -> Result<(), Stop> {
+async fn serve(
+    args: &Args,
+    config: &Config,
+    engine: Engine,
+    reloader: &Arc<Reloader>,
+    preload: &[String],
+) -> Result<(), Stop> {
     #[cfg(feature = "http")]
     let (closing, _) = tokio::sync::watch::channel(false);
     #[cfg(feature = "http")]
-    let api = api::open(args.socket.as_deref(), config, &engine, closing.subscribe())?;
+    let api = api::open(args.socket.as_deref(), config, &engine, reloader.api(), closing.subscribe())?;
     #[cfg(feature = "dbus")]
-    let mut bus = connect_bus(args, config, &engine).await?;
+    let mut bus = connect_bus(args, config, &engine, reloader).await?;
     #[cfg(feature = "dbus")]
     engine.metrics().set_bus(bus.is_some());
     tell(&[sd_notify::NotifyState::Ready]);
@@ -171,14 +171,15 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = hang_up.recv() => reload(args),
+            // Whoever sends the signal reads the log.
+            _ = hang_up.recv() => drop(reloader.reload()),
             () = lost => {
                 log::warn!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is lost");
                 #[cfg(feature = "dbus")]
                 {
                     drop(bus.take());
                     engine.metrics().set_bus(false);
-                    match timeout(BUS_BACK, reconnect(args, config, &engine)).await {
+                    match timeout(BUS_BACK, reconnect(args, config, &engine, reloader)).await {
                         Ok(door) => bus = door,
                         Err(_) => break Err(Stop::internal("the bus did not come back within 5 s; restarting")),
                     }
@@ -243,28 +244,8 @@ fn look_after(engine: &Engine) {
     }
 }
 
-/// Reads the configuration again and says what it found: its log level holds from now on, the rest from the next start.
-fn reload(args: &Args) {
-    let mut states = vec![sd_notify::NotifyState::Reloading];
-    states.extend(sd_notify::NotifyState::monotonic_usec_now().ok());
-    tell(&states);
-    match Config::read(args.config.as_deref()) {
-        Ok(config) => {
-            log::set_max_level(config.daemon.log_level.filter());
-            log::info!(
-                message_id = "9f6ca81cb633493e84b6df6b0310bc37";
-                "configuration read again: the log level holds now, everything else from the next start"
-            );
-        }
-        Err(e) => {
-            log::error!(message_id = "9f6ca81cb633493e84b6df6b0310bc37"; "the old configuration stays: {e}");
-        }
-    }
-    tell(&[sd_notify::NotifyState::Ready]);
-}
-
 /// Without systemd there is nobody to tell.
-fn tell(states: &[sd_notify::NotifyState<'_>]) {
+pub(super) fn tell(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         log::warn!("systemd cannot be told: {e}");
     }
@@ -272,10 +253,15 @@ fn tell(states: &[sd_notify::NotifyState<'_>]) {
 
 /// Tries to get back on the bus until it is there.
 #[cfg(feature = "dbus")]
-async fn reconnect(args: &Args, config: &Config, engine: &Engine) -> Option<DbusDoor> {
+async fn reconnect(
+    args: &Args,
+    config: &Config,
+    engine: &Engine,
+    reloader: &Arc<Reloader>,
+) -> Option<DbusDoor> {
     loop {
         tokio::time::sleep(BUS_PAUSE).await;
-        if let Ok(Some(door)) = connect_bus(args, config, engine).await {
+        if let Ok(Some(door)) = connect_bus(args, config, engine, reloader).await {
             return Some(door);
         }
     }
@@ -283,7 +269,12 @@ async fn reconnect(args: &Args, config: &Config, engine: &Engine) -> Option<Dbus
 
 /// On the bus that was asked for; `None` where none was, or where there is none and that is allowed.
 #[cfg(feature = "dbus")]
-async fn connect_bus(args: &Args, config: &Config, engine: &Engine) -> Result<Option<DbusDoor>, Stop> {
+async fn connect_bus(
+    args: &Args,
+    config: &Config,
+    engine: &Engine,
+    reloader: &Arc<Reloader>,
+) -> Result<Option<DbusDoor>, Stop> {
     let asked = args.bus.as_deref();
     let (bus, must) = match (asked, config.dbus.enable, config.dbus.bus) {
         (Some("none"), ..) | (None, Enable::No, _) => return Ok(None),
@@ -292,7 +283,18 @@ async fn connect_bus(args: &Args, config: &Config, engine: &Engine) -> Result<Op
         (None, enable, BusName::Session) => (Bus::Session, enable == Enable::Yes),
         (None, enable, BusName::System) => (Bus::System, enable == Enable::Yes),
     };
-    match dbus::serve(engine.clone(), bus, DbusOptions::default()).await {
+    let (groups, reloads) = (engine.clone(), reloader.clone());
+    let options = DbusOptions {
+        // Whoever cannot be looked up is none.
+        admins: Admins::new(move |uid| {
+            os::user::is_admin(uid, &groups.settings().admin_groups).unwrap_or(false)
+        }),
+        sessions: reloader.sessions(),
+        reload: Some(Reload(Arc::new(move || reloads.reload()))),
+        log_target: Some(LogTarget { get: journal::target, set: journal::set_target }),
+        ..DbusOptions::default()
+    };
+    match dbus::serve(engine.clone(), bus, options).await {
         Ok(door) => Ok(Some(door)),
         Err(e) if must => Err(Stop::usage(e)),
         Err(e) => {

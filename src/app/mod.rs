@@ -10,6 +10,8 @@ mod config;
 pub mod daemon;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod journal;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod reload;
 
 use std::path::PathBuf;
 

@@ -139,3 +139,8 @@ pub const KEPT_ENDED_MAX: usize = 64;
 pub const KEPT_TEXT_BYTES_MAX: usize = 1 << 20;
 /// Largest configuration file: one with every key and its comment has 10 KB.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Most files of a configuration beside the first: one for each thing that a package or an administrator sets.
+pub const N_CONFIG_FILE_MAX: usize = 64;
+/// Most users whose requests in the last minute are remembered for `limits.*`; beyond, those that asked for least are
+/// forgotten.
+pub const N_RATED_UID_MAX: usize = 1_024;

@@ -11,11 +11,15 @@ use super::handle::{Live, Shared};
 use super::models::{Asker, Wish};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
-use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, Request, Sink};
+use super::{
+    Admitted, Code, Effort, Event, Fault, Input, Message, ModelFile, ModelHeader, ModelSettings, Options,
+    Request, Sink,
+};
 use crate::base::Token;
-use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
+use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::format::{self, Checkpoint};
-use crate::model::{Cache, Model, ModelError, vocab};
+use crate::model::{KvType, Model, ModelError, vocab};
+use crate::os::file::read_text;
 use crate::side::render::{self, RenderError};
 use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
 
@@ -32,23 +36,31 @@ pub(super) struct Loaded {
     /// As the file has it, or its packed form.
     pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
-    /// Positions of a sequence.
+    /// Positions that a sequence of it may have.
     pub n_ctx: usize,
+    /// How keys and values are kept.
+    pub kv: KvType,
+    /// Sequences that are decoded together.
+    pub max_sequences: usize,
+    /// The chat template in place of its own.
+    template: Option<String>,
 }
 
 impl Loaded {
-    /// Opens a model file with its tokenizer and template; its packed form where `cache` has one. Its sequences may have
-    /// `n_ctx` positions, as far as it was trained for them.
+    /// Opens a model file with its tokenizer and template, for what it has of its `own` or else of `options`, and with
+    /// `n_ctx` positions if they are given; its packed form where the cache has one.
     pub(super) fn open(
         key: ModelKey,
-        id: &str,
-        path: &Path,
-        cache: Option<&Cache>,
-        n_ctx: usize,
+        file: &ModelFile,
+        options: &Options,
+        own: Option<&ModelSettings>,
+        n_ctx: Option<usize>,
     ) -> Result<Self, ModelError> {
-        let packed = match cache.map(|cache| cache.find(path)) {
+        let (id, path) = (&file.id, &file.path);
+        let new = |checkpoint| Self::new(key, file, options, own, n_ctx, checkpoint);
+        let packed = match options.used_cache().map(|cache| cache.find(path)) {
             None | Some(Ok(None)) => None,
-            Some(Ok(Some(found))) => Some(Self::new(key, id, path, found, n_ctx)),
+            Some(Ok(Some(found))) => Some(new(found)),
             Some(Err(e)) => Some(Err(e)),
         };
         match packed {
@@ -56,16 +68,18 @@ impl Loaded {
             Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
             None => {}
         }
-        Self::new(key, id, path, format::open(path)?, n_ctx)
+        new(format::open(path)?)
     }
 
     fn new(
         key: ModelKey,
-        id: &str,
-        path: &Path,
+        file: &ModelFile,
+        options: &Options,
+        own: Option<&ModelSettings>,
+        n_ctx: Option<usize>,
         checkpoint: Checkpoint,
-        n_ctx: usize,
     ) -> Result<Self, ModelError> {
+        let ModelFile { id, path } = file.clone();
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
@@ -77,15 +91,26 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        let template = model.checkpoint().str(CHAT_TEMPLATE)?;
-        let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        let n_ctx = n_ctx.min(model.hyper().n_ctx_train);
-        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer, n_ctx })
+        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?;
+        let template = own.and_then(|own| own.template.as_deref()).map(template).transpose()?;
+        let tokenizer = tokenizer.with_template(template.as_deref().or(own_template).unwrap_or_default());
+        let n_ctx = n_ctx.or(own.and_then(|own| own.n_ctx)).unwrap_or(options.n_ctx);
+        Ok(Self {
+            key,
+            id,
+            path,
+            tokenizer,
+            n_ctx: n_ctx.min(model.hyper().n_ctx_train),
+            kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
+            max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
+            template,
+            model: Arc::new(model),
+        })
     }
 
     /// The source of its chat template.
     fn template(&self) -> Option<&str> {
-        self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten()
+        self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
     }
 
     /// What the doors tell of it.
@@ -101,6 +126,12 @@ impl Loaded {
             license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
         }
     }
+}
+
+/// The chat template in a file.
+fn template(file: &Path) -> Result<String, ModelError> {
+    read_text(file, TEMPLATE_BYTES_MAX as u64)
+        .map_err(|source| ModelError::Template { file: file.display().to_string(), source })
 }
 
 /// A request on its way to admission.
@@ -313,6 +344,7 @@ impl Admission {
         let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(&s.request)));
         let fault = match admitted {
             Ok(Ok((model, tokens, no_template))) => {
+                self.shared.spend(s.request.caller.uid, tokens.len());
                 let told = Admitted { model: model.id.clone(), prompt_tokens: tokens.len(), no_template };
                 s.sink.offer(&Event::Admitted(told));
                 let job = Job {
@@ -376,10 +408,12 @@ impl Admission {
         if let Some(model) = self.opened.get(&id).and_then(Weak::upgrade).filter(fits) {
             return Ok(model);
         }
-        let n_ctx = n_ctx.unwrap_or(self.shared.options.n_ctx);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
         self.n_opened = self.n_opened.wrapping_add(1);
-        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache(), n_ctx) {
+        let file = ModelFile { id: id.clone(), path };
+        let settings = self.shared.settings();
+        let own = settings.of_model.get(&id);
+        match Loaded::open(ModelKey(self.n_opened), &file, &self.shared.options, own, n_ctx) {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

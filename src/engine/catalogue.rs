@@ -2,16 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Code;
-
-/// A model file that the engine may load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelFile {
-    /// Name that requests use: the file name without its ending.
-    pub id: String,
-    /// The file.
-    pub path: PathBuf,
-}
+use super::{Code, ModelFile};
 
 /// State of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +70,9 @@ pub struct ModelHeader {
     pub license: String,
 }
 
+/// Names that always stand for a model, if there is one.
+pub(super) const STANDING_ALIASES: [&str; 3] = ["default", "fast", "embed"];
+
 /// A model of the catalogue.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -87,6 +81,16 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    pub(super) fn in_memory(&self) -> bool {
+        matches!(self.info.state, ModelState::Loaded | ModelState::Loading)
+    }
+
+    /// Whether what is known of it holds for `new` as well: the same file, and nothing wrong with it.
+    pub(super) fn is_still(&self, new: &Self) -> bool {
+        let file = |e: &Self| (e.path.clone(), e.info.created, e.info.size_bytes);
+        self.info.state != ModelState::Failed && file(self) == file(new)
+    }
+
     /// Of a file that nobody has opened yet.
     pub(super) fn new(model: &ModelFile) -> Self {
         let (created, size_bytes) = stat(&model.path);

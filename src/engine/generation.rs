@@ -66,9 +66,19 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// A request with a context of `n_ctx` positions and at most `max_tokens` to generate (0: no such bound).
-    pub(super) fn new(job: Job, n_ctx: usize, max_tokens: u32, metrics: Arc<ModelMetrics>) -> Self {
-        let Job { request, sink, live, model, tokens, submitted_us } = job;
+    /// A request with a context of `n_ctx` positions and at most `max_tokens` to generate (0: no such bound); what it
+    /// leaves out of how to draw is `otherwise`.
+    pub(super) fn new(
+        job: Job,
+        n_ctx: usize,
+        max_tokens: u32,
+        otherwise: Option<&Sampling>,
+        metrics: Arc<ModelMetrics>,
+    ) -> Self {
+        let Job { mut request, sink, live, model, tokens, submitted_us } = job;
+        if let Some(otherwise) = otherwise {
+            fill(&mut request.sampling, otherwise);
+        }
         let room = n_ctx - tokens.len();
         let asked = [request.max_tokens.unwrap_or(0), max_tokens].into_iter().filter(|n| *n > 0).min();
         let (n_max, max_detail) = match asked {
@@ -145,6 +155,11 @@ impl Generation {
             Some(breakers) => breakers.iter().any(|breaker| holds(breaker)),
             None => BREAKERS.iter().any(|breaker| holds(breaker)),
         }
+    }
+
+    /// Tokens of the answer so far.
+    pub(super) fn n_drawn(&self) -> usize {
+        self.n_drawn
     }
 
     pub(super) fn uid(&self) -> u32 {
@@ -399,6 +414,15 @@ impl Generation {
     pub(super) fn into_rest(self) -> (Box<dyn Sink>, Arc<Live>, VecDeque<Event>) {
         (self.sink, self.live, self.pending)
     }
+}
+
+/// Gives a request that leaves them out its model's defaults.
+fn fill(s: &mut Sampling, otherwise: &Sampling) {
+    s.temperature = s.temperature.or(otherwise.temperature);
+    s.top_k = s.top_k.or(otherwise.top_k);
+    s.top_p = s.top_p.or(otherwise.top_p);
+    s.min_p = s.min_p.or(otherwise.min_p);
+    s.repeat_penalty = s.repeat_penalty.or(otherwise.repeat_penalty);
 }
 
 /// What a request asks for, with the defaults.

@@ -1,102 +1,27 @@
 //! The engine as doors see it: submit, cancel, look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
-use super::catalogue::Entry;
+use super::catalogue::{Entry, STANDING_ALIASES};
 use super::metrics::lock;
 use super::models::{Asker, ToUnload};
+use super::rate::Rates;
 use super::run::{Command, Runner};
 use super::watch::Watchers;
 use super::{
-    Code, Fault, GenerationId, LoadRequest, Metrics, ModelFile, ModelInfo, ModelState, Request, Sink,
+    Code, Fault, GenerationId, LoadRequest, Metrics, ModelInfo, ModelState, Options, Request, RequestsLeft,
+    Settings, Sink,
 };
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
 use crate::kernel::Kernels;
-use crate::model::{Cache, KvType, Pack};
 use crate::os::{clock, thread};
-
-/// Bounds and sizes of the engine; defaults are those of the configuration table (API text, section 6).
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Models that requests may name.
-    pub models: Vec<ModelFile>,
-    /// Id of the one used when a request names none.
-    pub default_model: Option<String>,
-    /// Worker threads; 0: as many as there are physical cores that this process may use.
-    pub threads: usize,
-    /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
-    pub threads_decode: usize,
-    /// Positions of the KV cache; bounded by the model's own.
-    pub n_ctx: usize,
-    /// How keys and values are kept.
-    pub kv: KvType,
-    /// Whether weights are packed.
-    pub pack: Pack,
-    /// Where [`Pack::Cache`] keeps them.
-    pub cache: Option<Cache>,
-    /// Tokens of one prefill product, 1 to 128.
-    pub prefill_chunk: usize,
-    /// Models in memory at a time, 1 and more.
-    pub max_loaded: usize,
-    /// Sequences that are decoded together, 1 to 16.
-    pub max_sequences: usize,
-    /// Bytes of beginnings that are kept for later requests.
-    pub prefix_cache_bytes: u64,
-    /// Requests that may wait, in all.
-    pub queue_max: usize,
-    /// Requests that one uid may have waiting.
-    pub queue_max_per_uid: usize,
-    /// Time of the engine that a caller is served in a row while others wait, milliseconds.
-    pub quantum_ms: u64,
-    /// Percent of the engine's time that background requests have while others are served.
-    pub background_share: u64,
-    /// Longest wait in the queue, seconds.
-    pub queue_timeout_s: u64,
-    /// Default and upper bound of a request's deadline, seconds.
-    pub deadline_s: u64,
-    /// Upper bound of generated tokens; 0: the context.
-    pub max_tokens: u32,
-    /// Longest time a full sink may stay full, seconds.
-    pub stall_timeout_s: u64,
-    /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
-    /// templates that are trusted.
-    pub renderer: Option<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            models: Vec::new(),
-            default_model: None,
-            threads: 0,
-            threads_decode: 0,
-            n_ctx: 4096,
-            kv: KvType::F16,
-            pack: Pack::Off,
-            cache: None,
-            prefill_chunk: 128,
-            max_loaded: 1,
-            max_sequences: 4,
-            prefix_cache_bytes: 128 << 20,
-            queue_max: 32,
-            queue_max_per_uid: 8,
-            quantum_ms: 50,
-            background_share: 5,
-            queue_timeout_s: 120,
-            deadline_s: 600,
-            max_tokens: 0,
-            stall_timeout_s: 30,
-            renderer: None,
-        }
-    }
-}
 
 /// Whether the daemon answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,11 +150,14 @@ const STUCK_US: u64 = 15_000_000;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub options: Options,
+    settings: Mutex<Arc<Settings>>,
     pub kernels: &'static Kernels,
     catalogue: Mutex<BTreeMap<String, Entry>>,
     live: Mutex<BTreeMap<String, LiveEntry>>,
     /// Requests and texts of each uid that wait to be read.
     admitting: Mutex<BTreeMap<u32, usize>>,
+    /// What each uid asked for lately.
+    rates: Mutex<Rates>,
     /// Requests waiting, by class.
     pub queue_length: [AtomicUsize; 2],
     pub metrics: Metrics,
@@ -247,29 +175,37 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The cache of packed models, where one is used.
-    pub(super) fn cache(&self) -> Option<&Cache> {
-        let used = self.options.pack == Pack::Cache;
-        self.options.cache.as_ref().filter(|_| used)
+    /// What a reload may change, as it is now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        lock(&self.settings).clone()
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
         lock(&self.live)
     }
 
-    /// The id that `name` stands for; `None`, `default`, `fast` and, while there are no
-    /// encoders, `embed` are the default model.
+    /// The id that `name` stands for: that of a model, what an alias names, or, for `None` and for `default`, `fast` and
+    /// (while there are no encoders) `embed` where no alias names them, the default model.
     pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
+        let settings = self.settings();
         let catalogue = lock(&self.catalogue);
-        match name {
-            Some(id) if catalogue.contains_key(id) => Some(id.to_owned()),
-            None | Some("default" | "fast" | "embed") => match &self.options.default_model {
-                Some(id) => catalogue.contains_key(id).then(|| id.clone()),
-                // The only one there is.
-                None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
-                None => None,
-            },
-            Some(_) => None,
+        let known = |id: &String| catalogue.contains_key(id).then(|| id.clone());
+        if let Some(name) = name {
+            if catalogue.contains_key(name) {
+                return Some(name.to_owned());
+            }
+            if let Some(id) = settings.aliases.get(name) {
+                return known(id);
+            }
+            if !STANDING_ALIASES.contains(&name) {
+                return None;
+            }
+        }
+        match &settings.default_model {
+            Some(id) => known(id),
+            // The only one there is.
+            None if catalogue.len() == 1 => catalogue.keys().next().cloned(),
+            None => None,
         }
     }
 
@@ -351,8 +287,20 @@ impl Shared {
         if all >= ADMIT_QUEUE_MAX {
             return full(all, "", ADMIT_QUEUE_MAX);
         }
+        self.ask(uid)?;
         admitting.insert(uid, own + 1);
         Ok(())
+    }
+
+    /// Counts a request of `uid`, unless it has had its share of this minute.
+    fn ask(&self, uid: u32) -> Result<(), Fault> {
+        let asked = lock(&self.rates).ask(clock::now_us(), uid, &self.settings());
+        asked.map_err(|over| over.fault(uid))
+    }
+
+    /// Counts tokens of a prompt or an answer of `uid`.
+    pub(super) fn spend(&self, uid: u32, n_tokens: usize) {
+        lock(&self.rates).spend(clock::now_us(), uid, n_tokens, &self.settings());
     }
 
     /// It was read, or is not to be read any more.
@@ -388,7 +336,7 @@ impl Engine {
     ///
     /// # Errors
     /// `invalid_config` when an option is out of range, `internal` when a thread cannot be started.
-    pub fn start(kernels: &'static Kernels, mut options: Options) -> Result<Self, Fault> {
+    pub fn start(kernels: &'static Kernels, mut options: Options, settings: Settings) -> Result<Self, Fault> {
         let bad = |what: String| Err(Fault::new(Code::InvalidConfig, what));
         if !(1..=PREFILL_CHUNK_MAX).contains(&options.prefill_chunk) {
             return bad(format!(
@@ -402,22 +350,25 @@ impl Engine {
                 options.max_sequences
             ));
         }
-        if options.max_loaded == 0 {
+        if settings.max_loaded == 0 {
             return bad("models.max_loaded is 0, 1 and more possible".into());
         }
         if options.threads > N_THREADS_MAX {
             return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
         }
         if options.threads == 0 {
-            options.threads = thread::n_cores().min(N_THREADS_MAX);
+            options.threads = thread::n_cores(&options.cpus).min(N_THREADS_MAX);
         }
-        let catalogue = options.models.iter().map(|m| (m.id.clone(), Entry::new(m))).collect();
+        let cpus = options.cpus.clone();
+        let catalogue = settings.models.iter().map(|m| (m.id.clone(), Entry::new(m))).collect();
         let shared = Arc::new(Shared {
             options,
+            settings: Mutex::new(Arc::new(settings)),
             kernels,
             catalogue: Mutex::new(catalogue),
             live: Mutex::default(),
             admitting: Mutex::default(),
+            rates: Mutex::default(),
             queue_length: Default::default(),
             metrics: Metrics::default(),
             active: AtomicUsize::new(0),
@@ -434,7 +385,16 @@ impl Engine {
         let no_thread =
             |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
         let runner = Runner::new(shared.clone());
-        thread::start("engine", move || runner.run(&inbox)).map_err(no_thread)?;
+        let run = move || {
+            // The pool's threads are started by this one and stay with it.
+            if !cpus.is_empty()
+                && let Err(e) = thread::set_cpus(&cpus)
+            {
+                log::warn!("engine.cpus: none of {cpus:?} can be used, threads run where they may: {e}");
+            }
+            runner.run(&inbox);
+        };
+        thread::start("engine", run).map_err(no_thread)?;
         let admission = Admission::new(shared.clone(), commands.clone());
         thread::start("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
         Ok(Self { shared, admit, commands })
@@ -443,7 +403,8 @@ impl Engine {
     /// Takes a request. Refusals of admission come as the first and only event, [`super::Event::Failed`].
     ///
     /// # Errors
-    /// `queue_full` when too many requests wait for admission, `shutting_down` after [`Self::shut_down`].
+    /// `queue_full` when too many requests wait for admission, `rate_limited` when the uid has had what a minute allows it,
+    /// `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
         self.enter(uid)?;
@@ -556,13 +517,41 @@ impl Engine {
         drop(self.enter(0).and_then(|()| self.send(0, ToAdmit::Load(Box::new(wish)))));
     }
 
+    /// Takes new settings. What runs goes on, and who was admitted keeps its deadline. Models that are new can be asked for
+    /// from now on; those that vanished are forgotten unless they are in memory.
+    pub fn reload(&self, settings: Settings) {
+        {
+            let mut catalogue = lock(&self.shared.catalogue);
+            let mut old = std::mem::take(&mut *catalogue);
+            for model in &settings.models {
+                let new = Entry::new(model);
+                let kept = old.remove(&model.id).filter(|e| e.in_memory() || e.is_still(&new));
+                catalogue.insert(model.id.clone(), kept.unwrap_or(new));
+            }
+            catalogue.extend(old.into_iter().filter(|(_, e)| e.in_memory()));
+            *lock(&self.shared.settings) = Arc::new(settings);
+        }
+        self.shared.watchers.tell();
+        // A stopped engine serves by no settings.
+        drop(self.commands.send(Command::Reload));
+    }
+
     /// The models, sorted by id.
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
         lock(&self.shared.catalogue).values().map(|e| e.info.clone()).collect()
     }
 
-    /// The id that `name` (an id or one of the aliases `default`, `fast`, `embed`) stands for; `None` if there is none.
+    /// The names that stand for a model beside its id, sorted.
+    #[must_use]
+    pub fn aliases(&self) -> Vec<String> {
+        let settings = self.settings();
+        let all: BTreeSet<&str> =
+            STANDING_ALIASES.into_iter().chain(settings.aliases.keys().map(String::as_str)).collect();
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The id that `name` (an id or an alias) stands for; `None` if there is none.
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<String> {
         self.shared.resolve(name)
@@ -604,7 +593,7 @@ impl Engine {
     /// # Errors
     /// `not_ready`, with the reason.
     pub fn ready(&self) -> Result<(), Fault> {
-        let (o, status) = (self.options(), self.status());
+        let (queue_max, status) = (self.settings().queue_max, self.status());
         let not = |why: String| Err(Fault::new(Code::NotReady, why).retry_after(1_000));
         if self.state() != State::Ready {
             return not(format!("the daemon is {}", self.state().as_str()));
@@ -613,10 +602,16 @@ impl Engine {
             return not(self.shared.unknown_model(None).message);
         }
         let waiting = status.queue_length;
-        match waiting > 0 && waiting >= o.queue_max {
-            true => not(format!("{waiting} requests wait, at most {} may", o.queue_max)),
+        match waiting > 0 && waiting >= queue_max {
+            true => not(format!("{waiting} requests wait, at most {queue_max} may")),
             false => Ok(()),
         }
+    }
+
+    /// What `uid` may still ask for within a minute, where that is bounded.
+    #[must_use]
+    pub fn requests_left(&self, uid: u32) -> Option<RequestsLeft> {
+        lock(&self.shared.rates).left(clock::now_us(), uid, &self.settings())
     }
 
     /// Counts of what was done.
@@ -641,6 +636,12 @@ impl Engine {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// What a reload may change, as it is now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.shared.settings()
     }
 
     /// Whether the engine thread is idle or has moved lately (the condition of the watchdog and of `/healthz`). Who

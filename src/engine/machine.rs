@@ -49,7 +49,7 @@ fn best(micros: u64, f: &mut dyn FnMut() -> u64) -> f64 {
 /// # Errors
 /// When threads or memory cannot be had.
 pub fn machine(kernels: &'static Kernels, threads: usize, file: Option<&[u8]>) -> std::io::Result<Machine> {
-    let threads = if threads == 0 { thread::n_cores().min(N_THREADS_MAX) } else { threads };
+    let threads = if threads == 0 { thread::n_cores(&[]).min(N_THREADS_MAX) } else { threads };
     let pool = Pool::new(kernels, threads)?;
     let mut read = |bytes: &[u8]| {
         best(MICROS, &mut || {

@@ -13,8 +13,10 @@ mod load;
 mod machine;
 mod metrics;
 mod models;
+mod options;
 mod perplexity;
 mod prefix;
+mod rate;
 mod ready;
 mod request;
 mod run;
@@ -25,15 +27,17 @@ mod tuning;
 mod watch;
 
 pub use admit::{Text, Tokenized};
-pub use catalogue::{ModelFile, ModelHeader, ModelInfo, ModelState};
+pub use catalogue::{ModelHeader, ModelInfo, ModelState};
 pub use event::{
     Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
     Timings, Usage,
 };
-pub use handle::{Engine, Handle, Options, State, Status};
+pub use handle::{Engine, Handle, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
+pub use options::{ModelFile, ModelSettings, Options, Rate, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
+pub use rate::RequestsLeft;
 pub use request::{
     Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling,
 };

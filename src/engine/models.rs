@@ -125,7 +125,7 @@ impl Runner {
     /// What is said where pinned models have all places.
     pub(super) fn pinned_fault(&self) -> Fault {
         let ids: Vec<&str> = self.ready.values().map(|ready| ready.model.id.as_str()).collect();
-        let n = self.shared.options.max_loaded;
+        let n = self.shared.settings().max_loaded;
         let message = format!(
             "at most {n} models are loaded at a time (models.max_loaded), and those there are pinned: {}; unload one",
             ids.join(", ")
@@ -233,8 +233,11 @@ impl Runner {
         }
         let total = l.load.progress().1;
         let (o, weights) = (&self.shared.options, l.load.finish(&model));
+        let prefix_cache_bytes = self.shared.settings().prefix_cache_bytes;
         let metrics = self.shared.metrics.model(&model.id);
-        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
+        match started
+            .and_then(|pool| Ready::new(model.clone(), weights, pool, o, prefix_cache_bytes, metrics))
+        {
             Ok((ready, capacity)) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);

@@ -51,6 +51,12 @@ impl PrefixCache {
         Self { nodes: Vec::new(), bytes: 0, bytes_max, clock: 0 }
     }
 
+    /// Holds at most `bytes_max` from now on.
+    pub(super) fn set_max(&mut self, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+        self.evict();
+    }
+
     /// Bytes that it holds, those among them that sequences hold as well.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

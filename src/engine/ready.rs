@@ -25,6 +25,8 @@ pub(super) struct Ready {
     pub prefix: PrefixCache,
     pub metrics: Arc<ModelMetrics>,
     n_ctx: usize,
+    /// What all sequences may keep together.
+    sequences_bytes: u64,
     /// Tokens of its largest step.
     n_tokens_max: usize,
 }
@@ -39,22 +41,25 @@ impl Ready {
         weights: Arc<Model>,
         pool: &Pool,
         o: &Options,
+        prefix_cache_bytes: u64,
         metrics: Arc<ModelMetrics>,
     ) -> Result<(Self, Capacity), ModelError> {
-        let precision = Precision { kv: o.kv, ..Precision::default() };
-        let n_tokens_max = (o.prefill_chunk + o.max_sequences).min(PREFILL_CHUNK_MAX);
+        let precision = Precision { kv: model.kv, ..Precision::default() };
+        let n_tokens_max = (o.prefill_chunk + model.max_sequences).min(PREFILL_CHUNK_MAX);
         let n_ctx = model.n_ctx;
         weights.check_positions(n_ctx)?;
-        let paging = Arc::new(Paging::new(weights.layout(), o.kv));
+        let paging = Arc::new(Paging::new(weights.layout(), model.kv));
         // Those that rest keep what they have, so there is room for twice as many as run, if the machine has it.
         let (one, page) = (n_ctx.div_ceil(ATTN_BLOCK), paging.page_bytes().max(1));
         let fit = pages::available().map_or(u64::MAX, |bytes| bytes / 4 * 3 / page);
-        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * o.max_sequences * one);
+        let n_pages = usize::try_from(fit).unwrap_or(usize::MAX).clamp(one, 2 * model.max_sequences * one);
+        let sequences_bytes = (n_pages as u64).saturating_mul(page);
         let ready = Self {
-            decoder: Decoder::new(&weights, precision, n_tokens_max, o.max_sequences),
+            decoder: Decoder::new(&weights, precision, n_tokens_max, model.max_sequences),
             tuning: Tuning::new(&weights, pool, o.threads_decode),
-            budget: Budget::new((n_pages as u64).saturating_mul(page).saturating_add(o.prefix_cache_bytes)),
-            prefix: PrefixCache::new(o.prefix_cache_bytes),
+            budget: Budget::new(sequences_bytes.saturating_add(prefix_cache_bytes)),
+            sequences_bytes,
+            prefix: PrefixCache::new(prefix_cache_bytes),
             paging,
             metrics,
             n_ctx,
@@ -74,6 +79,13 @@ impl Ready {
     /// When there is no memory for it.
     pub(super) fn kv(&self) -> Result<Kv, ModelError> {
         Kv::new(&self.paging, &self.budget, self.n_ctx, self.n_tokens_max)
+    }
+
+    /// Keeps at most `bytes` of beginnings from now on.
+    pub(super) fn set_prefix_cache(&mut self, bytes: u64) {
+        self.budget.raise(self.sequences_bytes.saturating_add(bytes));
+        self.prefix.set_max(bytes);
+        self.tell();
     }
 
     /// Leaves for later requests what a sequence has come to keep in whole blocks by its last `n` tokens.

@@ -14,9 +14,7 @@ use super::handle::{Live, Shared};
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
 use super::ready::Ready;
-use super::scheduler::{
-    Action, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
-};
+use super::scheduler::{Action, Cut, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
 use super::{Code, Event, Fault, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
@@ -41,6 +39,8 @@ pub(super) enum Command {
     Load(Box<Wish>),
     /// Unload one.
     Unload(ToUnload),
+    /// The settings have changed.
+    Reload,
     /// A flag of some request changed.
     Look,
 }
@@ -93,6 +93,8 @@ pub(super) struct Runner {
     told_full: BTreeMap<u32, Micros>,
     /// Microseconds that a generation took lately; what `retry_after_ms` is guessed from.
     typical_us: Micros,
+    /// The settings have changed since the last step.
+    reloaded: bool,
 }
 
 /// The threads, started at the first load.
@@ -108,18 +110,7 @@ pub(super) fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Res
 
 impl Runner {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let o = &shared.options;
-        let scheduler = Scheduler::new(Limits {
-            queue_max: o.queue_max,
-            queue_max_per_uid: o.queue_max_per_uid,
-            queue_timeout: o.queue_timeout_s * 1_000_000,
-            stall_timeout: o.stall_timeout_s * 1_000_000,
-            prefill_chunk: o.prefill_chunk,
-            max_sequences: o.max_sequences,
-            quantum: o.quantum_ms * 1_000,
-            background_share: o.background_share,
-            max_loaded: o.max_loaded,
-        });
+        let scheduler = Scheduler::new(shared.settings().limits(&shared.options));
         Self {
             shared,
             scheduler,
@@ -137,6 +128,7 @@ impl Runner {
             tokens: Vec::new(),
             told_full: BTreeMap::new(),
             typical_us: 1_000_000,
+            reloaded: false,
         }
     }
 
@@ -162,6 +154,9 @@ impl Runner {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         loop {
             let now = self.look_around(inbox);
+            if std::mem::take(&mut self.reloaded) {
+                self.reload();
+            }
             match self.plan(now) {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
@@ -185,6 +180,15 @@ impl Runner {
         }
     }
 
+    /// Takes new settings, between two steps.
+    fn reload(&mut self) {
+        let settings = self.shared.settings();
+        self.scheduler.set_limits(settings.limits(&self.shared.options));
+        for ready in self.ready.values_mut() {
+            ready.set_prefix_cache(settings.prefix_cache_bytes);
+        }
+    }
+
     /// Takes what came in, looks at all requests and tells what there is to tell; returns the time.
     fn look_around(&mut self, inbox: &Receiver<Command>) -> Micros {
         while let Ok(command) = inbox.try_recv() {
@@ -205,21 +209,32 @@ impl Runner {
             Command::Run(job) => {
                 let slot = Slot(self.next_slot);
                 self.next_slot += 1;
-                let o = &self.shared.options;
-                let deadline_max = o.deadline_s.saturating_mul(1_000);
+                let settings = self.shared.settings();
+                let deadline_max = settings.deadline_s.saturating_mul(1_000);
                 let deadline_ms = job.request.deadline_ms.unwrap_or(deadline_max).min(deadline_max);
                 let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
-                let n_ctx = job.model.n_ctx;
+                let (n_ctx, max_sequences) = (job.model.n_ctx, job.model.max_sequences);
+                let sampling = settings.of_model.get(&job.model.id).map(|own| &own.sampling);
                 let metrics = self.shared.metrics.model(&job.model.id);
-                let generation = Generation::new(*job, n_ctx, o.max_tokens, metrics);
+                let generation = Generation::new(*job, n_ctx, settings.max_tokens, sampling, metrics);
                 let (n_prompt, n_max) = generation.bounds();
                 self.jobs.insert(slot, generation);
-                self.input(Input::Submit(Ticket { slot, uid, class, model, n_prompt, n_max, deadline }));
+                self.input(Input::Submit(Ticket {
+                    slot,
+                    uid,
+                    class,
+                    model,
+                    n_prompt,
+                    n_max,
+                    deadline,
+                    max_sequences,
+                }));
             }
             Command::Load(wish) => self.want(*wish),
             Command::Unload(to) => self.unload_by_name(to),
+            Command::Reload => self.reloaded = true,
             Command::Look => {}
         }
     }
@@ -366,7 +381,7 @@ impl Runner {
 
     /// Ends a request for a reason outside it.
     fn cut(&mut self, slot: Slot, cut: Cut, now: Micros) {
-        let o = &self.shared.options;
+        let o = self.shared.settings();
         let fault = match cut {
             Cut::DeadlineWithText => return self.end(slot, Ok(StopDetail::Deadline), now),
             Cut::NoRoom => self.pinned_fault(),
@@ -421,6 +436,7 @@ impl Runner {
     fn end(&mut self, slot: Slot, how: Result<StopDetail, Fault>, now: Micros) {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
+        self.shared.spend(job.uid(), job.n_drawn());
         if let Err(fault) = &how {
             self.shared.metrics.error(fault.code);
         }
@@ -430,7 +446,7 @@ impl Runner {
         }
         job.end(how, now);
         if job.flush() == Offer::Full {
-            let until = now + self.shared.options.stall_timeout_s * 1_000_000;
+            let until = now + self.shared.settings().stall_timeout_s * 1_000_000;
             let (sink, live, events) = job.into_rest();
             self.draining.push(Draining { sink, live, events, until });
         }

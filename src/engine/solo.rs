@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::admit::{Loaded, load_fault};
 use super::load::Load;
 use super::scheduler::ModelKey;
-use super::{Code, Fault, ModelFile};
-use crate::base::limits::{N_CTX_MAX, N_THREADS_MAX};
+use super::{Code, Fault, ModelFile, Options};
+use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
 use crate::model::{Cache, Decoder, Kv, Model, ModelError, Pack, Precision};
 use crate::os::{clock, thread};
@@ -37,11 +37,11 @@ impl Solo {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
-        let here = cache.filter(|_| pack == Pack::Cache);
-        let loaded = Loaded::open(ModelKey(0), &file.id, &file.path, here, N_CTX_MAX)
-            .map_err(|e| load_fault(&file.id, &e))?;
+        let options = Options { pack, cache: cache.cloned(), ..Options::default() };
+        let loaded =
+            Loaded::open(ModelKey(0), file, &options, None, None).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
-            0 => thread::n_cores().min(N_THREADS_MAX),
+            0 => thread::n_cores(&[]).min(N_THREADS_MAX),
             n => n,
         };
         let pool = Pool::new(kernels, n)

@@ -83,7 +83,7 @@ pub(super) const fn key_panel_bytes(head_dim: usize) -> usize {
 /// Memory that pages may take, of all who share it.
 #[derive(Debug)]
 pub struct Budget {
-    max: u64,
+    max: AtomicU64,
     used: AtomicU64,
 }
 
@@ -91,7 +91,12 @@ impl Budget {
     /// Pages of at most `max` bytes together.
     #[must_use]
     pub fn new(max: u64) -> Arc<Self> {
-        Arc::new(Self { max, used: AtomicU64::new(0) })
+        Arc::new(Self { max: AtomicU64::new(max), used: AtomicU64::new(0) })
+    }
+
+    /// Allows `max` bytes from now on, if that is more than before.
+    pub fn raise(&self, max: u64) {
+        self.max.fetch_max(max, Ordering::Relaxed);
     }
 
     /// Bytes of the pages that live.
@@ -102,7 +107,8 @@ impl Budget {
     }
 
     fn take(&self, bytes: u64) -> bool {
-        let more = |used: u64| used.checked_add(bytes).filter(|all| *all <= self.max);
+        let max = self.max.load(Ordering::Relaxed);
+        let more = |used: u64| used.checked_add(bytes).filter(|all| *all <= max);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 }

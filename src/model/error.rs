@@ -129,6 +129,14 @@ pub enum ModelError {
         /// Why.
         source: crate::text::TextError,
     },
+    /// A chat template in a file of its own.
+    #[error("{file}: the chat template cannot be read: {source}")]
+    Template {
+        /// The file.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The cache does not fit.
     #[error("{need} bytes for a KV cache of {n_ctx} positions cannot be had; ask for a smaller context")]
     KvMemory {

@@ -1,14 +1,36 @@
 //! Files that stand under their name only once they are whole.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use rustix::io::Errno;
+
+/// The text of a regular file of at most `bytes_max`: a device or a pipe might never end.
+///
+/// # Errors
+/// When it cannot be read, is something else than a regular file or no text, or longer.
+pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let wrong = |what: String| io::Error::new(ErrorKind::InvalidInput, what);
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(wrong("not a regular file".into()));
+    }
+    let mut text = String::new();
+    // It may grow meanwhile.
+    file.take(bytes_max + 1).read_to_string(&mut text)?;
+    match text.len() as u64 {
+        n if n > bytes_max => {
+            Err(wrong(format!("{} bytes long, at most {bytes_max} are read", n.max(meta.len()))))
+        }
+        _ => Ok(text),
+    }
+}
 
 /// Ending of a file that is not whole.
 pub const UNFINISHED: &str = "tmp";

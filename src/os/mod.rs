@@ -8,3 +8,4 @@ pub mod pages;
 pub mod process;
 pub mod socket;
 pub mod thread;
+pub mod user;

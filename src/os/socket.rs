@@ -10,6 +10,8 @@ use std::path::Path;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use super::user;
+
 /// The listening socket that systemd passed under `name`, ready for use; `None` if it passed none.
 ///
 /// # Errors
@@ -47,14 +49,7 @@ pub fn bind(path: &Path, mode: u32, group: &str) -> io::Result<(UnixListener, bo
     rustix::process::umask(before);
     let listener = bound?;
     listener.set_nonblocking(true)?;
-    let given = group_id(group).is_some_and(|gid| chown(path, None, Some(gid)).is_ok());
+    let given = user::group_id(group).is_some_and(|gid| chown(path, None, Some(gid)).is_ok());
     std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok((listener, given))
-}
-
-/// The number of a group of `/etc/group`.
-fn group_id(name: &str) -> Option<u32> {
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    let mut lines = groups.lines().map(|l| l.split(':'));
-    lines.find_map(|mut fields| if fields.next()? == name { fields.nth(1)?.parse().ok() } else { None })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 
-use rustix::thread::futex;
+use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_setaffinity};
 
 /// Starts a named thread (the kernel shows 15 characters of the name).
 ///
@@ -29,12 +29,42 @@ pub fn wake_all(word: &AtomicU32) {
     let _ = futex::wake(word, futex::Flags::PRIVATE, i32::MAX as u32);
 }
 
-/// Physical cores that this process may use, at least 1. Two threads of one core share its arithmetic, so a
-/// second one only costs.
+/// Processors are numbered below this.
+pub const N_CPU_MAX: usize = CpuSet::MAX_CPU;
+
+/// The processors that a list such as `0-3,6` names, in order; `None` if it is none.
 #[must_use]
-pub fn n_cores() -> usize {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return 1 };
-    let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+pub fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = BTreeSet::new();
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let (first, last): (usize, usize) = (number(first)?, number(last)?);
+        if first > last || last >= N_CPU_MAX {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus.into_iter().collect())
+}
+
+/// Keeps the calling thread, and those that it starts, to `cpus`, as far as the process may use them.
+///
+/// # Errors
+/// When it may use none of them.
+pub fn set_cpus(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().filter(|cpu| **cpu < N_CPU_MAX).for_each(|cpu| set.set(*cpu));
+    Ok(sched_setaffinity(None, &set)?)
+}
+
+/// Physical cores that the calling thread may use, of `cpus` if that is not empty, at least 1. Two threads of one core
+/// share its arithmetic, so a second one only costs.
+#[must_use]
+pub fn n_cores(cpus: &[usize]) -> usize {
+    let Ok(allowed) = sched_getaffinity(None) else { return 1 };
+    let wanted = |cpu: &usize| cpus.is_empty() || cpus.contains(cpu);
+    let cpus = (0..N_CPU_MAX).filter(|cpu| allowed.is_set(*cpu) && wanted(cpu));
     // The first sibling names the core; where the kernel does not tell, each is one of its own.
     let core = |cpu: usize| {
         let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
@@ -62,4 +92,45 @@ pub fn processor() -> String {
 /// When the system refuses.
 pub fn set_nice(nice: i32) -> io::Result<()> {
     Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors() {
+        for (text, cpus) in [
+            ("", Some(vec![])),
+            ("4-7", Some(vec![4, 5, 6, 7])),
+            ("2,0-1,1", Some(vec![0, 1, 2])),
+            ("1023", Some(vec![1023])),
+            ("1024", None),
+            ("3-1", None),
+            ("1,", None),
+            ("-1", None),
+            ("+1", None),
+            ("a", None),
+            ("1-2-3", None),
+        ] {
+            assert_eq!(cpu_list(text), cpus, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_stays_where_it_is_told() {
+        let allowed = sched_getaffinity(None).unwrap();
+        let one = (0..N_CPU_MAX).find(|cpu| allowed.is_set(*cpu)).unwrap();
+        let none = (0..N_CPU_MAX).find(|cpu| !allowed.is_set(*cpu)).unwrap();
+        assert_eq!(n_cores(&[one]), 1);
+        let told = start("told", move || {
+            // A processor that is not there does not matter beside one that is.
+            set_cpus(&[one, none]).unwrap();
+            let own = sched_getaffinity(None).unwrap();
+            let inherited = start("child", || sched_getaffinity(None).unwrap()).unwrap().join().unwrap();
+            assert!(own == inherited && own.is_set(one) && own.count() == 1);
+            set_cpus(&[none]).is_err()
+        });
+        assert!(told.unwrap().join().unwrap(), "none of those is refused");
+    }
 }

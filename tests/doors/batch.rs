@@ -8,11 +8,11 @@ use std::time::Duration;
 use sotto::base::Token;
 use sotto::engine::{
     Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer, Options,
-    Request, Sampling, Sink,
+    Request, Sampling, Settings, Sink,
 };
 
 /// Sends everything on.
-struct Events(Sender<Event>);
+pub(crate) struct Events(pub(crate) Sender<Event>);
 
 impl Sink for Events {
     fn offer(&mut self, event: &Event) -> Offer {
@@ -20,7 +20,7 @@ impl Sink for Events {
     }
 }
 
-fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request {
+pub(crate) fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request {
     Request {
         id: GenerationId::from_bits(id),
         caller: Caller { uid, pid: None, door: Door::Local },
@@ -37,13 +37,13 @@ fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool) -> Request
     }
 }
 
-fn submit(engine: &Engine, request: Request) -> (Handle, Receiver<Event>) {
+pub(crate) fn submit(engine: &Engine, request: Request) -> (Handle, Receiver<Event>) {
     let (sink, events) = channel();
     (engine.submit(request, Box::new(Events(sink))).unwrap(), events)
 }
 
 /// The text and the end of an answer.
-fn answer(events: &Receiver<Event>) -> (String, Done) {
+pub(crate) fn answer(events: &Receiver<Event>) -> (String, Done) {
     let mut all = String::new();
     loop {
         match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {
@@ -57,9 +57,9 @@ fn answer(events: &Receiver<Event>) -> (String, Done) {
 
 fn engine(path: PathBuf, max_sequences: usize) -> Engine {
     let models = vec![ModelFile { id: "inside".into(), path }];
-    let options =
-        Options { models, threads: 2, n_ctx: 400, max_sequences, prefill_chunk: 48, ..Options::default() };
-    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+    let options = Options { threads: 2, n_ctx: 400, max_sequences, prefill_chunk: 48, ..Options::default() };
+    let settings = Settings { models, ..Settings::default() };
+    Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap()
 }
 
 /// Every kind of layer: attention with windows and without, experts, each recurrence, four streams.
@@ -155,14 +155,10 @@ fn background_work_that_gives_way_is_the_same() {
     let (one, two) = (super::support::stories(), folder.join("two.gguf"));
     std::fs::copy(&one, &two).unwrap();
     let models = [("one", one), ("two", two)].map(|(id, path)| ModelFile { id: id.into(), path });
-    let options = Options {
-        models: models.to_vec(),
-        default_model: Some("one".into()),
-        threads: 1,
-        n_ctx: 400,
-        ..Options::default()
-    };
-    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap();
+    let options = Options { threads: 1, n_ctx: 400, ..Options::default() };
+    let settings =
+        Settings { models: models.to_vec(), default_model: Some("one".into()), ..Settings::default() };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap();
     let tokens: Vec<Token> = (0..100).map(|t| Token(3 + t % 90)).collect();
     let background = |id| Request { class: Class::Background, ..request(id, 1, &tokens, 290, false) };
     let alone = answer(&submit(&engine, background(1)).1).0;

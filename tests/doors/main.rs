@@ -8,6 +8,7 @@ mod batch;
 mod dbus;
 #[cfg(feature = "dbus")]
 mod objects;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;

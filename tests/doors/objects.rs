@@ -3,8 +3,8 @@
 use super::dbus::{MANAGER, Options, PATH, drained, manager, on_a_pair_with};
 use super::*;
 use crate::support::{Folder, Running, have, until};
-use sotto::door::dbus::{Bus, DbusOptions};
-use sotto::engine::ModelFile;
+use sotto::door::dbus::{Bus, DbusOptions, SessionLimits};
+use sotto::engine::{ModelFile, Settings};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::process::{Command, Stdio};
@@ -16,13 +16,17 @@ type Values = HashMap<String, OwnedVariant>;
 /// Two models, of which one is in memory at a time.
 fn two_models() -> Engine {
     let file = |id: &str| ModelFile { id: id.into(), path: support::stories() };
-    let options = sotto::engine::Options {
+    let options = sotto::engine::Options { threads: 1, ..Default::default() };
+    let settings = Settings {
         models: vec![file("one"), file("two-b")],
         default_model: Some("one".into()),
-        threads: 1,
-        ..Default::default()
+        ..Settings::default()
     };
-    Engine::start(sotto::kernel::select(None).unwrap(), options).unwrap()
+    Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap()
+}
+
+fn limits(sessions: SessionLimits) -> DbusOptions {
+    DbusOptions { sessions: tokio::sync::watch::channel(sessions).1, ..DbusOptions::default() }
 }
 
 async fn at<'c>(client: &'c Connection, path: &str, interface: &'static str) -> Proxy<'c> {
@@ -219,7 +223,7 @@ fn a_generation_is_an_object_with_a_result() {
 
 #[test]
 fn a_session_knows_what_was_said() {
-    let options = DbusOptions { session_max_per_uid: 2, ..DbusOptions::default() };
+    let options = limits(SessionLimits { max_per_uid: 2, ..SessionLimits::default() });
     on_a_pair_with(engine(), options, |client| async move {
         let mut signals = MessageStream::from(&client);
         let manager = manager(&client).await;
@@ -306,7 +310,7 @@ fn a_session_knows_what_was_said() {
 
 #[test]
 fn sessions_end_with_their_model_and_when_nobody_uses_them() {
-    let options = DbusOptions { session_idle_s: 1, ..DbusOptions::default() };
+    let options = limits(SessionLimits { idle_s: 1, ..SessionLimits::default() });
     on_a_pair_with(engine(), options, |client| async move {
         let mut signals = MessageStream::from(&client);
         let manager = manager(&client).await;

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 #[cfg(feature = "http")]
 use sotto::door::http::{HttpOptions, serve};
 #[cfg(feature = "http")]
-use sotto::engine::{Engine, ModelFile, Options, Status};
+use sotto::engine::{Engine, ModelFile, Options, Settings, Status};
 use sotto::os::clock;
 
 /// How long anything may take before a test gives up on it: a busy machine is slow, a stuck one never ends.
@@ -259,6 +259,8 @@ impl Inside {
         listener.set_nonblocking(true).expect("a socket can be");
         let (closing, closed) = tokio::sync::watch::channel(false);
         let door = engine.clone();
+        // Nobody changes them.
+        let (_, options) = tokio::sync::watch::channel(options);
         let thread = sotto::os::thread::start("door", move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -296,8 +298,9 @@ impl Drop for Inside {
 #[cfg(feature = "http")]
 pub(crate) fn engine(path: PathBuf, threads: usize, n_ctx: usize) -> Engine {
     let models = vec![ModelFile { id: "inside".into(), path }];
-    let options = Options { models, threads, n_ctx, ..Options::default() };
-    Engine::start(sotto::kernel::select(None).expect("a tier"), options).expect("the engine starts")
+    let options = Options { threads, n_ctx, ..Options::default() };
+    let settings = Settings { models, ..Settings::default() };
+    Engine::start(sotto::kernel::select(None).expect("a tier"), options, settings).expect("the engine starts")
 }
 
 /// How a generation ended, by the journal.

@@ -23,7 +23,7 @@ use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
 use crate::engine::{
     Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
-    Request, Sampling, Sink,
+    Request, Sampling, Settings, Sink,
 };
 use crate::model::Pack;
 use crate::os::clock;
@@ -198,18 +198,21 @@ impl Who {
     fn local(how: &HowArgs, model: ModelFile) -> Result<Self, Failure> {
         let defaults = Options::default();
         let options = Options {
-            default_model: Some(model.id.clone()),
-            models: vec![model],
             threads: how.threads.unwrap_or(0) as usize,
             n_ctx: how.context.map_or(defaults.n_ctx, |n| n as usize),
             pack: how.pack.unwrap_or(Pack::Cache),
             cache: crate::app::cache(PACK_CACHE_GIB),
-            deadline_s: NO_DEADLINE_S,
             renderer: Some(crate::app::RENDERER.into()),
             ..defaults
         };
+        let settings = Settings {
+            default_model: Some(model.id.clone()),
+            models: vec![model],
+            deadline_s: NO_DEADLINE_S,
+            ..Settings::default()
+        };
         let kernels = crate::app::kernels().map_err(Failure::usage)?;
-        Ok(Self::Local(Engine::start(kernels, options)?))
+        Ok(Self::Local(Engine::start(kernels, options, settings)?))
     }
 
     #[cfg(feature = "http")]

@@ -5,6 +5,8 @@ mod backend;
 mod bench;
 mod ceilings;
 mod chat;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod config;
 mod inspect;
 mod lines;
 mod pack;
@@ -55,6 +57,9 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Measure how fast a model runs here
     Bench(bench::BenchArgs),
+    /// Check or show the daemon's configuration
+    #[cfg(any(feature = "dbus", feature = "http"))]
+    Config(config::ConfigArgs),
 }
 
 /// Flags of everything that generates.
@@ -159,6 +164,8 @@ pub fn run() -> u8 {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),
+        #[cfg(any(feature = "dbus", feature = "http"))]
+        Command::Config(args) => config::run(&args),
     };
     match done {
         Ok(()) => 0,

@@ -92,7 +92,7 @@ pub(super) fn run(args: &PackArgs) -> Result<(), Failure> {
     let bytes = image.len() as u64;
     let n_packed = image.tensors.iter().filter(|t| t.to.packed).count();
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
-    let n_threads = args.threads.map_or(thread::n_cores().min(N_THREADS_MAX), |n| n as usize);
+    let n_threads = args.threads.map_or(thread::n_cores(&[]).min(N_THREADS_MAX), |n| n as usize);
     let pool = Pool::new(kernels, n_threads).map_err(Failure::internal)?;
 
     // From here on Ctrl-C takes the unfinished file away.

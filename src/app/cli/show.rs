@@ -229,7 +229,8 @@ pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
     out(&(escaped(&value.to_string()) + "\n"))
 }
 
-fn escaped(json: &str) -> String {
+/// Text of JSON with its control characters escaped, so that a terminal may have it.
+pub(super) fn escaped(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         match c.is_control() {

@@ -244,7 +244,7 @@ async fn open_session(call: Arc<Call>) -> Result<(), Refusal> {
     let (options,): (Options,) = call.args()?;
     let id = new_id();
     let session = Session::open(&call, id.clone(), &options)?;
-    let (o, uid) = (&call.door.options, call.uid());
+    let (limits, uid) = (*call.door.options.sessions.borrow(), call.uid());
     call.door.sessions.put_if(id.as_str(), session.clone(), |all| {
         let (mut n, mut own) = (0, 0);
         all.for_each(|other| {
@@ -256,10 +256,10 @@ async fn open_session(call: Arc<Call>) -> Result<(), Refusal> {
                 format!("{n} sessions {whose}are open, at most {max} may (session.{key}); close one");
             Err(Fault::new(Code::QueueFull, message).retry_after(1_000))
         };
-        if own >= o.session_max_per_uid {
-            return full(own, "of this user ", o.session_max_per_uid, "max_per_uid");
+        if own >= limits.max_per_uid {
+            return full(own, "of this user ", limits.max_per_uid, "max_per_uid");
         }
-        if n >= o.session_max { full(n, "", o.session_max, "max") } else { Ok(()) }
+        if n >= limits.max { full(n, "", limits.max, "max") } else { Ok(()) }
     })?;
     call.reply(&(paths::object(Kind::Session, id.as_str()),)).await?;
     tokio::spawn(session.live(call));

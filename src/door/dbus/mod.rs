@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zbus::connection::Builder;
@@ -95,6 +95,23 @@ impl fmt::Debug for Reload {
     }
 }
 
+/// Bounds of sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Sessions that are open at a time.
+    pub max: usize,
+    /// Those of one uid.
+    pub max_per_uid: usize,
+    /// One that nobody uses is closed after so many seconds.
+    pub idle_s: u64,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self { max: 16, max_per_uid: 4, idle_s: 900 }
+    }
+}
+
 /// Bounds of the bus door, and what it reaches of the program.
 #[derive(Clone, Debug)]
 pub struct DbusOptions {
@@ -102,12 +119,8 @@ pub struct DbusOptions {
     pub connect_timeout_s: u64,
     /// Who may everything where polkit is not on the bus.
     pub admins: Admins,
-    /// Conversations that are open at a time.
-    pub session_max: usize,
-    /// Those of one uid.
-    pub session_max_per_uid: usize,
-    /// A conversation that nobody uses is closed after so many seconds.
-    pub session_idle_s: u64,
+    /// Bounds of sessions, as they are now.
+    pub sessions: watch::Receiver<SessionLimits>,
     /// `None`: there is nothing to read again.
     pub reload: Option<Reload>,
     /// `None`: they stay where they go.
@@ -119,9 +132,7 @@ impl Default for DbusOptions {
         Self {
             connect_timeout_s: 5,
             admins: Admins::default(),
-            session_max: 16,
-            session_max_per_uid: 4,
-            session_idle_s: 900,
+            sessions: watch::channel(SessionLimits::default()).1,
             reload: None,
             log_target: None,
         }

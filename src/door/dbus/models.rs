@@ -13,9 +13,6 @@ use super::info::{Info, collect, variant};
 use super::paths::{self, ROOT};
 use super::{Door, interfaces};
 
-/// Aliases that always stand for a model.
-const ALIASES: [&str; 3] = ["default", "fast", "embed"];
-
 impl Door {
     /// Reads the headers of models that nobody has looked at yet.
     pub(super) async fn describe_models(&self, uid: u32) {
@@ -41,8 +38,8 @@ impl Door {
         match name {
             "Id" => variant(info.id.as_str()),
             "Aliases" => {
-                let stands = |alias: &&str| self.engine.resolve(Some(alias)).as_ref() == Some(&info.id);
-                variant(ALIASES.into_iter().filter(stands).collect::<Vec<_>>())
+                let stands = |alias: &String| self.engine.resolve(Some(alias)).as_ref() == Some(&info.id);
+                variant(self.engine.aliases().into_iter().filter(stands).collect::<Vec<_>>())
             }
             "State" => variant(info.state.as_str()),
             "Error" => variant(info.error.map_or("", fault::dbus_name)),

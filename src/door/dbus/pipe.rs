@@ -146,7 +146,7 @@ pub(super) async fn run(
 ) {
     // The first readiness has to be seen before the engine's thread can write.
     let _ = pipe.writable().await;
-    let stall = Duration::from_secs(engine.options().stall_timeout_s);
+    let stall = Duration::from_secs(engine.settings().stall_timeout_s);
     let shared = Arc::new(Shared { pipe, full: Notify::new() });
     let (last, outcome) = oneshot::channel();
     let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };

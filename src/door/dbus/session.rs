@@ -145,9 +145,9 @@ impl Session {
 
     /// Watches over it until it is closed, its owner has left, or nobody has used it for too long.
     pub(super) async fn live(self: Arc<Self>, call: Arc<Call>) {
-        let idle = Duration::from_secs(call.door.options.session_idle_s);
         let mut closed = self.closed.subscribe();
         let why = loop {
+            let idle = Duration::from_secs(call.door.options.sessions.borrow().idle_s);
             let until = {
                 let turns = self.turns();
                 if turns.running.is_some() { Instant::now() + idle } else { turns.last + idle }

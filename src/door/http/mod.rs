@@ -57,6 +57,8 @@ pub struct HttpOptions {
     pub lenient: bool,
     /// Who may load and unload models.
     pub admins: Admins,
+    /// `/metrics` is there.
+    pub metrics: bool,
 }
 
 impl Default for HttpOptions {
@@ -71,6 +73,7 @@ impl Default for HttpOptions {
             keepalive_s: 10,
             lenient: false,
             admins: Admins::default(),
+            metrics: true,
         }
     }
 }
@@ -88,7 +91,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct HttpDoor {
     engine: Engine,
-    options: HttpOptions,
+    /// As they are now: a reload changes them.
+    options: watch::Receiver<HttpOptions>,
     /// Open connections by uid.
     seats: Mutex<HashMap<u32, usize>>,
 }
@@ -100,11 +104,16 @@ struct Seat {
 }
 
 impl HttpDoor {
+    fn options(&self) -> HttpOptions {
+        self.options.borrow().clone()
+    }
+
     fn seat(self: &Arc<Self>, uid: u32) -> Result<Seat, Fault> {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         let n_all: usize = seats.values().sum();
         let n_own = seats.get(&uid).copied().unwrap_or(0);
-        let (max, max_per_uid) = (self.options.max_connections, self.options.max_connections_per_uid);
+        let options = self.options();
+        let (max, max_per_uid) = (options.max_connections, options.max_connections_per_uid);
         let full = |n: usize, what: &str, max: usize| {
             let message =
                 format!("{n} connections {what} are open, allowed are {max}; close one, or try again");
@@ -133,12 +142,12 @@ impl Drop for Seat {
     }
 }
 
-/// Serves `listener` until `shutdown` turns true (or its sender goes), then lets answers under way end. Runs on a
+/// Serves `listener`, by the `options` of each moment, until `shutdown` turns true (or its sender goes), then lets answers under way end. Runs on a
 /// tokio runtime with IO and time.
 pub fn serve(
     engine: Engine,
     listener: UnixListener,
-    options: HttpOptions,
+    options: watch::Receiver<HttpOptions>,
     shutdown: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send {
     let door = Arc::new(HttpDoor { engine, options, seats: Mutex::default() });
@@ -167,7 +176,7 @@ async fn accept(door: Arc<HttpDoor>, listener: UnixListener, shutdown: watch::Re
                     connections.spawn(connection(seat, stream, caller, shutdown.clone()));
                 }
                 // Beyond this the backlog is the only answer.
-                Err(fault) if refusals.len() < door.options.max_connections => {
+                Err(fault) if refusals.len() < door.options().max_connections => {
                     refusals.spawn(refuse(stream, fault));
                 }
                 Err(_) => {}
@@ -205,12 +214,12 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             .half_close(true)
             .header_read_timeout(None)
             .max_headers(N_HEADER_MAX)
-            .max_buf_size(door.options.max_header_kib.max(8) * 1024)
+            .max_buf_size(door.options().max_header_kib.max(8) * 1024)
             .serve_connection(TokioIo::new(Socket::new(stream, phase.clone())), service);
         let (mut served, mut hang_up) = (pin!(served), pin!(hang_up(&watched)));
         let mut draining = false;
         loop {
-            let deadline = phase.deadline(&door.options);
+            let deadline = phase.deadline(&door.options());
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
                 () = hang_up.as_mut() => break End::Gone,
@@ -234,7 +243,7 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
         End::Late => {
             let message = format!(
                 "the head of the request did not arrive within {} s; send it at once",
-                door.options.header_timeout_s
+                door.options().header_timeout_s
             );
             refuse(watched, Fault::new(Code::RequestTimeout, message)).await;
         }

@@ -28,8 +28,8 @@ pub(super) fn one(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> 
 }
 
 fn told(door: &HttpDoor, info: &ModelInfo) -> Value {
-    let stands_for = |alias: &&str| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
-    let aliases: Vec<&str> = ["default", "fast", "embed"].into_iter().filter(stands_for).collect();
+    let stands_for = |alias: &String| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
+    let aliases: Vec<String> = door.engine.aliases().into_iter().filter(stands_for).collect();
     let mut sotto = json!({
         "state": info.state.as_str(),
         "pinned": info.pinned,
@@ -66,10 +66,10 @@ pub(super) async fn load(
     id: &GenerationId,
     name: &str,
 ) -> Result<Response<Body>, Fault> {
-    door.options.admins.check(caller.uid, "load models")?;
+    door.options().admins.check(caller.uid, "load models")?;
     let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin: true, n_ctx: None };
     let printer = Printer::new(id.clone(), Shape::Native, Framing::Ndjson, false);
-    let keepalive = Duration::from_secs(door.options.keepalive_s);
+    let keepalive = Duration::from_secs(door.options().keepalive_s);
     let begins = |event: &Event| matches!(event, Event::Loading { .. });
     streamed(Generation::load(&door.engine, request)?, printer, keepalive, begins).await
 }
@@ -81,7 +81,7 @@ pub(super) async fn unload(
     name: &str,
     query: Option<&str>,
 ) -> Result<Response<Body>, Fault> {
-    door.options.admins.check(caller.uid, "unload models")?;
+    door.options().admins.check(caller.uid, "unload models")?;
     let force = match query.unwrap_or_default() {
         "" | "force=false" => false,
         "force=true" => true,

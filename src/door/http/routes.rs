@@ -15,7 +15,7 @@ use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::{cut, parse_id};
 use crate::door::queue::Generation;
-use crate::engine::{Caller, Code, Event, Fault, GenerationId, ModelState, Text, Tokenized};
+use crate::engine::{Caller, Code, Event, Fault, GenerationId, ModelState, RequestsLeft, Text, Tokenized};
 
 use super::body::{self, Body};
 use super::socket::Phase;
@@ -26,6 +26,12 @@ use super::{HttpDoor, error, metrics, models, openai};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Fields that were ignored for a lenient caller.
 const IGNORED: HeaderName = HeaderName::from_static("sotto-ignored");
+/// Requests that a minute allows, those left of them, and when all are there again: where the uid has a limit.
+const RATE: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
 /// How strict a caller wants us to be (RFC 7240).
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -58,14 +64,31 @@ pub(super) async fn answer(
         metrics.error(fault.code);
     }
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
+    if (GENERATING.contains(&name) || name == "/sotto/v1/tokenize")
+        && let Some(left) = door.engine.requests_left(caller.uid)
+    {
+        rate_headers(response.headers_mut(), left);
+    }
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     Ok(response.map(|body| body.ends_turn(phase)))
 }
 
+/// What the caller may still ask for.
+fn rate_headers(headers: &mut HeaderMap, left: RequestsLeft) {
+    let [limit, remaining, reset] = RATE;
+    headers.insert(limit, left.limit.into());
+    headers.insert(remaining, left.remaining.into());
+    let seconds = format!("{}s", left.reset_ms.div_ceil(1_000));
+    headers.extend(HeaderValue::try_from(seconds).ok().map(|value| (reset, value)));
+}
+
 /// Routes whose faults are counted where they arise.
 const GENERATING: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate"];
+
+/// Left out where the configuration says so.
+const METRICS: &str = "/metrics";
 
 /// The route that a path belongs to, as `/metrics` tells it.
 fn name(path: &str) -> &'static str {
@@ -83,7 +106,7 @@ fn name(path: &str) -> &'static str {
         ["sotto", "v1", "status"] => "/sotto/v1/status",
         ["healthz"] => "/healthz",
         ["readyz"] => "/readyz",
-        ["metrics"] => "/metrics",
+        ["metrics"] => METRICS,
         _ => "unknown",
     }
 }
@@ -109,7 +132,7 @@ async fn route(
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let allowed = match name(&path) {
-        "unknown" => {
+        name if name == "unknown" || (name == METRICS && !door.options().metrics) => {
             let message =
                 format!("{}: no such route; docs/http.md lists them", cut(&path, NAME_SHOWN_BYTES_MAX));
             return Err(Fault::new(Code::UnknownRoute, message));
@@ -167,8 +190,8 @@ async fn generate(
 ) -> Result<Response<Body>, Fault> {
     let (head, body) = request.into_parts();
     let counted = |fault: &Fault| door.engine.metrics().error(fault.code);
-    let bytes = body::read(body, &door.options).await.inspect_err(counted)?;
-    let lenient = lenient(&head.headers, door.options.lenient);
+    let bytes = body::read(body, &door.options()).await.inspect_err(counted)?;
+    let lenient = lenient(&head.headers, door.options().lenient);
     let (asked, ignored) = read(shape, &bytes, lenient).inspect_err(counted)?;
     drop(bytes);
     let openai::Asked { ask, input, input_field, stream, usage } = asked;
@@ -182,7 +205,7 @@ async fn generate(
     let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input, input_field))?;
     let mut response = if stream {
         let begins = |event: &Event| matches!(event, Event::Text { .. });
-        streamed(generation, printer, Duration::from_secs(door.options.keepalive_s), begins).await?
+        streamed(generation, printer, Duration::from_secs(door.options().keepalive_s), begins).await?
     } else {
         whole(generation, printer).await?
     };
@@ -259,8 +282,8 @@ async fn tokenize(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
     let (head, body) = request.into_parts();
-    let bytes = body::read(body, &door.options).await?;
-    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient(&head.headers, door.options.lenient))?;
+    let bytes = body::read(body, &door.options()).await?;
+    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient(&head.headers, door.options().lenient))?;
     drop(bytes);
     fields.not_yet(&ask::TOOLS_NOT_YET[..1])?;
     let model = fields.text("model")?;

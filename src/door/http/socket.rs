@@ -157,8 +157,8 @@ fn own_words(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 fn words_for(status: &[u8]) -> Vec<u8> {
     error::raw(&if matches!(status, b"431" | b"414") {
-        let message = "the head of the request is too large: allowed are 16 KiB (api.max_header_kib) and \
-                       100 headers; send fewer or shorter ones";
+        let message = "the head of the request is larger than api.max_header_kib allows, or has more than 100 headers; \
+                       send fewer or shorter ones";
         Fault::new(Code::HeaderTooLarge, message)
     } else {
         Fault::new(

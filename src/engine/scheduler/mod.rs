@@ -73,6 +73,8 @@ pub(super) struct Ticket {
     pub n_max: usize,
     /// When it must have ended.
     pub deadline: Micros,
+    /// Sequences of its model in a step, if fewer than of [`Limits`].
+    pub max_sequences: usize,
 }
 
 /// What a loaded model allows.
@@ -289,6 +291,11 @@ impl Scheduler {
         }
     }
 
+    /// Takes new bounds. Those who wait or run stay.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Requests waiting, of `interactive` and of `background`.
     #[must_use]
     pub(super) fn queue_len(&self) -> [usize; 2] {
@@ -405,7 +412,7 @@ impl Scheduler {
         }
         let l = &self.limits;
         // Those that wait for a place that is free do not count.
-        let free = l.max_sequences.saturating_sub(placed);
+        let free = l.max_sequences.min(ticket.max_sequences).saturating_sub(placed);
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
         if waiting >= l.queue_max + free {
             return actions.push(full(waiting, l.queue_max, false));

@@ -61,7 +61,8 @@ impl Scheduler {
         // Once one waits for room for its model, no others begin whose models are in its way.
         let waits = |w: &&Wanted| w.evicts && !self.has_room() && !self.full_of_pinned();
         let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
-        while self.of(of).filter(|s| s.active).count() < self.limits.max_sequences {
+        loop {
+            let n_placed = self.of(of).filter(|s| s.active).count();
             let n_active = |uid| self.of(of).filter(|s| s.active && s.ticket.uid == uid).count();
             let waits = |s: &&Sequence| {
                 !s.active
@@ -70,6 +71,9 @@ impl Scheduler {
             };
             let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
             let Some(next) = self.of(of).filter(waits).min_by_key(key).map(|s| s.ticket) else { break };
+            if n_placed >= self.limits.max_sequences.min(next.max_sequences) {
+                break;
+            }
             if !self.make_room(next.model, of, actions) {
                 if self.full_of_pinned() {
                     self.forget(next.slot);
@@ -96,15 +100,14 @@ impl Scheduler {
     /// Takes the place of the uid that is furthest ahead, where one that is far behind has none.
     fn rotate(&mut self, of: Class) {
         let active = || self.of(of).filter(|s| s.active);
-        if active().count() < self.limits.max_sequences {
-            return;
-        }
         let placed = |uid| active().any(|s| s.ticket.uid == uid);
         let waits = |s: &&Sequence| !s.active && s.full_since.is_none() && !placed(s.ticket.uid);
-        let behind = self.of(of).filter(waits).map(|s| self.served(s)).min();
+        let behind =
+            self.of(of).filter(waits).map(|s| (self.served(s), s.ticket.slot, s.ticket.max_sequences)).min();
         // Of its sequences the newest.
         let ahead = active().map(|s| (self.served(s), s.ticket.slot)).max();
-        if let (Some(behind), Some((ahead, slot))) = (behind, ahead)
+        if let (Some((behind, _, max_sequences)), Some((ahead, slot))) = (behind, ahead)
+            && active().count() >= self.limits.max_sequences.min(max_sequences)
             && ahead > behind + 2 * self.limits.quantum
             && let Some(s) = self.sequences.get_mut(&slot)
         {

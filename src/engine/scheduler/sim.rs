@@ -32,6 +32,8 @@ struct World {
     /// How long the last step took.
     stride: Micros,
     n_pages: usize,
+    /// Sequences of a step, of each model.
+    max_sequences: [usize; 2],
     /// Engine time of each uid and class.
     served: BTreeMap<(usize, u32), Micros>,
     trace: u64,
@@ -53,7 +55,6 @@ impl World {
         };
         Self {
             seed,
-            rng,
             now: 0,
             scheduler: Scheduler::new(limits),
             clients: BTreeMap::new(),
@@ -62,8 +63,10 @@ impl World {
             pinned: BTreeSet::new(),
             stride: 0,
             n_pages: 0,
+            max_sequences: [1 + rng.below(6), 1 + rng.below(6)],
             served: BTreeMap::new(),
             trace: 0,
+            rng,
         }
     }
 
@@ -140,11 +143,13 @@ impl World {
         self.next += 1;
         let class = if self.rng.below(4) == 0 { Class::Background } else { Class::Interactive };
         let n_max = 1 + self.rng.below(200);
+        let model = u32::from(self.rng.below(10) == 0);
         let ticket = Ticket {
             slot,
             uid: self.rng.below(5) as u32,
             class,
-            model: ModelKey(u32::from(self.rng.below(10) == 0)),
+            model: ModelKey(model),
+            max_sequences: self.max_sequences[model as usize],
             n_prompt: 1 + self.rng.below(300),
             n_max,
             deadline: self.now + [500_000, 5_000_000, 60_000_000][self.rng.below(3)],
@@ -162,7 +167,8 @@ impl World {
         let slot = Slot(self.next);
         self.next += 1;
         let (n_prompt, n_max) = (1 + self.rng.below(300), 1 + self.rng.below(300));
-        let ticket = Ticket { slot, uid, class, model, n_prompt, n_max, deadline: Micros::MAX };
+        let (deadline, max_sequences) = (Micros::MAX, usize::MAX);
+        let ticket = Ticket { slot, uid, class, model, n_prompt, n_max, deadline, max_sequences };
         let since = self.now;
         let client =
             Client { ticket, since, n_answer: n_max, n_drawn: 0, begun: false, full: false, sent: false };
@@ -256,7 +262,8 @@ impl World {
         let l = self.scheduler.limits;
         let (seed, rows): (_, usize) = (self.seed, parts.iter().map(|part| part.n).sum());
         assert!(
-            !parts.is_empty() && parts.len() <= N_FEED_MAX.min(l.max_sequences),
+            !parts.is_empty()
+                && parts.len() <= N_FEED_MAX.min(l.max_sequences).min(self.max_sequences[model.0 as usize]),
             "seed {seed}: {parts:?}"
         );
         let mut seen = BTreeSet::new();
@@ -364,6 +371,7 @@ fn callers_are_served_alike() {
             queue_timeout: Micros::MAX,
             ..world.scheduler.limits
         };
+        world.max_sequences = [usize::MAX; 2];
         let model = ModelKey(1);
         world.loaded.insert(model);
         world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));

@@ -16,7 +16,16 @@ const MODEL: ModelKey = ModelKey(1);
 const ROOMY: Capacity = Capacity { n_pages: 1_000, at_pages: false };
 
 fn ticket(n: u64, uid: u32, class: Class) -> Ticket {
-    Ticket { slot: Slot(n), uid, class, model: MODEL, n_prompt: 20, n_max: 100, deadline: 1_000 }
+    Ticket {
+        slot: Slot(n),
+        uid,
+        class,
+        model: MODEL,
+        n_prompt: 20,
+        n_max: 100,
+        deadline: 1_000,
+        max_sequences: usize::MAX,
+    }
 }
 
 fn on(s: &mut Scheduler, now: Micros, input: Input) -> Vec<Action> {

@@ -1,0 +1,306 @@
+//! The configuration: files in layers, each read strictly, later ones over earlier ones. Which keys there are stands in
+//! [`keys`].
+
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub(super) use self::keys::Config;
+#[cfg(feature = "dbus")]
+pub(super) use self::keys::{BusName, Enable};
+use self::keys::{PackName, SamplingKeys, holds};
+use super::catalog;
+use crate::base::limits::{CONFIG_BYTES_MAX, N_CONFIG_FILE_MAX};
+use crate::engine::{ModelSettings, Options, Rate, Sampling, Settings};
+use crate::model::Pack;
+use crate::os::file::read_text;
+
+/// Where the configuration is when no flag names another.
+const PATH: &str = "/etc/sotto/sotto.toml";
+/// Folders whose `*.toml` files come after it: the package's, the administrator's, and what holds until the next boot.
+const DIRS: [&str; 3] = ["/usr/lib/sotto/sotto.toml.d", "/etc/sotto/sotto.toml.d", "/run/sotto-conf.d"];
+
+/// Where the files are.
+#[derive(Debug)]
+pub(super) struct Place {
+    file: PathBuf,
+    /// Without the file there are the defaults.
+    may_lack: bool,
+    dirs: Vec<PathBuf>,
+}
+
+impl Place {
+    /// The usual place; with `file` that file, and the folder beside it with `.d` behind its name.
+    pub(super) fn new(file: Option<&Path>) -> Self {
+        match file {
+            None => Self { file: PATH.into(), may_lack: true, dirs: DIRS.map(PathBuf::from).into() },
+            Some(file) => {
+                let mut dir = file.as_os_str().to_owned();
+                dir.push(".d");
+                Self { file: file.into(), may_lack: false, dirs: vec![dir.into()] }
+            }
+        }
+    }
+
+    /// The files, in the order in which they are read: of two with one name the later folder's counts, and an empty one
+    /// stands for none.
+    fn files(&self) -> Result<Vec<PathBuf>, ConfigError> {
+        let mut named: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+        for dir in &self.dirs {
+            let unread = |source| ConfigError::Read { path: dir.display().to_string(), source };
+            let entries = match std::fs::read_dir(dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(unread(e)),
+            };
+            for entry in entries {
+                let path = entry.map_err(unread)?.path();
+                if path.extension().is_some_and(|e| e == "toml")
+                    && let Some(name) = path.file_name()
+                {
+                    named.insert(name.to_owned(), path);
+                }
+            }
+        }
+        if named.len() > N_CONFIG_FILE_MAX {
+            return Err(ConfigError::Many { n: named.len(), dirs: format!("{:?}", self.dirs) });
+        }
+        let masks = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0);
+        let main = (!self.may_lack || self.file.exists()).then(|| self.file.clone());
+        Ok(main.into_iter().chain(named.into_values().filter(|path| !masks(path))).collect())
+    }
+
+    /// Reads them.
+    ///
+    /// # Errors
+    /// At the first line that is wrong.
+    pub(super) fn read(&self) -> Result<Read, ConfigError> {
+        let mut all = Value::Object(serde_json::Map::new());
+        let mut origins = BTreeMap::new();
+        let files = self.files()?;
+        for path in &files {
+            let shown = path.display().to_string();
+            let text = read_text(path, CONFIG_BYTES_MAX)
+                .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+            parse::<Config>(&shown, &text)?;
+            let layer = parse(&shown, &text)?;
+            origins.extend(leaves(&layer).into_keys().map(|key| (key, path.clone())));
+            merge(&mut all, layer);
+        }
+        if files.is_empty() {
+            return Ok(Read { config: Config::default(), origins, files });
+        }
+        let config =
+            serde_json::from_value(all).map_err(|e| ConfigError::Together { message: e.to_string() })?;
+        Ok(Read { config, origins, files })
+    }
+}
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub config: Config,
+    /// The file that gives each key, as far as one does.
+    origins: BTreeMap<String, PathBuf>,
+    /// Those that were read.
+    pub files: Vec<PathBuf>,
+}
+
+impl Read {
+    /// Every key with its value and the file that it comes from, if it is not the default.
+    pub(super) fn values(&self) -> impl Iterator<Item = (String, Value, Option<&Path>)> {
+        // A configuration is made of words and numbers, all of which JSON has.
+        let values = serde_json::to_value(&self.config).map(|all| leaves(&all)).unwrap_or_default();
+        values.into_iter().map(|(key, value)| {
+            let origin = self.origins.get(&key).map(PathBuf::as_path);
+            (key, value, origin)
+        })
+    }
+
+    /// The keys whose values `new` changes and that do not hold from now on: each with from when on.
+    pub(super) fn held_back(&self, new: &Self) -> Vec<(String, &'static str)> {
+        let values = |of: &Self| -> BTreeMap<String, Value> {
+            of.values().map(|(key, value, _)| (key, value)).collect()
+        };
+        let (old, new) = (values(self), values(new));
+        let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let changed = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+        changed.filter_map(|key| Some((key.clone(), holds(key)?))).collect()
+    }
+}
+
+/// The values of a tree by their dotted keys; what is null, or a table without keys, has none.
+fn leaves(tree: &Value) -> BTreeMap<String, Value> {
+    fn walk(at: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(table) => {
+                for (name, value) in table {
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    let name = match !name.is_empty() && name.chars().all(plain) {
+                        true => name.clone(),
+                        false => Value::from(name.as_str()).to_string(),
+                    };
+                    walk(&if at.is_empty() { name } else { format!("{at}.{name}") }, value, found);
+                }
+            }
+            Value::Null => {}
+            _ => drop(found.insert(at.to_owned(), value.clone())),
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", tree, &mut found);
+    found
+}
+
+/// Puts `over` over `under`: tables merge, everything else replaces.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (name, value) in over {
+                merge(under.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A line of it is wrong.
+    #[error("{path}:{line}:{column}: {message}; docs/config.md lists the keys and their values")]
+    Wrong {
+        /// The file.
+        path: String,
+        /// From 1.
+        line: usize,
+        /// From 1, in characters.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// More files than anybody keeps.
+    #[error("{n} .toml files in {dirs}, at most {N_CONFIG_FILE_MAX} are read; put several into one")]
+    Many {
+        /// Files there are.
+        n: usize,
+        /// Where.
+        dirs: String,
+    },
+    /// Each file is right, all together are not.
+    #[error("the files together: {message}")]
+    Together {
+        /// What is wrong.
+        message: String,
+    },
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &str, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|e| {
+        let at = e.span().map_or(0, |s| s.start).min(text.len());
+        let before = text.get(..at).unwrap_or_default();
+        ConfigError::Wrong {
+            path: path.into(),
+            line: before.matches('\n').count() + 1,
+            column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
+            message: e.message().trim().replace('\n', ", "),
+        }
+    })
+}
+
+impl Config {
+    /// What the engine keeps to its end.
+    pub(super) fn options(&self) -> Options {
+        Options {
+            threads: self.engine.threads.size(),
+            threads_decode: self.engine.threads_decode.size(),
+            cpus: self.engine.cpus.list(),
+            n_ctx: self.engine.context.size(),
+            kv: self.engine.kv_type.0,
+            pack: match self.engine.pack {
+                PackName::Off => Pack::Off,
+                PackName::Memory => Pack::Memory,
+                PackName::Cache => Pack::Cache,
+            },
+            cache: super::cache(self.engine.pack_cache_gib.0),
+            prefill_chunk: self.engine.prefill_chunk.size(),
+            max_sequences: self.engine.max_sequences.size(),
+            ..Options::default()
+        }
+    }
+
+    /// What a reload may change of the engine, with the models of `models.dirs` as they are now.
+    pub(super) fn settings(&self) -> Settings {
+        let some = |s: &String| (!s.is_empty()).then(|| s.clone());
+        Settings {
+            models: catalog::scan(&self.models.dirs),
+            default_model: some(&self.models.default),
+            aliases: self.models.aliases.clone(),
+            of_model: self.of_model(),
+            max_loaded: self.models.max_loaded.size(),
+            prefix_cache_bytes: self.engine.prefix_cache_mib.0 << 20,
+            quantum_ms: self.scheduler.quantum_ms.0,
+            background_share: self.scheduler.background_share.0,
+            queue_max: self.scheduler.queue_max.size(),
+            queue_max_per_uid: self.scheduler.queue_max_per_uid.size(),
+            queue_timeout_s: self.scheduler.queue_timeout_s.0,
+            deadline_s: self.scheduler.deadline_s.0,
+            max_tokens: u32::try_from(self.scheduler.max_tokens.0).unwrap_or(u32::MAX),
+            stall_timeout_s: self.api.stall_timeout_s.0,
+            rate: self.rate(),
+            rate_of_uid: self.rate_of_uid(),
+            admin_groups: self.daemon.admin_groups.clone(),
+        }
+    }
+
+    fn of_model(&self) -> BTreeMap<String, ModelSettings> {
+        let sampling = |s: &SamplingKeys| Sampling {
+            temperature: s.temperature.map(|x| x.0),
+            top_p: s.top_p.map(|x| x.0),
+            top_k: s.top_k.and_then(|n| u32::try_from(n.0).ok()),
+            min_p: s.min_p.map(|x| x.0),
+            repeat_penalty: s.repeat_penalty.map(|x| x.0),
+            ..Sampling::default()
+        };
+        let of_model = self.model.iter().map(|(id, keys)| {
+            let settings = ModelSettings {
+                n_ctx: keys.context.map(|n| n.size()),
+                kv: keys.kv_type.map(|name| name.0),
+                max_sequences: keys.max_sequences.map(|n| n.size()),
+                template: (!keys.template.as_os_str().is_empty()).then(|| keys.template.clone()),
+                sampling: sampling(&keys.sampling),
+            };
+            (id.clone(), settings)
+        });
+        of_model.collect()
+    }
+
+    fn rate(&self) -> Rate {
+        Rate { requests: self.limits.requests_per_minute.0, tokens: self.limits.tokens_per_minute.0 }
+    }
+
+    fn rate_of_uid(&self) -> BTreeMap<u32, Rate> {
+        let all = self.rate();
+        let of_uid = self.limits.uid.iter().map(|(uid, own)| {
+            let requests = own.requests_per_minute.map_or(all.requests, |n| n.0);
+            (uid.0, Rate { requests, tokens: own.tokens_per_minute.map_or(all.tokens, |n| n.0) })
+        });
+        of_uid.collect()
+    }
+}

@@ -1,0 +1,149 @@
+//! Reading the configuration again, without dropping a stream: by SIGHUP, or because an administrator asks at a door.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[cfg(any(feature = "dbus", feature = "http"))]
+use tokio::sync::watch;
+
+use super::catalog;
+use super::config::{Config, Place, Read};
+use super::daemon::tell;
+#[cfg(feature = "dbus")]
+use crate::door::dbus::SessionLimits;
+#[cfg(feature = "http")]
+use crate::door::http::HttpOptions;
+use crate::engine::{Code, Engine, Fault, Settings};
+use crate::os::user;
+
+/// What is told the new configuration.
+#[derive(Debug)]
+pub(super) struct Reloader {
+    place: Place,
+    /// What `--model` named.
+    model: Option<PathBuf>,
+    engine: Engine,
+    #[cfg(feature = "http")]
+    api: watch::Sender<HttpOptions>,
+    #[cfg(feature = "dbus")]
+    sessions: watch::Sender<SessionLimits>,
+    /// The configuration that holds.
+    read: Mutex<Arc<Read>>,
+}
+
+impl Reloader {
+    /// Of an engine that was started by `read`, from `place`.
+    pub(super) fn new(place: Place, read: Arc<Read>, model: Option<PathBuf>, engine: Engine) -> Self {
+        #[cfg(feature = "http")]
+        let (api, _) = watch::channel(super::api::options(&read.config));
+        #[cfg(feature = "dbus")]
+        let (sessions, _) = watch::channel(session_limits(&read.config));
+        Self {
+            place,
+            model,
+            engine,
+            #[cfg(feature = "http")]
+            api,
+            #[cfg(feature = "dbus")]
+            sessions,
+            read: Mutex::new(read),
+        }
+    }
+
+    /// What the socket's door is to look at.
+    #[cfg(feature = "http")]
+    pub(super) fn api(&self) -> watch::Receiver<HttpOptions> {
+        self.api.subscribe()
+    }
+
+    /// What the bus door is to look at.
+    #[cfg(feature = "dbus")]
+    pub(super) fn sessions(&self) -> watch::Receiver<SessionLimits> {
+        self.sessions.subscribe()
+    }
+
+    /// Reads the files again. What runs goes on; what can only hold from the next start is named in the log.
+    ///
+    /// # Errors
+    /// `invalid_config` with file, line and column: then everything stays as it is.
+    pub(super) fn reload(&self) -> Result<(), Fault> {
+        let mut states = vec![sd_notify::NotifyState::Reloading];
+        states.extend(sd_notify::NotifyState::monotonic_usec_now().ok());
+        tell(&states);
+        let done = self.place.read();
+        let done = done.map(|read| self.take(read)).map_err(|e| {
+            log::error!(message_id = "9f6ca81cb633493e84b6df6b0310bc37"; "the old configuration stays: {e}");
+            Fault::new(Code::InvalidConfig, e.to_string())
+        });
+        tell(&[sd_notify::NotifyState::Ready]);
+        done
+    }
+
+    fn take(&self, new: Read) {
+        // One at a time: two that came at once would mix.
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        log::set_max_level(new.config.daemon.log_level.filter());
+        let settings = settings(&new.config, self.model.as_ref());
+        warn_of(&new.config, &settings);
+        self.engine.reload(settings);
+        #[cfg(feature = "http")]
+        self.api.send_replace(super::api::options(&new.config));
+        #[cfg(feature = "dbus")]
+        self.sessions.send_replace(session_limits(&new.config));
+        for (key, when) in read.held_back(&new) {
+            log::warn!("{key} has changed: that holds from {when} on");
+        }
+        let old = &read.config.models.preload;
+        for id in new.config.models.preload.iter().filter(|id| !old.contains(id)) {
+            self.engine.preload(id, true);
+        }
+        log::info!(
+            message_id = "9f6ca81cb633493e84b6df6b0310bc37";
+            "configuration read again from {} files, {} models", new.files.len(), self.engine.models().len()
+        );
+        *read = Arc::new(new);
+    }
+}
+
+/// Bounds of sessions on the bus.
+#[cfg(feature = "dbus")]
+fn session_limits(config: &Config) -> SessionLimits {
+    let keys = &config.session;
+    SessionLimits { max: keys.max.size(), max_per_uid: keys.max_per_uid.size(), idle_s: keys.idle_s.0 }
+}
+
+/// What the engine is told of `config`; a `model` that was named by a flag is the default.
+pub(super) fn settings(config: &Config, model: Option<&PathBuf>) -> Settings {
+    let mut settings = config.settings();
+    if let Some(path) = model {
+        let model = catalog::file(path);
+        settings.models.retain(|m| m.id != model.id);
+        settings.default_model = Some(model.id.clone());
+        settings.models.push(model);
+    }
+    settings
+}
+
+/// Says what names nothing: a start fails by none of it, for a disk may come later.
+pub(super) fn warn_of(config: &Config, settings: &Settings) {
+    let models = &config.models;
+    for dir in models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir()) {
+        log::warn!("models.dirs: {}: no such folder", dir.display());
+    }
+    let unknown = |id: &&String| settings.models.iter().all(|m| m.id != **id);
+    for id in models.preload.iter().filter(unknown) {
+        log::warn!("models.preload: {id:?}: no such model in models.dirs");
+    }
+    if let Some(id) = settings.default_model.as_ref().filter(unknown) {
+        log::warn!("models.default = {id:?}: no such model in models.dirs");
+    }
+    for (alias, id) in models.aliases.iter().filter(|(_, id)| unknown(id)) {
+        log::warn!("models.aliases: {alias:?} = {id:?}: no such model in models.dirs");
+    }
+    for id in config.model.keys().filter(unknown) {
+        log::warn!("model.{id:?}: no such model in models.dirs");
+    }
+    for group in config.daemon.admin_groups.iter().filter(|group| user::group_id(group).is_none()) {
+        log::warn!("daemon.admin_groups: {group:?}: no such group");
+    }
+}

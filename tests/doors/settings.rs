@@ -1,0 +1,200 @@
+//! What a reload may change, in an engine that runs: names, bounds, and what a model has of its own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use sotto::base::Token;
+use sotto::engine::{
+    Code, Engine, Event, Fault, Message, ModelFile, ModelSettings, Options, Rate, Request, Role, Sampling,
+    Settings, Text, Tokenized,
+};
+use sotto::model::KvType;
+
+use super::batch::{answer, request, submit};
+use super::support::{Folder, stories};
+
+fn file(id: &str, path: &Path) -> ModelFile {
+    ModelFile { id: id.into(), path: path.into() }
+}
+
+/// Settings with the small model as `one` and what it has of its own.
+fn settings(own: ModelSettings) -> Settings {
+    Settings {
+        models: vec![file("one", &stories())],
+        of_model: BTreeMap::from([("one".into(), own)]),
+        ..Settings::default()
+    }
+}
+
+fn engine(settings: Settings) -> Engine {
+    let options = Options { threads: 1, n_ctx: 400, ..Options::default() };
+    Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap()
+}
+
+fn tokens(n: u32) -> Vec<Token> {
+    (0..n).map(|t| Token(3 + t % 90)).collect()
+}
+
+/// Why a request failed.
+fn refusal(events: &Receiver<Event>) -> Fault {
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {
+            Event::Failed(fault) => return fault,
+            Event::Done(done) => panic!("{done:?}"),
+            _ => {}
+        }
+    }
+}
+
+/// What a conversation of one message becomes.
+fn prompt(engine: &Engine, text: &str) -> Result<String, Fault> {
+    let (tell, told) = channel();
+    let chat = Text::Chat(vec![Message { role: Role::User, content: text.into() }]);
+    engine
+        .tokenize(1, None, chat, move |tokenized: Result<Tokenized, Fault>| tell.send(tokenized).unwrap())
+        .unwrap();
+    told.recv_timeout(Duration::from_secs(60)).unwrap().map(|tokenized| tokenized.prompt.unwrap())
+}
+
+#[test]
+fn a_reload_finds_new_models_and_keeps_the_loaded_ones() {
+    let folder = Folder::new();
+    let two = folder.join("two.gguf");
+    std::fs::copy(stories(), &two).unwrap();
+    let engine = engine(settings(ModelSettings::default()));
+    let ids = || engine.models().into_iter().map(|info| info.id).collect::<Vec<_>>();
+    let named = |name: &str| engine.resolve(Some(name));
+    assert_eq!((ids(), named("mine"), named("embed")), (vec!["one".into()], None, Some("one".into())));
+    answer(&submit(&engine, request(1, 1, &tokens(5), 3, true)).1);
+    let header = engine.models()[0].header.clone();
+    assert!(header.is_some());
+
+    let aliases = [("mine", "two"), ("fast", "two"), ("lost", "three")];
+    let aliases: BTreeMap<String, String> = aliases.map(|(name, id)| (name.into(), id.into())).into();
+    engine.reload(Settings {
+        models: vec![file("two", &two)],
+        default_model: Some("two".into()),
+        aliases,
+        ..Settings::default()
+    });
+    assert_eq!(ids(), ["one", "two"], "what is loaded stays");
+    assert_eq!(engine.models()[0].header, header);
+    assert_eq!((named("mine"), named("fast"), named("lost")), (Some("two".into()), Some("two".into()), None));
+    assert_eq!((named("default"), engine.resolve(None)), (Some("two".into()), Some("two".into())));
+    assert_eq!(engine.aliases(), ["default", "embed", "fast", "lost", "mine"]);
+    let by_alias = Request { model: Some("mine".into()), ..request(2, 1, &tokens(5), 3, true) };
+    assert_eq!(answer(&submit(&engine, by_alias).1).1.model, "two");
+    assert_eq!(ids(), ["one", "two"], "one is not loaded any more, but a reload has to say that it is gone");
+    engine.reload(settings(ModelSettings::default()));
+    assert_eq!(ids(), ["one", "two"]);
+    let one = Request { model: Some("one".into()), ..request(3, 1, &tokens(5), 3, true) };
+    answer(&submit(&engine, one).1);
+    engine.reload(settings(ModelSettings::default()));
+    assert_eq!((ids(), named("two")), (vec!["one".into()], None));
+    let gone = Request { model: Some("two".into()), ..request(4, 1, &tokens(5), 3, true) };
+    assert_eq!(refusal(&submit(&engine, gone).1).code, Code::UnknownModel);
+}
+
+#[test]
+fn a_model_has_bounds_and_defaults_of_its_own() {
+    let sampling = Sampling { temperature: Some(0.0), ..Sampling::default() };
+    let own = ModelSettings {
+        n_ctx: Some(100),
+        kv: Some(KvType::F32),
+        max_sequences: Some(1),
+        sampling: sampling.clone(),
+        ..ModelSettings::default()
+    };
+    let engine = engine(settings(own.clone()));
+    let long = refusal(&submit(&engine, request(1, 1, &tokens(100), 1, true)).1);
+    assert_eq!(
+        (long.code, long.room.map(|room| (room.need, room.have))),
+        (Code::ContextTooLong, Some((101, 100)))
+    );
+    assert_eq!(engine.models()[0].header.as_ref().map(|header| header.n_ctx), Some(100));
+    // Each seed would draw something else.
+    let drawn = |id: u128, temperature| {
+        let mut request = request(id, 1, &tokens(20), 40, true);
+        request.sampling =
+            Sampling { seed: Some(id as u64), min_tokens: 40, temperature, ..Sampling::default() };
+        submit(&engine, request)
+    };
+    let all: Vec<_> = (10..14).map(|id| drawn(id, None)).collect();
+    let texts: Vec<String> = all.iter().map(|(_, events)| answer(events).0).collect();
+    assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
+    assert_ne!(answer(&drawn(14, Some(1.5)).1).0, texts[0], "what a request says goes first");
+    let hot = Sampling { temperature: Some(1.5), ..Sampling::default() };
+    engine.reload(settings(ModelSettings { sampling: hot, n_ctx: Some(50), ..own }));
+    assert_ne!(answer(&drawn(15, None).1).0, texts[0], "defaults hold at once");
+    assert_eq!(answer(&submit(&engine, request(16, 1, &tokens(60), 2, true)).1).1.usage.completion_tokens, 2);
+}
+
+#[test]
+fn a_template_may_come_from_a_file() {
+    let folder = Folder::new();
+    let own = |template| settings(ModelSettings { template: Some(template), ..ModelSettings::default() });
+    let template = folder.write("chat.jinja", "Q: {{ messages[0]['content'] }}\nA:");
+    assert_eq!(prompt(&engine(own(template)), "why").unwrap(), "Q: why\nA:");
+    for (name, text, words) in [
+        ("absent.jinja", None, "No such file"),
+        ("long.jinja", Some("x".repeat((1 << 18) + 1)), "at most 262144 are read"),
+    ] {
+        let path = folder.join(name);
+        text.into_iter().for_each(|text| drop(folder.write(name, text)));
+        let fault = prompt(&engine(own(path.clone())), "why").unwrap_err();
+        assert_eq!(fault.code, Code::LoadFailed);
+        let told = [path.display().to_string(), words.into()];
+        assert!(told.iter().all(|word| fault.message.contains(word.as_str())), "{}", fault.message);
+    }
+}
+
+#[test]
+fn the_prefix_cache_follows_its_bound() {
+    let engine = engine(settings(ModelSettings::default()));
+    let mut id = 0;
+    let mut cached = || {
+        id += 1;
+        answer(&submit(&engine, request(id, 1, &tokens(200), 1, true)).1).1.usage.cached_tokens
+    };
+    let bound = |bytes| {
+        engine.reload(Settings { prefix_cache_bytes: bytes, ..settings(ModelSettings::default()) });
+    };
+    assert_eq!((cached(), cached()), (0, 192));
+    bound(0);
+    assert_eq!((cached(), cached()), (0, 0));
+    bound(1 << 30);
+    assert_eq!((cached(), cached()), (0, 192));
+}
+
+#[test]
+fn a_uid_has_so_much_of_a_minute() {
+    let rate = Rate { requests: 2, tokens: 0 };
+    let rate_of_uid = BTreeMap::from([(5, Rate { requests: 0, tokens: 3 })]);
+    let engine = engine(Settings { rate, rate_of_uid, ..settings(ModelSettings::default()) });
+    let asked = |id: u128, uid| {
+        let (sink, events) = channel();
+        let sink = super::batch::Events(sink);
+        let handle = engine.submit(request(id, uid, &tokens(20), 10, true), Box::new(sink));
+        handle.map(|handle| (handle, events))
+    };
+    // Root as everybody else.
+    for uid in [0, 1] {
+        let both = [asked(1, uid).unwrap(), asked(2, uid).unwrap()];
+        let over = asked(3, uid).unwrap_err();
+        assert_eq!(over.code, Code::RateLimited);
+        assert!((1..=30_000).contains(&over.retry_after_ms.unwrap()), "{over:?}");
+        assert_eq!(engine.requests_left(uid).map(|left| (left.limit, left.remaining)), Some((2, 0)));
+        both.iter().for_each(|(_, events)| drop(answer(events)));
+    }
+    // 20 tokens of the prompt and 10 of the answer are those of ten minutes.
+    answer(&asked(4, 5).unwrap().1);
+    assert_eq!(engine.requests_left(5), None);
+    let over = asked(5, 5).unwrap_err();
+    assert!(over.code == Code::RateLimited && over.message.contains("limits.tokens_per_minute"), "{over:?}");
+    engine.reload(settings(ModelSettings::default()));
+    for uid in [0, 1, 5] {
+        answer(&asked(6, uid).unwrap().1);
+    }
+}
