@@ -120,7 +120,7 @@ fn start(args: &Args) -> Result<(), Stop> {
         .map_err(|f| Stop::internal(format_args!("the engine does not start: {}", f.message)))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
-    let reloader = Reloader::new(place, read.clone(), args.model.clone(), engine.clone());
+    let reloader = Arc::new(Reloader::new(place, read.clone(), args.model.clone(), engine.clone()));
     runtime.block_on(serve(args, config, engine, &reloader, &preload))
 }
 
@@ -128,7 +128,7 @@ async fn serve(
     args: &Args,
     config: &Config,
     engine: Engine,
-    reloader: &Reloader,
+    reloader: &Arc<Reloader>,
     preload: &[String],
 ) -> Result<(), Stop> {
     #[cfg(feature = "http")]
