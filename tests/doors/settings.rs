@@ -136,7 +136,11 @@ fn a_template_may_come_from_a_file() {
     let folder = Folder::new();
     let own = |template| settings(ModelSettings { template: Some(template), ..ModelSettings::default() });
     let template = folder.write("chat.jinja", "Q: {{ messages[0]['content'] }}\nA:");
-    assert_eq!(prompt(&engine(own(template)), "why").unwrap(), "Q: why\nA:");
+    assert_eq!(
+        prompt(&engine(own(template)), "why").unwrap(),
+        "<s> Q: why\nA:",
+        "the begin token is the model's habit"
+    );
     for (name, text, words) in [
         ("absent.jinja", None, "No such file"),
         ("long.jinja", Some("x".repeat((1 << 18) + 1)), "at most 262144 are read"),
