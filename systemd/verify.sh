@@ -90,4 +90,12 @@ grep -qxF "Name=$name" "$activation" || out="$activation: no line Name=$name, wh
 grep -qxF 'SystemdService=sottod.service' "$activation" || out="$out $activation: no line SystemdService=sottod.service"
 report "dbus/org.sotto.Sotto1.service" "$out"
 
+# What the daemon asks polkit about and what the policy names are the same actions.
+policy=$here/polkit/org.sotto.policy
+asked=$(sed -n 's/.*=> "\(org\.sotto\.[a-z-]*\)",/\1/p' "$here/../src/door/dbus/polkit.rs" | sort)
+named=$(sed -n 's/.*<action id="\([^"]*\)">/\1/p' "$policy" | sort)
+out=
+[ -n "$asked" ] && [ "$asked" = "$named" ] || out="$policy names $named, the daemon asks about $asked"
+report "polkit/org.sotto.policy" "$out"
+
 exit "$failed"

@@ -10,16 +10,16 @@ use super::{Finding, Tree, finding};
 /// The pages' side is read from code spans: a route is a path that stands alone, a method is written `Name(…)`, a key
 /// is dotted, a flag opens its span. Prose and examples may therefore mention other programs freely.
 pub(crate) fn docs(tree: &Tree) -> Vec<Finding> {
-    let surfaces: [(&str, &str, Names, Names); 4] = [
-        ("src/door/http", "docs/http.md", routes_in_code, routes_in_page),
-        ("src/door/dbus", "docs/dbus.md", methods_in_code, methods_in_page),
-        ("src/app/config", "docs/config.md", keys_in_code, keys_in_page),
-        ("src/app/", "docs/cli.md", flags_in_code, flags_in_page),
+    let surfaces: [(&str, &str, &str, Names, Names); 4] = [
+        ("src/door/http", ".rs", "docs/http.md", routes_in_code, routes_in_page),
+        ("proto/", ".xml", "docs/dbus.md", methods_in_file, methods_in_page),
+        ("src/app/config", ".rs", "docs/config.md", keys_in_code, keys_in_page),
+        ("src/app/", ".rs", "docs/cli.md", flags_in_code, flags_in_page),
     ];
     let mut found = Vec::new();
-    for (source, page, in_code, in_page) in surfaces {
+    for (source, extension, page, in_code, in_page) in surfaces {
         let mut code = BTreeSet::new();
-        for (path, text) in tree.texts(source, ".rs") {
+        for (path, text) in tree.texts(source, extension) {
             code.extend(in_code(text).into_iter().map(|name| (name, path)));
         }
         if code.is_empty() {
@@ -74,46 +74,17 @@ fn is_camel(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().any(|c| c.is_ascii_lowercase())
 }
 
-/// Functions at the first level of an `impl` block under an `interface` attribute, by their name on the bus; those
-/// that are properties or signals are members of the bus as well, but not methods.
-fn methods_in_code(text: &str) -> BTreeSet<String> {
-    let rust = Rust::lex(text);
+/// Methods of the interface file; what stands there under "since: later" is not served.
+fn methods_in_file(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for (at, _) in rust.code[..rust.tests].match_indices("interface(") {
-        let Some(open) = rust.code[at..].find('{').map(|n| at + n) else { continue };
-        let head = &rust.code[at..open];
-        if !rust.code[..at].trim_end_matches("zbus::").ends_with("#[")
-            || !words(head).any(|(_, w)| w == "impl")
+    let mut later = false;
+    for part in text.split('<') {
+        if part.starts_with("!--") {
+            later |= part.trim_start_matches("!--").trim_start().starts_with("since: later");
+        } else if let Some(name) = part.strip_prefix("method name=\"").and_then(|rest| rest.split('"').next())
+            && !std::mem::take(&mut later)
         {
-            continue;
-        }
-        let (mut depth, mut item) = (0, open);
-        for (n, c) in rust.code[open..].char_indices() {
-            match c {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            if depth == 1 && (c == '}' || c == ';') {
-                item = open + n; // the next item's attributes start here
-            }
-            if depth == 0 {
-                break;
-            }
-            let opens = depth == 2 && c == '{';
-            let head = &rust.code[item..open + n];
-            let mut list = words(head).map(|(_, word)| word).skip_while(|word| *word != "fn").skip(1);
-            let Some(name) = list.next().filter(|_| opens) else { continue };
-            if words(head).any(|(_, word)| word == "property" || word == "signal") {
-                continue;
-            }
-            let named =
-                rust.strings.iter().find(|(at, text)| (item..open + n).contains(at) && is_camel(text));
-            let camel = |word: &str| word[..1].to_ascii_uppercase() + &word[1..];
-            names.insert(named.map_or_else(
-                || name.split('_').filter(|word| !word.is_empty()).map(camel).collect(),
-                |(_, text)| text.clone(),
-            ));
+            names.insert(name.to_owned());
         }
     }
     names

@@ -270,17 +270,15 @@ fn routes_stand_in_their_page() {
 #[test]
 fn methods_stand_in_their_page() {
     let code = (
-        "src/door/dbus/manager.rs",
-        "#[zbus::interface(name = \"org.sotto.Sotto1.Manager\")]\nimpl Manager {\n\
-         /// Says it.\n async fn start_generation(&self) -> u8 { if x { y() } 0 }\n\
-         #[zbus(name = \"SetURL\")] fn url(&self) {}\n\
-         #[zbus(property)] fn version(&self) -> u32 { 1 }\n\
-         #[zbus(signal)] async fn gone() -> R;\n fn last(&self) {}\n}\nimpl Manager { fn private() {} }\n",
+        "proto/x.xml",
+        "<node><interface name=\"a\"><!-- since: 1 --><method name=\"StartGeneration\"><arg type=\"s\"/></method>\
+         <method name=\"SetURL\"/><!-- since: later --><method name=\"Gone\"/><property name=\"Version\"/>\
+         <method name=\"Last\"/></interface></node>",
     );
     refuses(
         docs,
         &[code, ("docs/dbus.md", "`SetURL()` `StartGeneration(s input)`\n")],
-        "src/door/dbus/manager.rs:1 `Last`",
+        "proto/x.xml:1 `Last`",
     );
     let page = "`SetURL()` `StartGeneration(s)` `Last()`";
     refuses(
