@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 #[cfg(feature = "dbus")]
 use tokio::time::timeout;
@@ -17,7 +17,7 @@ use super::config::{BusName, Enable};
 use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
-use crate::engine::Engine;
+use crate::engine::{Engine, Fault, Mock};
 use crate::os;
 
 /// Longest wait for running generations after SIGTERM.
@@ -45,6 +45,10 @@ struct Args {
     /// Model file to load after the start and to answer with by default
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Answer without a model, with what is known beforehand, to test clients: tokens_per_s=N, prefill_tokens_per_s=N,
+    /// load_ms=N, fail=CODE@N, fail_after=N, separated by commas
+    #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, default_missing_value = "", conflicts_with = "model")]
+    mock: Option<String>,
     /// Socket to listen on, instead of the configured one
     #[cfg(feature = "http")]
     #[arg(long, value_name = "PATH")]
@@ -66,6 +70,12 @@ impl Stop {
     fn internal(message: impl std::fmt::Display) -> Self {
         Self(EXIT_INTERNAL, message.to_string())
     }
+}
+
+/// The definition of all flags, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Runs the daemon until a signal; returns the exit code.
@@ -113,6 +123,13 @@ fn start(args: &Args) -> Result<(), Stop> {
         options.default_model = Some(model.id.clone());
         preload.insert(0, model.id.clone());
         options.models.push(model);
+    }
+    if let Some(behaviour) = &args.mock {
+        let mock = behaviour.parse().map_err(|f: Fault| Stop::usage(format!("--mock: {}", f.message)))?;
+        options.mock = Some(mock);
+        options.models = Mock::models();
+        options.default_model = options.models.first().map(|m| m.id.clone());
+        log::warn!("--mock: there is no model, answers repeat what was asked");
     }
     for dir in config.models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir())
     {

@@ -8,9 +8,12 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
+use super::mock::Play;
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
-use super::{Admitted, Code, Effort, Event, Fault, Input, Message, ModelHeader, ModelState, Request, Sink};
+use super::{
+    Admitted, Code, Effort, Event, Fault, Input, Message, Mock, ModelHeader, ModelState, Request, Sink,
+};
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX};
 use crate::format::{self, Checkpoint};
@@ -30,6 +33,8 @@ pub(super) struct Loaded {
     /// As the file has it, or its packed form.
     pub model: Arc<Model>,
     pub tokenizer: Tokenizer,
+    /// What it does, if it is one of a mock.
+    pub play: Option<Play>,
 }
 
 impl Loaded {
@@ -53,6 +58,12 @@ impl Loaded {
         Self::new(key, id, path, format::open(path)?)
     }
 
+    /// One of a mock's.
+    fn mock(key: ModelKey, id: &str, mock: Mock) -> Result<Self, ModelError> {
+        let loaded = Self::new(key, id, Path::new(id), Mock::checkpoint(id)?)?;
+        Ok(Self { play: Some(Play::new(id, mock)), ..loaded })
+    }
+
     fn new(key: ModelKey, id: &str, path: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
@@ -67,7 +78,7 @@ impl Loaded {
         // A value that is no text is refused here, not when somebody asks.
         let template = model.checkpoint().str(CHAT_TEMPLATE)?;
         let tokenizer = tokenizer.with_template(template.unwrap_or_default());
-        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer })
+        Ok(Self { key, id: id.into(), path: path.into(), model: Arc::new(model), tokenizer, play: None })
     }
 
     /// The source of its chat template.
@@ -315,7 +326,12 @@ impl Admission {
         self.shared.set_state(&id, ModelState::Loading);
         let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
         self.n_opened = self.n_opened.wrapping_add(1);
-        match Loaded::open(ModelKey(self.n_opened), &id, &path, self.shared.cache()) {
+        let key = ModelKey(self.n_opened);
+        let opened = match self.shared.options.mock {
+            Some(mock) => Loaded::mock(key, &id, mock),
+            None => Loaded::open(key, &id, &path, self.shared.cache()),
+        };
+        match opened {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

@@ -1,6 +1,6 @@
 //! The engine as doors see it: submit, cancel, look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
 use super::metrics::lock;
 use super::run::{Command, Runner};
-use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
+use super::watch::{Progress, Watched};
+use super::{Code, Fault, GenerationId, Metrics, Mock, Request, Sink};
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
@@ -70,6 +71,8 @@ pub struct Options {
     /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
     /// templates that are trusted.
     pub renderer: Option<PathBuf>,
+    /// How all models behave, if they are those of a mock ([`Mock::models`]).
+    pub mock: Option<Mock>,
 }
 
 impl Default for Options {
@@ -95,6 +98,7 @@ impl Default for Options {
             max_tokens: 0,
             stall_timeout_s: 30,
             renderer: None,
+            mock: None,
         }
     }
 }
@@ -204,10 +208,12 @@ pub struct Status {
 }
 
 /// What a caller and the engine share about one request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Live {
     cancel: AtomicBool,
     drained: AtomicBool,
+    /// How far it is.
+    pub progress: Progress,
 }
 
 impl Live {
@@ -257,13 +263,6 @@ impl Drop for Handle {
     }
 }
 
-/// A generation that can be cancelled by its id.
-#[derive(Debug)]
-struct LiveEntry {
-    uid: u32,
-    live: Arc<Live>,
-}
-
 /// A model of the catalogue.
 #[derive(Debug)]
 struct Entry {
@@ -288,7 +287,8 @@ pub(super) struct Shared {
     pub options: Options,
     pub kernels: &'static Kernels,
     catalogue: Mutex<BTreeMap<String, Entry>>,
-    live: Mutex<BTreeMap<String, LiveEntry>>,
+    /// Generations under way, by their ids.
+    live: Mutex<BTreeMap<String, Arc<Live>>>,
     /// Requests and texts of each uid that wait to be read.
     admitting: Mutex<BTreeMap<u32, usize>>,
     /// Requests waiting, by class.
@@ -313,7 +313,7 @@ impl Shared {
         self.options.cache.as_ref().filter(|_| used)
     }
 
-    fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Live>>> {
         lock(&self.live)
     }
 
@@ -475,9 +475,12 @@ impl Engine {
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let (id, uid) = (request.id.clone(), request.caller.uid);
         self.enter(uid)?;
-        let live = Arc::new(Live::default());
-        let submission = Submission { request, sink, live: live.clone(), submitted_us: clock::now_us() };
-        self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
+        let submitted_us = clock::now_us();
+        let progress = Progress::new(id.clone(), uid, request.class, submitted_us);
+        let live =
+            Arc::new(Live { cancel: AtomicBool::new(false), drained: AtomicBool::new(false), progress });
+        let submission = Submission { request, sink, live: live.clone(), submitted_us };
+        self.shared.live().insert(id.as_str().to_owned(), live.clone());
         let handle = Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() };
         self.send(uid, ToAdmit::Submit(Box::new(submission)))?;
         Ok(handle)
@@ -514,8 +517,8 @@ impl Engine {
     /// True if a live generation was found.
     pub fn cancel(&self, id: &GenerationId, uid: u32) -> bool {
         let found = match self.shared.live().get(id.as_str()) {
-            Some(entry) if uid == 0 || entry.uid == uid => {
-                entry.live.cancel.store(true, Ordering::Release);
+            Some(live) if uid == 0 || live.progress.uid() == uid => {
+                live.cancel.store(true, Ordering::Release);
                 true
             }
             _ => false,
@@ -555,6 +558,15 @@ impl Engine {
             queue_background: background,
             active_generations: self.shared.active.load(Ordering::Relaxed),
         }
+    }
+
+    /// The requests of `uid` that are under way, all of them for uid 0; and of how many uids there are any.
+    #[must_use]
+    pub fn watch(&self, uid: u32) -> (Vec<Watched>, usize) {
+        let (live, now) = (self.shared.live(), clock::now_us());
+        let uids: BTreeSet<u32> = live.values().map(|live| live.progress.uid()).collect();
+        let own = live.values().filter(|live| uid == 0 || live.progress.uid() == uid);
+        (own.map(|live| live.progress.look(now)).collect(), uids.len())
     }
 
     /// Whether it answers.
@@ -637,8 +649,8 @@ impl Engine {
 
     /// Cancels everything that still runs or waits.
     pub fn cancel_all(&self) {
-        for entry in self.shared.live().values() {
-            entry.live.cancel.store(true, Ordering::Release);
+        for live in self.shared.live().values() {
+            live.cancel.store(true, Ordering::Release);
         }
         drop(self.commands.send(Command::Look));
     }

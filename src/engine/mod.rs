@@ -11,6 +11,7 @@ mod handle;
 mod load;
 mod machine;
 mod metrics;
+mod mock;
 mod perplexity;
 mod prefix;
 mod ready;
@@ -20,6 +21,7 @@ mod scheduler;
 mod solo;
 mod speed;
 mod tuning;
+mod watch;
 
 pub use admit::{Text, Tokenized};
 pub use event::{
@@ -29,7 +31,9 @@ pub use event::{
 pub use handle::{Engine, Handle, ModelFile, ModelHeader, ModelInfo, ModelState, Options, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
+pub use mock::Mock;
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use request::{Caller, Class, Door, Effort, GenerationId, Input, Message, Request, Role, Sampling};
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};
+pub use watch::{Stage, Watched};

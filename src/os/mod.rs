@@ -7,4 +7,5 @@ pub mod map;
 pub mod pages;
 pub mod process;
 pub mod socket;
+pub mod thermal;
 pub mod thread;

@@ -10,6 +10,7 @@ mod metrics;
 mod openai;
 mod routes;
 mod socket;
+mod status;
 mod stream;
 
 use std::collections::HashMap;
