@@ -7,7 +7,11 @@
     reason = "a test that cannot go on stops, and says what it skips, also in its helpers"
 )]
 
+mod examples;
 mod mock;
+#[path = "../../docs/man/pages.rs"]
+mod pages;
+mod read;
 mod screens;
 #[path = "../support/mod.rs"]
 mod support;
