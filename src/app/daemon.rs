@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 #[cfg(feature = "dbus")]
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use super::{EXIT_INTERNAL, EXIT_USAGE, journal};
 use crate::door::admins::Admins;
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions, LogTarget, Reload};
-use crate::engine::Engine;
+use crate::engine::{Engine, Fault, Mock};
 use crate::os;
 
 /// Longest wait for running generations after SIGTERM.
@@ -49,6 +49,10 @@ struct Args {
     /// Model file to load after the start and to answer with by default
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Answer without a model, with what is known beforehand, to test clients: tokens_per_s=N, prefill_tokens_per_s=N,
+    /// load_ms=N, fail=CODE@N, fail_after=N, separated by commas
+    #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, default_missing_value = "", conflicts_with = "model")]
+    mock: Option<String>,
     /// Socket to listen on, instead of the configured one
     #[cfg(feature = "http")]
     #[arg(long, value_name = "PATH")]
@@ -70,6 +74,12 @@ impl Stop {
     fn internal(message: impl std::fmt::Display) -> Self {
         Self(EXIT_INTERNAL, message.to_string())
     }
+}
+
+/// The definition of all flags, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Runs the daemon until a signal; returns the exit code.
@@ -112,11 +122,18 @@ fn start(args: &Args) -> Result<(), Stop> {
     if let Some(path) = args.model.as_ref().filter(|path| !path.exists()) {
         return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
     }
-    let settings = reload::settings(config, args.model.as_ref());
+    let mut settings = reload::settings(config, args.model.as_ref());
     reload::warn_of(config, &settings);
     let mut preload = config.models.preload.clone();
     if args.model.is_some() {
         preload.splice(0..0, settings.default_model.clone());
+    }
+    if let Some(behaviour) = &args.mock {
+        let mock = behaviour.parse().map_err(|f: Fault| Stop::usage(format!("--mock: {}", f.message)))?;
+        options.mock = Some(mock);
+        settings.models = Mock::models();
+        settings.default_model = settings.models.first().map(|m| m.id.clone());
+        log::warn!("--mock: there is no model, answers repeat what was asked");
     }
     let engine = Engine::start(kernels, options, settings)
         .map_err(|f| Stop::internal(format_args!("the engine does not start: {}", f.message)))?;

@@ -7,7 +7,7 @@ use std::pin::pin;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -81,6 +81,8 @@ pub enum ClientEvent {
     },
     /// A piece of the answer.
     Text(String),
+    /// The end of a load: the `loaded` event as it stands.
+    Loaded(Value),
     /// The end: the `done` event as it stands.
     Done(Value),
     /// The end: it failed; the `error` event as it stands.
@@ -100,6 +102,7 @@ impl ClientEvent {
             Some("loading") => Self::Loading { done: number("done"), total: number("total") },
             Some("prefill") => Self::Prefill { done: number("done"), total: number("total") },
             Some("token") => Self::Text(text("text")),
+            Some("loaded") => Self::Loaded(event),
             Some("done") => Self::Done(event),
             Some("error") => Self::Error(event),
             _ => Self::Unknown,
@@ -137,6 +140,39 @@ impl Client {
             .await
     }
 
+    /// Loads a model by its id or alias and keeps it; the last event is [`ClientEvent::Loaded`] or
+    /// [`ClientEvent::Error`].
+    ///
+    /// # Errors
+    /// As of [`Self::generate`].
+    pub async fn load(
+        &self,
+        model: &str,
+        on_event: &mut dyn FnMut(ClientEvent) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let path = format!("/sotto/v1/models/{}/load", percent_encoded(model));
+        self.call(Method::POST, &path, Bytes::new(), async |answer| events(answer, on_event).await).await
+    }
+
+    /// Lets go of a model by its id or alias; with `force` also while it answers.
+    ///
+    /// # Errors
+    /// As of [`Self::get`]: `model_busy` while it answers.
+    pub async fn unload(&self, model: &str, force: bool) -> Result<(), ClientError> {
+        let query = if force { "?force=true" } else { "" };
+        let path = format!("/sotto/v1/models/{}/unload{query}", percent_encoded(model));
+        self.call(Method::POST, &path, Bytes::new(), collect).await.map(drop)
+    }
+
+    /// Cancels a generation of this user's; one that has ended, or never was, is no error.
+    ///
+    /// # Errors
+    /// As of [`Self::get`]: `unknown_object` for what is no id.
+    pub async fn cancel(&self, id: &str) -> Result<(), ClientError> {
+        let path = format!("/sotto/v1/generations/{}", percent_encoded(id));
+        self.call(Method::DELETE, &path, Bytes::new(), collect).await.map(drop)
+    }
+
     /// Gets `path`, such as `/v1/models`.
     ///
     /// # Errors
@@ -171,7 +207,14 @@ impl Client {
     }
 }
 
-/// Sends a request; an answer but 200 becomes the error that it tells.
+/// `text` as a part of a path.
+#[must_use]
+pub fn percent_encoded(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// Sends a request; an answer that is no success becomes the error that it tells.
 async fn ask(
     sender: &mut SendRequest<Full<Bytes>>,
     method: Method,
@@ -186,7 +229,7 @@ async fn ask(
     request.headers_mut().insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("sotto"));
     let response = sender.send_request(request).await?;
     let status = response.status();
-    if status == StatusCode::OK {
+    if status.is_success() {
         return Ok(response);
     }
     let bytes = collect(response.into_body()).await?;
@@ -228,7 +271,8 @@ async fn events(
             if pending.ends_with(b"\n") {
                 let event = ClientEvent::parse(&pending)?;
                 pending.clear();
-                ended |= matches!(event, ClientEvent::Done(_) | ClientEvent::Error(_));
+                ended |=
+                    matches!(event, ClientEvent::Done(_) | ClientEvent::Loaded(_) | ClientEvent::Error(_));
                 if on_event(event).is_break() {
                     return Ok(());
                 }

@@ -8,12 +8,13 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
+use super::mock::Play;
 use super::models::{Asker, Wish};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
 use super::{
-    Admitted, Code, Effort, Event, Fault, Input, Message, ModelFile, ModelHeader, ModelSettings, Options,
-    Request, Sink,
+    Admitted, Code, Effort, Event, Fault, Input, Message, Mock, ModelFile, ModelHeader, ModelSettings,
+    Options, Request, Sink,
 };
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
@@ -44,6 +45,8 @@ pub(super) struct Loaded {
     pub max_sequences: usize,
     /// The chat template in place of its own.
     template: Option<String>,
+    /// What it does, if it is one of a mock.
+    pub play: Option<Play>,
 }
 
 impl Loaded {
@@ -69,6 +72,19 @@ impl Loaded {
             None => {}
         }
         new(format::open(path)?)
+    }
+
+    /// One of a mock's.
+    fn mock(
+        key: ModelKey,
+        file: &ModelFile,
+        options: &Options,
+        own: Option<&ModelSettings>,
+        n_ctx: Option<usize>,
+        mock: Mock,
+    ) -> Result<Self, ModelError> {
+        let loaded = Self::new(key, file, options, own, n_ctx, Mock::checkpoint(&file.id)?)?;
+        Ok(Self { play: Some(Play::new(&file.id, mock)), ..loaded })
     }
 
     fn new(
@@ -104,6 +120,7 @@ impl Loaded {
             kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
             max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
             template,
+            play: None,
             model: Arc::new(model),
         })
     }
@@ -412,8 +429,12 @@ impl Admission {
         self.n_opened = self.n_opened.wrapping_add(1);
         let file = ModelFile { id: id.clone(), path };
         let settings = self.shared.settings();
-        let own = settings.of_model.get(&id);
-        match Loaded::open(ModelKey(self.n_opened), &file, &self.shared.options, own, n_ctx) {
+        let (own, o, key) = (settings.of_model.get(&id), &self.shared.options, ModelKey(self.n_opened));
+        let opened = match o.mock {
+            Some(mock) => Loaded::mock(key, &file, o, own, n_ctx, mock),
+            None => Loaded::open(key, &file, o, own, n_ctx),
+        };
+        match opened {
             Ok(model) => {
                 let model = Arc::new(model);
                 self.shared.set_header(&id, &model);

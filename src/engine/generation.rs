@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::admit::Loaded;
 use super::handle::Live;
+use super::mock::{Play, Script};
 use super::run::Job;
 use super::scheduler::Micros;
 use super::{
@@ -54,6 +55,8 @@ pub(super) struct Generation {
     bytes: Vec<u8>,
     utf8: Utf8Stream,
     stops: StopFilter,
+    /// What is said in place of the model's own word.
+    script: Option<Script>,
     /// Events that the sink had no room for.
     pending: VecDeque<Event>,
     sent: bool,
@@ -88,6 +91,8 @@ impl Generation {
         // Any number will do where the kernel gives none: it is told in `done.seed`.
         let seed =
             request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
+        live.progress.queued(&model.id, tokens.len(), clock::now_us());
+        let script = model.play.as_ref().map(Play::script);
         Self {
             live,
             model,
@@ -112,6 +117,7 @@ impl Generation {
             logprob: 0.0,
             bytes: Vec::with_capacity(64),
             utf8: Utf8Stream::default(),
+            script,
             pending: VecDeque::new(),
             sent: false,
             submitted: submitted_us,
@@ -126,6 +132,7 @@ impl Generation {
     /// It has a place now.
     pub(super) fn started(&mut self, now: Micros) {
         self.start = Some(now);
+        self.live.progress.placed(now);
         self.metrics.queue_wait.observe(now.saturating_sub(self.submitted));
         self.position = None;
         self.make_chain();
@@ -162,6 +169,12 @@ impl Generation {
         self.n_drawn
     }
 
+    /// Why it is refused, or ends where it is, for a reason of a mock.
+    pub(super) fn played_fault(&self, begun: bool) -> Option<Fault> {
+        let script = self.script.as_ref()?;
+        if begun { script.breaks(self.n_drawn) } else { script.refusal() }
+    }
+
     pub(super) fn uid(&self) -> u32 {
         self.request.caller.uid
     }
@@ -188,6 +201,7 @@ impl Generation {
     /// Its model is ready, and it begins with `n` tokens from the prefix cache.
     pub(super) fn begun(&mut self, n: usize, now: Micros) {
         self.n_kept = n;
+        self.live.progress.begun(n, now);
         if self.loaded.is_none() {
             self.loaded = Some(now);
             self.told_us = 0;
@@ -204,6 +218,7 @@ impl Generation {
     /// It keeps `n` tokens more; tells the caller of the prompt, at the end of it and `every` so often.
     pub(super) fn stepped(&mut self, n: usize, now: Micros, every: Micros) {
         self.n_kept += n;
+        self.live.progress.keeps(self.n_kept, now);
         let read = self.n_kept.min(self.n_prompt);
         if self.n_prefilled >= read {
             return;
@@ -228,7 +243,8 @@ impl Generation {
     /// Draws the next token; `None` if no logit is finite. Rows behind the vocabulary, to which some models are
     /// padded, are no tokens.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
-        let logits = &logits[..self.model.tokenizer.n_vocab()];
+        let played = self.script.as_ref().map(|s| s.logits(&self.tokens[..self.n_prompt], self.n_drawn));
+        let logits = &played.as_deref().unwrap_or(logits)[..self.model.tokenizer.n_vocab()];
         let may_end = self.n_drawn >= self.request.sampling.min_tokens as usize;
         let token = self.chain.as_mut()?.sample(logits, may_end)?;
         if let Some(n) = self.request.sampling.logprobs {
@@ -243,6 +259,7 @@ impl Generation {
             return Some(StopDetail::Eos);
         }
         self.n_drawn += 1;
+        self.live.progress.wrote(self.n_drawn, now);
         self.tokens.push(token);
         self.metrics.completion.add(1);
         if let Some(last) = self.last_token.replace(now) {

@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
 use super::catalogue::{Entry, STANDING_ALIASES};
+use super::changes::Watchers;
 use super::metrics::lock;
 use super::models::{Asker, ToUnload};
 use super::rate::Rates;
 use super::run::{Command, Runner};
-use super::watch::Watchers;
+use super::watch::{Progress, Watched};
 use super::{
-    Code, Fault, GenerationId, LoadRequest, Metrics, ModelInfo, ModelState, Options, Request, RequestsLeft,
-    Settings, Sink,
+    Class, Code, Fault, GenerationId, LoadRequest, Metrics, ModelInfo, ModelState, Options, Request,
+    RequestsLeft, Settings, Sink,
 };
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
@@ -70,10 +71,14 @@ pub struct Status {
 }
 
 /// What a caller and the engine share about one request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Live {
     cancel: AtomicBool,
     drained: AtomicBool,
+    /// It is a generation, no load.
+    generates: bool,
+    /// How far it is.
+    pub progress: Progress,
 }
 
 impl Live {
@@ -128,13 +133,6 @@ impl Drop for Handle {
     }
 }
 
-/// A generation that can be cancelled by its id.
-#[derive(Debug)]
-struct LiveEntry {
-    uid: u32,
-    live: Arc<Live>,
-}
-
 /// The engine's progress as it was last seen to change.
 #[derive(Debug)]
 struct Seen {
@@ -153,7 +151,8 @@ pub(super) struct Shared {
     settings: Mutex<Arc<Settings>>,
     pub kernels: &'static Kernels,
     catalogue: Mutex<BTreeMap<String, Entry>>,
-    live: Mutex<BTreeMap<String, LiveEntry>>,
+    /// Generations under way, by their ids.
+    live: Mutex<BTreeMap<String, Arc<Live>>>,
     /// Requests and texts of each uid that wait to be read.
     admitting: Mutex<BTreeMap<u32, usize>>,
     /// What each uid asked for lately.
@@ -180,7 +179,7 @@ impl Shared {
         lock(&self.settings).clone()
     }
 
-    fn live(&self) -> MutexGuard<'_, BTreeMap<String, LiveEntry>> {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Live>>> {
         lock(&self.live)
     }
 
@@ -408,16 +407,21 @@ impl Engine {
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
         self.enter(uid)?;
-        let handle = self.handle(request.id.clone(), uid);
+        let submitted_us = clock::now_us();
+        let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
+        let handle = self.handle(progress, true);
         let live = handle.live.clone();
-        let submission = Submission { request, sink, live, submitted_us: clock::now_us() };
+        let submission = Submission { request, sink, live, submitted_us };
         self.send(uid, ToAdmit::Submit(Box::new(submission)))?;
         Ok(handle)
     }
 
-    fn handle(&self, id: GenerationId, uid: u32) -> Handle {
-        let live = Arc::new(Live::default());
-        self.shared.live().insert(id.as_str().to_owned(), LiveEntry { uid, live: live.clone() });
+    /// The caller's end of what is under way: a generation, or a load.
+    fn handle(&self, progress: Progress, generates: bool) -> Handle {
+        let id = progress.id().clone();
+        let (cancel, drained) = (AtomicBool::new(false), AtomicBool::new(false));
+        let live = Arc::new(Live { cancel, drained, generates, progress });
+        self.shared.live().insert(id.as_str().to_owned(), live.clone());
         Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() }
     }
 
@@ -429,7 +433,8 @@ impl Engine {
     pub fn load(&self, request: LoadRequest, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let LoadRequest { id, caller, model, pin, n_ctx } = request;
         self.enter(caller.uid)?;
-        let handle = self.handle(id, caller.uid);
+        let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
+        let handle = self.handle(progress, false);
         let asker = Some(Asker { sink, live: handle.live.clone() });
         self.send(caller.uid, ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })))?;
         Ok(handle)
@@ -463,7 +468,7 @@ impl Engine {
 
     /// From now on `watcher` is called after what [`Self::models`] or [`Self::state`] tells has changed, on the thread that
     /// changes it, until it gives false. It must not block, nor look at the engine.
-    pub fn watch(&self, watcher: impl Fn() -> bool + Send + 'static) {
+    pub fn on_change(&self, watcher: impl Fn() -> bool + Send + 'static) {
         self.shared.watchers.add(Box::new(watcher));
     }
 
@@ -498,8 +503,8 @@ impl Engine {
     /// True if a live generation was found.
     pub fn cancel(&self, id: &GenerationId, uid: u32) -> bool {
         let found = match self.shared.live().get(id.as_str()) {
-            Some(entry) if uid == 0 || entry.uid == uid => {
-                entry.live.cancel();
+            Some(live) if uid == 0 || live.progress.uid() == uid => {
+                live.cancel();
                 true
             }
             _ => false,
@@ -576,6 +581,16 @@ impl Engine {
             queue_background: background,
             active_generations: self.shared.active.load(Ordering::Relaxed),
         }
+    }
+
+    /// The requests of `uid` that are under way, all of them for uid 0; and of how many uids there are any.
+    #[must_use]
+    pub fn watch(&self, uid: u32) -> (Vec<Watched>, usize) {
+        let (live, now) = (self.shared.live(), clock::now_us());
+        let generations = || live.values().filter(|live| live.generates);
+        let uids: BTreeSet<u32> = generations().map(|live| live.progress.uid()).collect();
+        let own = generations().filter(|live| uid == 0 || live.progress.uid() == uid);
+        (own.map(|live| live.progress.look(now)).collect(), uids.len())
     }
 
     /// Whether it answers.
@@ -671,8 +686,8 @@ impl Engine {
 
     /// Cancels everything that still runs or waits.
     pub fn cancel_all(&self) {
-        for entry in self.shared.live().values() {
-            entry.live.cancel();
+        for live in self.shared.live().values() {
+            live.cancel();
         }
         drop(self.commands.send(Command::Look));
     }

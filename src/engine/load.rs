@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::admit::Loaded;
 use crate::kernel::Pool;
 use crate::model::{Cache, Model, Pack, PackError, Packer};
+use crate::os::clock;
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
 const READ: usize = 64 << 20;
@@ -17,10 +18,15 @@ pub(super) enum Load {
     Pack(Box<Packer>),
     /// Its file is read in: bytes so far, and in all.
     Read(u64, u64),
+    /// A mock lets time pass, from this moment on: bytes so far, and in all.
+    Play(u64, u64, u64),
 }
 
 impl Load {
     pub(super) fn new(model: &Loaded, pack: Pack, cache: Option<&Cache>) -> Self {
+        if model.play.is_some() {
+            return Self::Play(clock::now_us(), 0, model.model.file_bytes());
+        }
         // What is packed already is read as it is, and so is what would only be slower packed.
         match pack {
             _ if model.model.checkpoint().is_packed() => Self::read(model),
@@ -64,7 +70,7 @@ impl Load {
     pub(super) fn progress(&self) -> (u64, u64) {
         match self {
             Self::Pack(packer) => packer.progress(),
-            Self::Read(done, total) => (*done, *total),
+            Self::Read(done, total) | Self::Play(_, done, total) => (*done, *total),
         }
     }
 
@@ -85,7 +91,11 @@ impl Load {
                 *done += n;
                 true
             }
-            Self::Read(..) => false,
+            Self::Play(since, done, total) if *done < *total => {
+                *done = model.play.as_ref().map_or(*total, |play| play.load(*since, *total));
+                true
+            }
+            Self::Read(..) | Self::Play(..) => false,
         }
     }
 

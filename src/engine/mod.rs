@@ -6,12 +6,14 @@
 
 mod admit;
 mod catalogue;
+mod changes;
 mod event;
 mod generation;
 mod handle;
 mod load;
 mod machine;
 mod metrics;
+mod mock;
 mod models;
 mod options;
 mod perplexity;
@@ -35,6 +37,7 @@ pub use event::{
 pub use handle::{Engine, Handle, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};
+pub use mock::Mock;
 pub use options::{ModelFile, ModelSettings, Options, Rate, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use rate::RequestsLeft;
@@ -43,3 +46,4 @@ pub use request::{
 };
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};
+pub use watch::{Stage, Watched};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Sampling;
 use super::scheduler::Limits;
+use super::{Mock, Sampling};
 use crate::model::{Cache, KvType, Pack};
 
 /// A model file that the engine may load.
@@ -40,6 +40,8 @@ pub struct Options {
     /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
     /// templates that are trusted.
     pub renderer: Option<PathBuf>,
+    /// How all models behave, if they are those of a mock ([`Mock::models`]).
+    pub mock: Option<Mock>,
 }
 
 impl Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             prefill_chunk: 128,
             max_sequences: 4,
             renderer: None,
+            mock: None,
         }
     }
 }

@@ -220,7 +220,11 @@ impl Runner {
                 let metrics = self.shared.metrics.model(&job.model.id);
                 let generation = Generation::new(*job, n_ctx, settings.max_tokens, sampling, metrics);
                 let (n_prompt, n_max) = generation.bounds();
+                let refused = generation.played_fault(false);
                 self.jobs.insert(slot, generation);
+                if let Some(fault) = refused {
+                    return self.end(slot, Err(fault), clock::now_us());
+                }
                 self.input(Input::Submit(Ticket {
                     slot,
                     uid,
@@ -529,6 +533,8 @@ impl Runner {
         let slots: Vec<Slot> =
             going.iter().filter(|(share, _)| share.draws).map(|(share, _)| share.slot).collect();
         let all: Vec<Slot> = going.iter().map(|(share, _)| share.slot).collect();
+        // Tokens of prompts; the last one of a prompt counts as written where it comes alone.
+        let n_read: usize = going.iter().map(|(share, _)| share.n).filter(|n| *n > 1).sum();
         let mut rest = tokens;
         let mut feeds = Vec::with_capacity(going.len());
         for (share, kept) in going {
@@ -540,7 +546,7 @@ impl Runner {
                 want: if share.draws { Want::Last } else { Want::None },
             });
         }
-        let many = tokens.len() > all.len();
+        let many = tokens.len() > all.len() || ready.model.play.is_some();
         let mut go_on = |part| {
             if part == Part::Attention {
                 self.shared.layers.fetch_add(1, Ordering::AcqRel);
@@ -550,8 +556,13 @@ impl Runner {
             }
             all.iter().any(|slot| self.jobs.get(slot).is_some_and(|job| !job.live.cancelled()))
         };
-        let Ready { weights, decoder, tuning, .. } = ready;
+        let Ready { model, weights, decoder, tuning, .. } = ready;
         let alone = tokens.len() == 1;
+        if let Some(play) = &model.play
+            && !play.pace(n_read, n_read < tokens.len(), &mut || go_on(Part::Attention))
+        {
+            return None;
+        }
         let logits =
             tuning.decode(pool, alone, || decoder.step(weights, pool, &mut feeds, &mut go_on)).ok()?;
         let n_vocab = weights.hyper().n_vocab;
@@ -577,6 +588,9 @@ impl Runner {
             );
             return self.fail(slot, fault);
         };
+        if let Some(fault) = job.played_fault(true) {
+            return self.fail(slot, fault);
+        }
         let ended = job.push(token, now);
         if let Some(detail) = ended {
             self.end(slot, Ok(detail), now);

@@ -7,5 +7,6 @@ pub mod map;
 pub mod pages;
 pub mod process;
 pub mod socket;
+pub mod thermal;
 pub mod thread;
 pub mod user;

@@ -60,10 +60,19 @@ impl DerefMut for Pages {
 /// `None` where the kernel does not tell.
 #[must_use]
 pub fn available() -> Option<u64> {
+    Some(meminfo("MemAvailable:")?.min(cgroup().unwrap_or(u64::MAX)))
+}
+
+/// Memory of the machine, in bytes. `None` where the kernel does not tell.
+#[must_use]
+pub fn total() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(key: &str) -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let system = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
-    Some(system.min(cgroup().unwrap_or(u64::MAX)))
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The limit of this process's cgroup (version 2) less what its processes hold; file pages can be taken from them.
@@ -89,5 +98,6 @@ mod tests {
         pages[99_999] = 1;
         assert!(Pages::new(usize::MAX / 2).is_err());
         assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(total() > available());
     }
 }

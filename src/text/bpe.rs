@@ -56,8 +56,10 @@ impl Bpe {
     }
 }
 
-/// The letter that stands for `byte` (GPT-2, `encoder.py`): itself where it prints, else one from U+0100 on.
-fn letter_of(byte: u8) -> char {
+/// The letter that stands for `byte` in byte-level vocabularies (GPT-2, `encoder.py`): itself where it prints, else one
+/// from U+0100 on.
+#[must_use]
+pub fn letter_of(byte: u8) -> char {
     let shift = match byte {
         33..=126 | 161..=172 | 174..=255 => 0,
         0..=32 => 0x100,

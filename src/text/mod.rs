@@ -26,6 +26,7 @@ mod tokenizer;
 mod unicode;
 mod vocab;
 
+pub use bpe::letter_of;
 pub use error::TextError;
 pub use hf::TokenizerConfig;
 pub use json::Json;

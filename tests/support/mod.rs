@@ -8,6 +8,7 @@ pub(crate) mod golden;
 pub(crate) mod http;
 pub(crate) mod pty;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -174,6 +175,11 @@ impl Daemon {
         Self::start_on(folder, Some(model), config, None)
     }
 
+    /// One without a model, that behaves as `behaviour` says, on the bus at `address` if there is one.
+    pub(crate) fn mock(folder: &Folder, behaviour: &str, config: &str, address: Option<&str>) -> Self {
+        Self::start_with(folder, &["--mock".as_ref(), behaviour.as_ref()], config, address)
+    }
+
     /// The same on the bus at `address`, with a model or without.
     pub(crate) fn start_on(
         folder: &Folder,
@@ -181,6 +187,11 @@ impl Daemon {
         config: &str,
         address: Option<&str>,
     ) -> Self {
+        let arguments = model.map(|model| ["--model".as_ref(), model.as_os_str()]);
+        Self::start_with(folder, arguments.as_ref().map_or(&[], |arguments| arguments), config, address)
+    }
+
+    fn start_with(folder: &Folder, arguments: &[&OsStr], config: &str, address: Option<&str>) -> Self {
         let folders = if config.contains("[models]") { "" } else { "[models]\ndirs = []\n" };
         let file = folder.write(
             "sotto.toml",
@@ -190,9 +201,7 @@ impl Daemon {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
         command.arg("--config").arg(file).arg("--socket").arg(&socket);
         command.env("CACHE_DIRECTORY", folder.join("cache"));
-        if let Some(model) = model {
-            command.arg("--model").arg(model);
-        }
+        command.args(arguments);
         match address {
             Some(address) => command.args(["--bus", "session"]).env("DBUS_SESSION_BUS_ADDRESS", address),
             None => command.args(["--bus", "none"]),

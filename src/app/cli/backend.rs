@@ -229,14 +229,15 @@ impl Who {
         let client = Client::new(how.socket.as_deref().unwrap_or(Path::new(SOCKET)));
         // The daemon knows whether its model has a template once it has read the file's header.
         let name = model.as_deref().unwrap_or("default");
-        let info = match runtime.block_on(client.get(&format!("/v1/models/{name}"))) {
-            Err(e @ ClientError::Connect { .. }) => {
-                return Err(Failure::usage(format!(
-                    "{e}, or run the model in this process with --local or --model FILE"
-                )));
-            }
-            told => told.unwrap_or_default(),
-        };
+        let info =
+            match runtime.block_on(client.get(&format!("/v1/models/{}", client::percent_encoded(name)))) {
+                Err(e @ ClientError::Connect { .. }) => {
+                    return Err(Failure::usage(format!(
+                        "{e}, or run the model in this process with --local or --model FILE"
+                    )));
+                }
+                told => told.unwrap_or_default(),
+            };
         let capabilities = info.pointer("/sotto/capabilities").and_then(|c| c.as_array()).cloned();
         let has_template = capabilities.is_none_or(|c| c.iter().any(|c| c == "chat"));
         Ok(Self::Daemon { client, model, has_template })
@@ -362,15 +363,12 @@ async fn remote(
                 }
                 ClientEvent::Done(done) => return finish(Ok(done)),
                 ClientEvent::Error(error) => return finish(Err(told(error))),
-                ClientEvent::Unknown => {}
+                ClientEvent::Loaded(_) | ClientEvent::Unknown => {}
             }
             ControlFlow::Continue(())
         })
         .await;
-    called.map_err(|e| match e {
-        ClientError::Refused { error, .. } => told(error),
-        other => Failure::usage(other),
-    })?;
+    called.map_err(refused)?;
     end.into_inner().unwrap_or_else(|| {
         Err(Failure::internal(
             "the daemon went away before the end of the answer; its journal has the reason",
@@ -378,9 +376,18 @@ async fn remote(
     })
 }
 
+/// Why the daemon did not do what was asked.
+#[cfg(feature = "http")]
+pub(super) fn refused(e: ClientError) -> Failure {
+    match e {
+        ClientError::Refused { error, .. } => told(error),
+        other => Failure::usage(other),
+    }
+}
+
 /// A failure in the daemon's words.
 #[cfg(feature = "http")]
-fn told(mut error: Value) -> Failure {
+pub(super) fn told(mut error: Value) -> Failure {
     let known = Code::ALL.iter().copied().find(|c| error["code"] == c.as_str());
     let exit = known.map_or(crate::app::EXIT_USAGE, crate::app::exit_code);
     let elsewhere = match known {

@@ -7,22 +7,34 @@ mod ceilings;
 mod chat;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod config;
+#[cfg(feature = "http")]
+mod doctor;
 mod inspect;
 mod lines;
+#[cfg(feature = "http")]
+mod models;
 mod pack;
 mod perplexity;
 mod sampling;
 mod show;
+#[cfg(feature = "http")]
+mod status;
 mod tokenize;
 
+#[cfg(feature = "http")]
+use std::path::Path;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
+#[cfg(feature = "http")]
+use tokio::runtime::{Builder, Runtime};
 
 use self::backend::Question;
 use self::sampling::SamplingArgs;
 use super::{EXIT_INTERNAL, EXIT_USAGE};
+#[cfg(feature = "http")]
+use crate::door::client::Client;
 use crate::door::done;
 use crate::engine::{Code, Fault, Input};
 use crate::model::Pack;
@@ -60,6 +72,47 @@ enum Command {
     /// Check or show the daemon's configuration
     #[cfg(any(feature = "dbus", feature = "http"))]
     Config(config::ConfigArgs),
+    /// Tell what the daemon does now: models, queue, memory, temperature, your generations
+    #[cfg(feature = "http")]
+    Status(status::StatusArgs),
+    /// List your generations that are under way
+    #[cfg(feature = "http")]
+    Ps(status::PsArgs),
+    /// Cancel a generation
+    #[cfg(feature = "http")]
+    Cancel(status::CancelArgs),
+    /// Load a model into the daemon, and keep it there
+    #[cfg(feature = "http")]
+    Load(models::LoadArgs),
+    /// Let the daemon let go of a model
+    #[cfg(feature = "http")]
+    Unload(models::UnloadArgs),
+    /// Look for what is amiss on this machine, and say what helps
+    #[cfg(feature = "http")]
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Which daemon is asked.
+#[cfg(feature = "http")]
+#[derive(Debug, Args)]
+struct SocketArgs {
+    /// Socket of the daemon [default: /run/sotto/api.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[cfg(feature = "http")]
+impl SocketArgs {
+    fn path(&self) -> &Path {
+        self.socket.as_deref().unwrap_or(Path::new(SOCKET))
+    }
+
+    /// Its client, and what to wait with.
+    fn client(&self) -> Result<(Client, Runtime), Failure> {
+        let runtime = Builder::new_current_thread().enable_io().build();
+        let runtime = runtime.map_err(|e| Failure::internal(format!("cannot wait for an answer: {e}")))?;
+        Ok((Client::new(self.path()), runtime))
+    }
 }
 
 /// Flags of everything that generates.
@@ -141,6 +194,12 @@ impl From<Fault> for Failure {
     }
 }
 
+/// The definition of all commands and flags, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command line of this process; returns the exit code.
 #[must_use]
 pub fn run() -> u8 {
@@ -166,6 +225,18 @@ pub fn run() -> u8 {
         Command::Bench(args) => bench::run(&args),
         #[cfg(any(feature = "dbus", feature = "http"))]
         Command::Config(args) => config::run(&args),
+        #[cfg(feature = "http")]
+        Command::Status(args) => status::run(&args),
+        #[cfg(feature = "http")]
+        Command::Ps(args) => status::ps(&args),
+        #[cfg(feature = "http")]
+        Command::Cancel(args) => status::cancel(&args),
+        #[cfg(feature = "http")]
+        Command::Load(args) => models::load(&args),
+        #[cfg(feature = "http")]
+        Command::Unload(args) => models::unload(&args),
+        #[cfg(feature = "http")]
+        Command::Doctor(args) => doctor::run(&args),
     };
     match done {
         Ok(()) => 0,

@@ -241,6 +241,27 @@ pub(super) fn escaped(json: &str) -> String {
     out
 }
 
+/// A time for a person.
+#[cfg(feature = "http")]
+pub(super) fn duration(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{:.1} s", ms as f64 / 1e3),
+        10_000..120_000 => format!("{} s", ms / 1_000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
+    }
+}
+
+/// Draws `text` over what was drawn before, from the corner of the terminal on.
+///
+/// # Errors
+/// When stdout cannot be written.
+#[cfg(feature = "http")]
+pub(super) fn screen(text: &str) -> Result<(), Failure> {
+    // To the corner; each line to its end anew; what is below goes.
+    out(&format!("\x1b[H{}\x1b[J", plain(text).replace('\n', "\x1b[K\n")))
+}
+
 /// Says something beside the answer.
 pub(super) fn note(message: &str) {
     eprintln!("sotto: {}", plain(message));
@@ -290,6 +311,12 @@ impl Table {
     pub(super) fn line(&mut self, key: &str, value: &str) {
         let clean: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         self.0.push_str(&format!("{key:<14}{clean}\n"));
+    }
+
+    /// Its lines.
+    #[cfg(feature = "http")]
+    pub(super) fn text(&self) -> &str {
+        &self.0
     }
 
     /// Prints it.

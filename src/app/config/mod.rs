@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub(super) use self::keys::Config;
 #[cfg(feature = "dbus")]
 pub(super) use self::keys::{BusName, Enable};
-use self::keys::{PackName, SamplingKeys, holds};
+pub(super) use self::keys::{Config, PackName};
+use self::keys::{SamplingKeys, holds};
 use super::catalog;
 use crate::base::limits::{CONFIG_BYTES_MAX, N_CONFIG_FILE_MAX};
 use crate::engine::{ModelSettings, Options, Rate, Sampling, Settings};

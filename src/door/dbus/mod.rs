@@ -276,7 +276,7 @@ async fn open(engine: Engine, bus: Bus, options: DbusOptions) -> zbus::Result<Db
     });
     let changed = Arc::new(Notify::new());
     let watching = Arc::downgrade(&changed);
-    engine.watch(move || watching.upgrade().inspect(|changed| changed.notify_one()).is_some());
+    engine.on_change(move || watching.upgrade().inspect(|changed| changed.notify_one()).is_some());
     let tasks = [
         tokio::spawn(dispatch::serve(door.clone(), calls)),
         tokio::spawn(door.clone().tell_changes(changed.clone())),

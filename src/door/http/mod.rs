@@ -11,6 +11,7 @@ mod models;
 mod openai;
 mod routes;
 mod socket;
+mod status;
 mod stream;
 
 use std::collections::HashMap;

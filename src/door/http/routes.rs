@@ -15,12 +15,12 @@ use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::{cut, parse_id};
 use crate::door::queue::Generation;
-use crate::engine::{Caller, Code, Event, Fault, GenerationId, ModelState, RequestsLeft, Text, Tokenized};
+use crate::engine::{Caller, Code, Event, Fault, GenerationId, RequestsLeft, Text, Tokenized};
 
 use super::body::{self, Body};
 use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
-use super::{HttpDoor, error, metrics, models, openai};
+use super::{HttpDoor, error, metrics, models, openai, status};
 
 /// Generation id of an answer, or of the request if there is no generation.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -164,7 +164,7 @@ async fn route(
             models::unload(door, caller, name, request.uri().query()).await
         }
         ["sotto", "v1", "tokenize"] => tokenize(door, caller, request).await,
-        ["sotto", "v1", "status"] => Ok(status(door)),
+        ["sotto", "v1", "status"] => Ok(status::status(door, caller)),
         ["metrics"] => {
             Ok(body::text("text/plain; version=0.0.4; charset=utf-8", metrics::page(&door.engine)))
         }
@@ -252,27 +252,6 @@ fn healthz(door: &HttpDoor) -> Result<Response<Body>, Fault> {
 
 fn ok() -> Response<Body> {
     body::text("text/plain; charset=utf-8", "ok\n".into())
-}
-
-/// What the daemon does now.
-fn status(door: &HttpDoor) -> Response<Body> {
-    let (engine, status, state) = (&door.engine, door.engine.status(), door.engine.state());
-    let loaded =
-        engine.models().into_iter().filter(|info| info.state == ModelState::Loaded).map(|info| info.id);
-    body::json_text(format!(
-        "{}\n",
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "state": state.as_str(),
-            "state_reason": state.reason(),
-            "default_model": engine.resolve(None).unwrap_or_default(),
-            "queue_length": status.queue_length,
-            "active_generations": status.active_generations,
-            "loaded_models": loaded.collect::<Vec<_>>(),
-            "tier": engine.tier(),
-            "features": [],
-        })
-    ))
 }
 
 /// Token ids of a text or a conversation.
