@@ -45,12 +45,13 @@ fn with_shared(page: &Man) -> Result<Vec<u8>> {
 /// The Markdown of `docs/` for man(7): headings, paragraphs, lists, tables of terms, code.
 fn roff(markdown: &str) -> String {
     let mut out = String::new();
-    let (mut code, mut head, mut paragraph) = (false, false, true);
+    let (mut code, mut paragraph, mut columns) = (false, true, Vec::<String>::new());
     for line in markdown.lines() {
         if line.starts_with("```") {
             code = !code;
             out += if code { ".PP\n.RS 4\n.nf\n" } else { ".fi\n.RE\n" };
-            (paragraph, head) = (true, false);
+            paragraph = true;
+            columns.clear();
         } else if code {
             out += &format!("{}\n", guarded(escaped(line)));
         } else if let Some(title) = line.strip_prefix("### ") {
@@ -63,19 +64,27 @@ fn roff(markdown: &str) -> String {
             );
             paragraph = false;
         } else if let Some(row) = line.strip_prefix('|') {
-            // The first row names columns, the second rules them off.
-            if !head || row.starts_with('-') {
-                head = true;
+            if row.starts_with('-') {
                 continue;
             }
             let row = row.trim_end().trim_end_matches('|').replace("\\|", "\u{1}");
             let mut cells = row.split('|').map(|cell| inline(cell.trim()).replace('\u{1}', "|"));
+            // The first row names the columns; what is not a meaning is told with its name.
+            if columns.is_empty() {
+                columns = cells.collect();
+                continue;
+            }
             out += &format!(".TP\n{}\n", guarded(cells.next().unwrap_or_default()));
-            let rest: Vec<String> = cells.filter(|cell| !cell.is_empty()).map(guarded).collect();
-            out += &format!("{}\n", rest.join("\n.br\n"));
+            let named = |(cell, column): (String, &String)| match column.as_str() {
+                "Meaning" | "Does" => guarded(cell),
+                _ => guarded(format!("{column}: {cell}")),
+            };
+            let told = cells.zip(columns.iter().skip(1)).filter(|(cell, _)| !cell.is_empty());
+            out += &format!("{}\n", told.map(named).collect::<Vec<_>>().join("\n.br\n"));
             paragraph = true;
         } else if line.is_empty() {
-            (paragraph, head) = (true, false);
+            paragraph = true;
+            columns.clear();
         } else if let Some(item) = line.strip_prefix("- ") {
             out += &format!(".IP \\(bu 2\n{}\n", guarded(inline(item)));
             paragraph = false;

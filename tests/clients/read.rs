@@ -26,9 +26,12 @@ fn pages_and_completions_name_everything_and_can_be_read() {
         }
     }
     for (name, words) in [
-        ("sotto.1", &["SOTTO_CPU", "EXIT CODES", "sotto\\-ask(1)"][..]),
+        ("sotto.1", &["SOTTO_CPU", "EXIT CODES", "sotto\\-ask(1)", "\nOf sotto: the answer is complete"][..]),
         ("sottod.8", &["\\-\\-mock", "EXIT CODES", "NOTIFY_SOCKET"]),
-        ("sotto.toml.5", &[".TP\n\\fBengine.kv_type\\fR\n", "version = 1\n", ".SH SCHEDULER"]),
+        (
+            "sotto.toml.5",
+            &[".TP\n\\fBengine.kv_type\\fR\nValues, default: ", "version = 1\n", ".SH SCHEDULER"],
+        ),
         ("sottod.bash", &["--mock"]),
     ] {
         let page = text(name);

@@ -175,3 +175,20 @@ fn background_work_that_gives_way_is_the_same() {
     let (rest, done) = answer(&events);
     assert_eq!((text + &rest, done.usage.completion_tokens), (alone, 290));
 }
+
+#[test]
+fn who_looks_sees_ones_own_requests_alone() {
+    let engine = engine(super::support::stories(), 1);
+    let prompt = [Token(1), Token(300)];
+    let going = [7, 8].map(|uid| submit(&engine, request(u128::from(uid), uid, &prompt, 300, false)));
+    let seen = |uid: u32| {
+        let (watched, callers) = engine.watch(uid);
+        (watched.iter().map(|w| (w.id.clone(), w.uid)).collect::<Vec<_>>(), callers)
+    };
+    let own = |uid: u32| (GenerationId::from_bits(u128::from(uid)), uid);
+    assert_eq!(seen(7), (vec![own(7)], 2));
+    assert_eq!(seen(9), (vec![], 2));
+    assert_eq!(seen(0), (vec![own(7), own(8)], 2), "root sees all");
+    drop(going);
+    assert_eq!(seen(0), (vec![], 0));
+}
