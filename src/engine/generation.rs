@@ -91,7 +91,7 @@ impl Generation {
         // Any number will do where the kernel gives none: it is told in `done.seed`.
         let seed =
             request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
-        live.progress.queued(&model.id, tokens.len(), clock::now_us());
+        live.progress.queued(&model.id, tokens.len(), n_max, clock::now_us());
         let script = model.play.as_ref().map(Play::script);
         Self {
             live,

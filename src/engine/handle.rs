@@ -583,6 +583,12 @@ impl Engine {
         }
     }
 
+    /// How the request `id` stands, if it is under way.
+    #[must_use]
+    pub fn watch_one(&self, id: &GenerationId) -> Option<Watched> {
+        self.shared.live().get(id.as_str()).map(|live| live.progress.look(clock::now_us()))
+    }
+
     /// The requests of `uid` that are under way, all of them for uid 0; and of how many uids there are any.
     #[must_use]
     pub fn watch(&self, uid: u32) -> (Vec<Watched>, usize) {

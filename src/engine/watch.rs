@@ -56,6 +56,8 @@ pub struct Watched {
     pub prompt_done: usize,
     /// Tokens of its answer so far.
     pub completion_tokens: usize,
+    /// The most that it may come to have; 0 before admission.
+    pub completion_max: usize,
     /// Since it was submitted, milliseconds.
     pub elapsed_ms: u64,
     /// Tokens a second, of its prompt or its answer, whichever is under way.
@@ -73,6 +75,8 @@ pub(super) struct Progress {
     submitted_us: u64,
     model: OnceLock<String>,
     prompt: AtomicUsize,
+    /// Most tokens of the answer.
+    most: AtomicUsize,
     stage: AtomicUsize,
     /// Tokens of the prompt when its reading began, those that are read by now, and those of the answer.
     began_with: AtomicUsize,
@@ -92,6 +96,7 @@ impl Progress {
             submitted_us,
             model: OnceLock::new(),
             prompt: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
             stage: AtomicUsize::new(0),
             began_with: AtomicUsize::new(0),
             read: AtomicUsize::new(0),
@@ -109,10 +114,11 @@ impl Progress {
         self.uid
     }
 
-    /// It passed admission, for `model`, with so many tokens of a prompt.
-    pub(super) fn queued(&self, model: &str, n_prompt: usize, now_us: u64) {
+    /// It passed admission, for `model`, with so many tokens of a prompt, and at most so many of an answer.
+    pub(super) fn queued(&self, model: &str, n_prompt: usize, n_max: usize, now_us: u64) {
         self.model.get_or_init(|| model.to_owned());
         self.prompt.store(n_prompt, Ordering::Relaxed);
+        self.most.store(n_max, Ordering::Relaxed);
         self.enter(Stage::Queued, now_us);
     }
 
@@ -177,6 +183,7 @@ impl Progress {
             prompt_tokens: prompt,
             prompt_done: read,
             completion_tokens: written,
+            completion_max: number(&self.most),
             elapsed_ms: now_us.saturating_sub(self.submitted_us) / 1_000,
             tokens_per_s: rate,
             prefill_left_ms: rate.filter(|_| stage == Stage::Prefill).map(left_ms),
@@ -193,7 +200,7 @@ mod tests {
         let p = Progress::new(GenerationId::from_bits(7), 1000, Class::Background, 1_000_000);
         let seen = p.look(1_500_000);
         assert_eq!((seen.stage, seen.model, seen.elapsed_ms), (Stage::Admission, None, 500));
-        p.queued("m", 900, 2_000_000);
+        p.queued("m", 900, 50, 2_000_000);
         p.placed(3_000_000);
         assert_eq!(p.look(3_000_000).stage.as_str(), "loading");
         p.begun(100, 4_000_000);
@@ -208,7 +215,8 @@ mod tests {
         p.keeps(901, 11_000_000);
         p.wrote(5, 12_000_000);
         let seen = p.look(20_000_000);
-        assert_eq!((seen.stage, seen.completion_tokens, seen.prefill_left_ms), (Stage::Decode, 5, None));
+        assert_eq!((seen.stage, seen.completion_tokens, seen.completion_max), (Stage::Decode, 5, 50));
+        assert_eq!(seen.prefill_left_ms, None);
         assert_eq!((seen.tokens_per_s, seen.class, seen.uid), (Some(2.0), Class::Background, 1000));
     }
 }

@@ -162,7 +162,13 @@ impl Record {
                     "loading" | "prefill" => {
                         collect([("done", variant(s.done)), ("total", variant(s.total))])
                     }
-                    _ => Info::new(),
+                    _ => match engine.watch_one(&self.id) {
+                        Some(seen) => collect([
+                            ("done", variant(seen.completion_tokens as u64)),
+                            ("total", variant(seen.completion_max as u64)),
+                        ]),
+                        None => Info::new(),
+                    },
                 };
                 variant(info)
             }
