@@ -184,7 +184,7 @@ impl World {
     fn manage(&mut self) {
         let model = ModelKey(self.rng.below(3) as u32);
         match self.rng.below(400) {
-            0 => self.input(Input::Want { model, evicts: self.seed % 2 == 0 }),
+            0 => self.input(Input::Want { model, evicts: self.seed.is_multiple_of(2) }),
             1 => self.input(Input::Unwant(model)),
             2 if self.loaded.contains(&model) => {
                 self.pinned.insert(model);
