@@ -404,6 +404,7 @@ fn background_work_has_its_share_of_every_window() {
             background_share: share,
             ..world.scheduler.limits
         };
+        world.max_sequences = [usize::MAX; 2];
         let model = ModelKey(1);
         world.loaded.insert(model);
         world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
