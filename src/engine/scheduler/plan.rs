@@ -270,26 +270,28 @@ impl Scheduler {
                 return true;
             }
             let begun = self.sequences.values().filter(|s| s.begun() && s.ticket.model == model);
-            let mut holders: Vec<_> = begun
-                .map(|s| Holder {
-                    held: if s.ticket.slot == slot { wanted } else { s.n_pages },
-                    most: most(s),
-                })
-                .collect();
+            let holder = |s: &Sequence| Holder {
+                held: if s.ticket.slot == slot { wanted } else { s.n_pages },
+                most: most(s),
+            };
+            let mut holders: Vec<_> = begun.map(holder).collect();
             if safe(&mut holders, capacity.n_pages) {
                 if let Some(s) = self.sequences.get_mut(&slot) {
                     s.n_pages = wanted;
                 }
                 return true;
             }
-            // Background work that rests gives way to who is waited for, the newest first.
-            let rests = |s: &&mut Sequence| {
+            // Background work gives way to who is waited for, the newest first; where that does not help it keeps what it has,
+            // or it would begin and be thrown out by turns.
+            let gives = |s: &Sequence| {
                 s.ticket.model == model && s.begun() && s.ticket.class == Class::Background && s.n_pages > 0
             };
-            let interactive = s.ticket.class == Class::Interactive;
-            let Some(s) = self.sequences.values_mut().rev().filter(|_| interactive).find(rests) else {
+            let begun = self.sequences.values().filter(|s| s.begun() && s.ticket.model == model);
+            let mut others: Vec<_> = begun.filter(|s| !gives(s)).map(holder).collect();
+            if s.ticket.class == Class::Background || !safe(&mut others, capacity.n_pages) {
                 return false;
-            };
+            }
+            let Some(s) = self.sequences.values_mut().rev().find(|s| gives(s)) else { return false };
             s.active = false;
             drop_kept(s);
             actions.push(Action::Drop(s.ticket.slot));
