@@ -94,11 +94,42 @@ impl<const MIN: u64, const MAX: u64> Default for Int<MIN, MAX> {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Daemon {
     pub log_level: LogLevel,
+    pub idle_exit_s: IdleExit,
 }
 
 impl Default for Daemon {
     fn default() -> Self {
-        Self { log_level: LogLevel::Info }
+        Self { log_level: LogLevel::Info, idle_exit_s: IdleExit(None) }
+    }
+}
+
+/// After how many seconds without work the daemon ends. Quick ends and starts would stop the socket's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IdleExit(pub Option<u64>);
+
+impl<'de> Deserialize<'de> for IdleExit {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match i64::deserialize(d)? {
+            0 => Ok(Self(None)),
+            s @ 60..=31_536_000 => Ok(Self(Some(s.cast_unsigned()))),
+            s => {
+                Err(de::Error::custom(format!("{s} is out of range, 0 (never) or 60 to 31536000 are taken")))
+            }
+        }
+    }
+}
+
+/// How long something is kept, seconds: -1 is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Keep(pub Option<u64>);
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match i64::deserialize(d)? {
+            -1 => Ok(Self(None)),
+            s @ 0..=31_536_000 => Ok(Self(Some(s.cast_unsigned()))),
+            s => Err(de::Error::custom(format!("{s} is out of range, -1 (for ever) to 31536000 are taken"))),
+        }
     }
 }
 
@@ -175,11 +206,21 @@ pub(super) struct Models {
     pub dirs: Vec<PathBuf>,
     pub default: String,
     pub preload: Vec<String>,
+    pub keep_s: Keep,
+    pub memory_max_mib: Int<0, 16_777_216>,
+    pub lock: bool,
 }
 
 impl Default for Models {
     fn default() -> Self {
-        Self { dirs: catalog::default_dirs(), default: String::new(), preload: Vec::new() }
+        Self {
+            dirs: catalog::default_dirs(),
+            default: String::new(),
+            preload: Vec::new(),
+            keep_s: Keep(Some(300)),
+            memory_max_mib: Int(0),
+            lock: false,
+        }
     }
 }
 
@@ -336,6 +377,9 @@ impl Config {
         Options {
             models: catalog::scan(&self.models.dirs),
             default_model: some(&self.models.default),
+            keep_s: self.models.keep_s.0,
+            memory_max_bytes: self.models.memory_max_mib.0 << 20,
+            lock: self.models.lock,
             threads: self.engine.threads.size(),
             threads_decode: self.engine.threads_decode.size(),
             n_ctx: self.engine.context.size(),
@@ -377,6 +421,8 @@ mod tests {
             ("version = 2\n", "s.toml:1:11: 2 is out of range, 1 to 1"),
             ("", "missing field `version`"),
             ("version = 1\n[api]\nmode = \"0999\"\n", "s.toml:3:8: \"0999\" is no mode"),
+            ("version = 1\n[daemon]\nidle_exit_s = 59\n", "s.toml:3:15: 59 is out of range, 0 (never) or 60"),
+            ("version = 1\n[models]\nkeep_s = -2\n", "s.toml:3:10: -2 is out of range, -1 (for ever)"),
             ("version = 1\n[dbus]\nbus = \"moon\"\n", "s.toml:3:7: unknown variant `moon`"),
         ] {
             let message = wrong(text);

@@ -10,13 +10,17 @@ use tokio::time::timeout;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 #[cfg(feature = "http")]
-use super::api;
+use super::api::{self, Api};
 use super::config::Config;
 #[cfg(feature = "dbus")]
 use super::config::{BusName, Enable};
+#[cfg(feature = "http")]
+use super::idle::Idle;
 use super::{EXIT_INTERNAL, EXIT_USAGE, catalog, journal};
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions};
+#[cfg(feature = "http")]
+use crate::door::http;
 use crate::engine::Engine;
 use crate::os;
 
@@ -144,7 +148,7 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
     tell(&[sd_notify::NotifyState::Ready]);
     log::info!(
         message_id = "af0d7c654813478785adc4676c3c6cc9";
-        "ready, kernels {}, {} threads, {} models", engine.tier(), engine.options().threads, engine.models().len()
+        "ready, kernels {}, {} threads, {} models", engine.tier(), engine.threads(), engine.models().len()
     );
     for id in preload {
         engine.preload(id);
@@ -158,6 +162,12 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n_looks = 0;
+    // What is preloaded is to stay, so the process is.
+    #[cfg(feature = "http")]
+    let mut quiet = Idle::new(
+        config.daemon.idle_exit_s.0.filter(|_| preload.is_empty()).map(Duration::from_secs),
+        Instant::now(),
+    );
     let verdict = loop {
         #[cfg(feature = "dbus")]
         let lost = async {
@@ -189,6 +199,20 @@ async fn serve(args: &Args, config: &Config, engine: Engine, preload: &[String])
             _ = looks.tick() => {
                 if engine.died() {
                     break Err(Stop::internal("the engine stopped; restarting"));
+                }
+                engine.look_at_machine();
+                // Nothing is waited for between the look at the socket and the word to its door: who connects after it is the
+                // next process's.
+                #[cfg(feature = "http")]
+                if quiet.is_due(
+                    Instant::now(),
+                    idle(&engine) && http::n_connections(&closing) == 0,
+                    engine.layers_begun(),
+                ) && api.as_ref().is_some_and(Api::may_end)
+                {
+                    let _ = closing.send(true);
+                    log::info!("nobody has asked for {} s", config.daemon.idle_exit_s.0.unwrap_or(0));
+                    break Ok(());
                 }
                 n_looks += 1;
                 if n_looks % LOOKS_PER_WATCHDOG == 0 {
@@ -236,7 +260,13 @@ fn idle(engine: &Engine) -> bool {
 fn look_after(engine: &Engine) {
     if engine.moves() {
         let s = engine.status();
-        let status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
+        let mut status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
+        if s.rest > 0 {
+            status += &format!(", hot: rests {} % of the time", s.rest.div_ceil(10));
+        }
+        if s.memory_short {
+            status += ", memory is short";
+        }
         tell(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
     } else {
         log::error!(message_id = "1529647529a04856a2900a2d39097ba5"; "the engine has made no progress; systemd's watchdog is not fed");

@@ -133,3 +133,14 @@ pub const REPLY_BYTES_MAX: usize = 4 << 20;
 pub const N_CALLER_MAX: usize = 128;
 /// Largest configuration file: one with every key and its comment has 10 KB.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Longest file in which the kernel tells of the machine: `memory.stat` of a large one has 4 KB, `meminfo` 2.
+pub const READING_BYTES_MAX: usize = 64 << 10;
+/// Most names of a folder of such files: threads of this process, devices of a bus, sensors.
+pub const N_READING_MAX: usize = 1_024;
+/// Most control groups above each other: services sit three or four deep, in containers ten.
+pub const CGROUP_DEPTH_MAX: usize = 32;
+/// Most trip points of a sensor: the kernel itself stopped at 12 for long.
+pub const N_TRIP_MAX: usize = 16;
+/// Percent of the memory there is that models may take where nobody says otherwise: the rest is the system's, and what
+/// guesses are wrong by.
+pub const MODELS_SHARE_PERCENT: u64 = 75;

@@ -1,5 +1,7 @@
 //! The engine as doors see it: submit, cancel, look.
 
+mod mind;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,6 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToTokenize, Tokenized};
+use super::manners::{Manners, Orders};
 use super::metrics::lock;
 use super::run::{Command, Runner};
 use super::{Code, Fault, GenerationId, Metrics, Request, Sink};
@@ -15,7 +18,8 @@ use crate::base::limits::{
 };
 use crate::kernel::Kernels;
 use crate::model::{Cache, KvType, Pack};
-use crate::os::{clock, thread};
+use crate::os::tree::Tree;
+use crate::os::{clock, cpus, thread};
 
 /// A model file that the engine may load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +37,7 @@ pub struct Options {
     pub models: Vec<ModelFile>,
     /// Id of the one used when a request names none.
     pub default_model: Option<String>,
-    /// Worker threads; 0: as many as there are physical cores that this process may use.
+    /// Worker threads; 0: as many as there are fast physical cores that this process may use, one fewer while others wait.
     pub threads: usize,
     /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
     pub threads_decode: usize,
@@ -67,6 +71,14 @@ pub struct Options {
     pub max_tokens: u32,
     /// Longest time a full sink may stay full, seconds.
     pub stall_timeout_s: u64,
+    /// How long a model stays that nobody uses, in seconds; `None`: for ever.
+    pub keep_s: Option<u64>,
+    /// Most bytes that models may take, with what their sequences keep; 0: three quarters of the memory there is.
+    pub memory_max_bytes: u64,
+    /// Whether weights are locked into memory.
+    pub lock: bool,
+    /// Where the machine tells of itself.
+    pub tree: Tree,
     /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
     /// templates that are trusted.
     pub renderer: Option<PathBuf>,
@@ -94,6 +106,10 @@ impl Default for Options {
             deadline_s: 600,
             max_tokens: 0,
             stall_timeout_s: 30,
+            keep_s: Some(300),
+            memory_max_bytes: 0,
+            lock: false,
+            tree: Tree::default(),
             renderer: None,
         }
     }
@@ -201,6 +217,10 @@ pub struct Status {
     pub queue_background: usize,
     /// Requests being generated.
     pub active_generations: usize,
+    /// Thousandths of the time in which it rests, so that the processor stays cool.
+    pub rest: u32,
+    /// Memory is short, and what is kept for later is given up.
+    pub memory_short: bool,
 }
 
 /// What a caller and the engine share about one request.
@@ -294,6 +314,8 @@ pub(super) struct Shared {
     /// Requests waiting, by class.
     pub queue_length: [AtomicUsize; 2],
     pub metrics: Metrics,
+    pub orders: Orders,
+    manners: Mutex<Manners>,
     pub active: AtomicUsize,
     /// Layers begun since the start: what a cancelled prefill cost can be read from it.
     pub layers: AtomicU64,
@@ -437,9 +459,13 @@ impl Engine {
         if options.threads > N_THREADS_MAX {
             return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
         }
-        if options.threads == 0 {
-            options.threads = thread::n_cores().min(N_THREADS_MAX);
+        let fixed = (options.threads > 0).then_some(options.threads);
+        if fixed.is_none() {
+            // Control groups may come to give more time, so as many threads are there as could ever be of use.
+            options.threads = cpus::n_fast(&options.tree, &cpus::allowed()).min(N_THREADS_MAX);
         }
+        let orders = Orders::new(fixed.unwrap_or_else(|| cpus::n_threads(&options.tree)));
+        let manners = Mutex::new(Manners::new(options.tree.clone(), fixed));
         let catalogue = options.models.iter().map(|m| (m.id.clone(), entry(m))).collect();
         let shared = Arc::new(Shared {
             options,
@@ -449,6 +475,8 @@ impl Engine {
             admitting: Mutex::default(),
             queue_length: Default::default(),
             metrics: Metrics::default(),
+            orders,
+            manners,
             active: AtomicUsize::new(0),
             layers: AtomicU64::new(0),
             progress: AtomicU64::new(0),
@@ -554,6 +582,8 @@ impl Engine {
             queue_interactive: interactive,
             queue_background: background,
             active_generations: self.shared.active.load(Ordering::Relaxed),
+            rest: self.shared.orders.rest(),
+            memory_short: self.shared.orders.short(),
         }
     }
 

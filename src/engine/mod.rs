@@ -10,6 +10,7 @@ mod generation;
 mod handle;
 mod load;
 mod machine;
+mod manners;
 mod metrics;
 mod perplexity;
 mod prefix;

@@ -152,6 +152,12 @@ impl PrefixCache {
         self.evict();
     }
 
+    /// What it may come to hold from now on.
+    pub(super) fn limit(&mut self, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+        self.evict();
+    }
+
     /// Gives up what is over the budget.
     fn evict(&mut self) {
         self.shrink(self.bytes_max);

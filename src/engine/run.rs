@@ -1,6 +1,8 @@
 //! The engine thread: it owns models, what sequences keep, and the scheduler, does one step after the other, and looks at
 //! what came in between two steps.
 
+mod mind;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,12 +10,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::admit::{Loaded, damaged_fault, load_fault};
+use super::admit::{Loaded, damaged_fault, load_fault, short_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
 use super::load::Load;
+use super::manners::{Given, Level};
 use super::prefix::NodeId;
-use super::ready::Ready;
+use super::ready::{Ready, need};
 use super::scheduler::{
     Action, Cut, Input, Limits, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket,
 };
@@ -39,6 +42,8 @@ pub(super) enum Command {
     Run(Box<Job>),
     /// Load a model.
     Preload(Arc<Loaded>),
+    /// Memory is short, or is there again.
+    Pressure(Level),
     /// A flag of some request changed.
     Look,
 }
@@ -62,6 +67,7 @@ struct Kept {
 struct Loading {
     model: Arc<Loaded>,
     load: Load,
+    given: Given,
     since: Micros,
 }
 
@@ -86,6 +92,11 @@ pub(super) struct Runner {
     /// Models that the scheduler knows by their keys.
     models: BTreeMap<ModelKey, Arc<Loaded>>,
     pool: Option<Pool>,
+    /// How much is given up for want of memory: as it was last told, and as it was last done.
+    level: Level,
+    shed: Level,
+    /// Until when the processor rests.
+    rest_until: Micros,
     /// Blocks of prefix caches that an ended request began with.
     unpin: Vec<(ModelKey, NodeId)>,
     /// The tokens of the step under way.
@@ -99,12 +110,14 @@ pub(super) struct Runner {
 /// The threads, started at the first load.
 fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Pool, ModelError> {
     let n = shared.options.threads;
-    match pool {
-        Some(pool) => Ok(pool),
+    let pool = match pool {
+        Some(pool) => pool,
         None => {
-            Ok(pool.insert(Pool::new(shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?))
+            pool.insert(Pool::new(shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?)
         }
-    }
+    };
+    pool.set_active(shared.orders.threads());
+    Ok(pool)
 }
 
 impl Runner {
@@ -120,6 +133,7 @@ impl Runner {
             quantum: o.quantum_ms * 1_000,
             background_share: o.background_share,
             max_loaded: 1,
+            keep: o.keep_s.map(|s| s.saturating_mul(1_000_000)),
         });
         Self {
             shared,
@@ -132,6 +146,9 @@ impl Runner {
             loading: None,
             models: BTreeMap::new(),
             pool: None,
+            level: Level::Calm,
+            shed: Level::Calm,
+            rest_until: 0,
             unpin: Vec::new(),
             tokens: Vec::new(),
             told_full: BTreeMap::new(),
@@ -158,6 +175,9 @@ impl Runner {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         loop {
             let now = self.look_around(inbox);
+            if self.shed != self.level {
+                self.shed();
+            }
             match self.plan(now) {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
@@ -175,6 +195,7 @@ impl Runner {
                     }
                 }
                 Step::Load(key) => self.load(key, now),
+                Step::Run(_) if now < self.rest_until => self.rest(inbox, now),
                 Step::Run(key) => self.step(inbox, key),
             }
             self.shared.progress.fetch_add(1, Ordering::AcqRel);
@@ -219,6 +240,7 @@ impl Runner {
                 self.models.entry(key).or_insert(model);
                 self.input(Input::Preload(key));
             }
+            Command::Pressure(level) => self.level = level,
             Command::Look => {}
         }
     }
@@ -316,7 +338,7 @@ impl Runner {
         self.shared.set_state(&old.model.id, ModelState::Available);
         log::info!(
             message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
-            "model {} unloaded, another one is wanted", old.model.id
+            "model {} unloaded", old.model.id
         );
         self.forget_models();
     }
@@ -460,10 +482,14 @@ impl Runner {
             let Some(model) = self.models.get(&key).cloned() else {
                 return self.input(Input::Unloaded(key));
             };
-            self.shared.set_state(&model.id, ModelState::Loading);
             let o = &self.shared.options;
+            let given = match need(&model.model, o).fit(&self.have()) {
+                Ok(given) => given,
+                Err(short) => return self.not_loaded(&model, short_fault(&model.id, &short)),
+            };
+            self.shared.set_state(&model.id, ModelState::Loading);
             let load = Load::new(&model, o.pack, o.cache.as_ref());
-            self.loading = Some(Loading { model, load, since: now });
+            self.loading = Some(Loading { model, load, given, since: now });
         }
         let Some(l) = &self.loading else { return };
         let (done, total) = l.load.progress();
@@ -481,7 +507,7 @@ impl Runner {
     /// Reads the next slice, and makes the buffers after the last.
     fn load_on(&mut self, now: Micros) {
         let Some(mut l) = self.loading.take() else { return };
-        let (model, since) = (l.model.clone(), l.since);
+        let (model, given, since) = (l.model.clone(), l.given, l.since);
         let started = start_pool(&mut self.pool, &self.shared);
         if let Ok(pool) = started
             && l.load.work(&model, pool)
@@ -492,12 +518,16 @@ impl Runner {
         let total = l.load.progress().1;
         let (o, weights) = (&self.shared.options, l.load.finish(&model));
         let metrics = self.shared.metrics.model(&model.id);
-        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, metrics)) {
-            Ok((ready, capacity)) => {
+        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, (given, metrics))) {
+            Ok((mut ready, capacity)) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 ready.metrics.weight_bytes.set(total);
                 ready.metrics.load.observe(clock::now_us().saturating_sub(since));
+                ready.keep_beginnings(self.shed < Level::Prefixes);
+                if o.lock {
+                    ready.lock();
+                }
                 self.ready.insert(model.key, ready);
                 log::info!(
                     message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
@@ -506,20 +536,22 @@ impl Runner {
                 );
                 self.input(Input::Loaded(model.key, capacity));
             }
-            Err(e) => {
-                self.shared.set_state(&model.id, ModelState::Failed);
-                log::error!(
-                    message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str();
-                    "model {}: {e}", model.id
-                );
-                let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
-                for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
-                    self.fail(slot, load_fault(&model.id, &e));
-                }
-                self.input(Input::Unloaded(model.key));
-                self.forget_models();
-            }
+            Err(e) => self.not_loaded(&model, load_fault(&model.id, &e)),
         }
+    }
+
+    /// A model cannot be had: whoever waits for it hears why.
+    fn not_loaded(&mut self, model: &Loaded, fault: Fault) {
+        self.shared.set_state(&model.id, ModelState::Failed);
+        log::error!(
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
+        );
+        let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
+        for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
+            self.fail(slot, fault.clone());
+        }
+        self.input(Input::Unloaded(model.key));
+        self.forget_models();
     }
 
     /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before
@@ -530,6 +562,7 @@ impl Runner {
         let (Some(mut ready), Some(pool)) = (self.ready.remove(&key), self.pool.take()) else {
             return self.fail_all(&shares, "no model is loaded for a running request");
         };
+        pool.set_active(self.shared.orders.threads());
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
         let mut going: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
@@ -569,6 +602,7 @@ impl Runner {
         }
         ready.tell();
         self.shared.metrics.busy_us.add(now.saturating_sub(began));
+        self.rest_until = now.saturating_add(self.shared.orders.rest_after(now.saturating_sub(began)));
         self.ready.insert(key, ready);
         self.settle();
         (self.pool, self.tokens) = (Some(pool), tokens);

@@ -1,6 +1,5 @@
-//! Threads with names, the number of cores, and sleeping until a number changes.
+//! Threads with names, and sleeping until a number changes.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
@@ -27,21 +26,6 @@ pub fn wait(word: &AtomicU32, expected: u32) {
 /// Wakes all that sleep on `word`.
 pub fn wake_all(word: &AtomicU32) {
     let _ = futex::wake(word, futex::Flags::PRIVATE, i32::MAX as u32);
-}
-
-/// Physical cores that this process may use, at least 1. Two threads of one core share its arithmetic, so a
-/// second one only costs.
-#[must_use]
-pub fn n_cores() -> usize {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return 1 };
-    let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    // The first sibling names the core; where the kernel does not tell, each is one of its own.
-    let core = |cpu: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split([',', '-', '\n']).next().and_then(|n| n.parse().ok()).unwrap_or(cpu)
-    };
-    cpus.map(core).collect::<BTreeSet<usize>>().len().max(1)
 }
 
 /// What kind of processor this is, as the kernel names it; empty where it does not.

@@ -16,7 +16,7 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Class;
 use crate::base::limits::ATTN_BLOCK;
@@ -54,6 +54,8 @@ pub(super) struct Limits {
     pub background_share: u64,
     /// Models in memory at a time.
     pub max_loaded: usize,
+    /// How long a model stays that nobody uses; `None`: for ever.
+    pub keep: Option<Micros>,
 }
 
 /// What the scheduler must know of a request.
@@ -91,8 +93,11 @@ pub(super) enum Input {
     Submit(Ticket),
     /// Its caller left, or asked to stop.
     Cancel(Slot),
-    /// A model is wanted though nobody asks it.
+    /// A model is wanted though nobody asks it, and is to stay.
     Preload(ModelKey),
+    /// Memory is short: what background requests keep that have no place is given up, and with `true` models that nobody
+    /// uses as well.
+    Pressure(bool),
     /// A model is ready.
     Loaded(ModelKey, Capacity),
     /// It is not ready any more, or could not be loaded. Its requests are ended by the caller.
@@ -222,6 +227,8 @@ struct Loaded {
     capacity: Capacity,
     /// When it was last used.
     used: Micros,
+    /// When somebody was last seen to want it.
+    wanted: Micros,
 }
 
 /// The scheduler.
@@ -236,6 +243,8 @@ pub(super) struct Scheduler {
     loading: Option<ModelKey>,
     /// Models that are wanted though nobody asks them.
     preloads: Vec<ModelKey>,
+    /// Models that stay though nobody uses them.
+    pinned: BTreeSet<ModelKey>,
     /// What the step under way takes.
     parts: Vec<Part>,
     /// What background work has still to get, in hundredths of microseconds of the engine.
@@ -261,6 +270,7 @@ impl Scheduler {
             models: BTreeMap::new(),
             loading: None,
             preloads: Vec::new(),
+            pinned: BTreeSet::new(),
             parts: Vec::new(),
             background_due: 0,
             token_us: 0,
@@ -309,6 +319,7 @@ impl Scheduler {
                 }
             }
             Input::Preload(model) => {
+                self.pinned.insert(model);
                 if !self.uses(model) {
                     self.preloads.push(model);
                 }
@@ -316,13 +327,15 @@ impl Scheduler {
             Input::Loaded(model, capacity) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
                 self.preloads.retain(|wanted| *wanted != model);
-                self.models.insert(model, Loaded { capacity, used: now });
+                self.models.insert(model, Loaded { capacity, used: now, wanted: now });
             }
             Input::Unloaded(model) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
                 self.preloads.retain(|wanted| *wanted != model);
                 self.models.remove(&model);
+                self.pinned.remove(&model);
             }
+            Input::Pressure(models) => self.give_way(models, actions),
             Input::Begun(slot, n) => self.begun(slot, n),
             Input::StepDone(us) => self.step_done(us),
             Input::Sent(slot) => {

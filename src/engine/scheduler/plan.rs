@@ -19,6 +19,7 @@ impl Scheduler {
             self.place(class, actions);
         }
         self.preload(actions);
+        let unload = self.unload_idle(now, actions);
         let due = self.background_due > 0;
         let order = match due {
             true => [Class::Background, Class::Interactive],
@@ -36,7 +37,9 @@ impl Scheduler {
                 self.loaded_last = false;
                 Step::Run(model)
             }
-            (None, None) => Step::Idle(self.next_expiry().map(|t| t.max(now))),
+            (None, None) => {
+                Step::Idle(self.next_expiry().into_iter().chain(unload).min().map(|t| t.max(now)))
+            }
         }
     }
 
@@ -128,11 +131,50 @@ impl Scheduler {
                     drop_kept(s);
                 }
             }
-            self.models.remove(&old);
-            actions.push(Action::Unload(old));
+            self.unload(old, actions);
         }
         self.loading = Some(model);
         true
+    }
+
+    /// Lets go of models that nobody has used for long; returns when the next one is due.
+    fn unload_idle(&mut self, now: Micros, actions: &mut Vec<Action>) -> Option<Micros> {
+        let keep = self.limits.keep?;
+        for s in self.sequences.values() {
+            if let Some(m) = self.models.get_mut(&s.ticket.model) {
+                m.wanted = now;
+            }
+        }
+        for model in self.unused() {
+            if self.models.get(&model).is_some_and(|m| now >= m.wanted.saturating_add(keep)) {
+                self.unload(model, actions);
+            }
+        }
+        self.unused().iter().filter_map(|key| Some(self.models.get(key)?.wanted.saturating_add(keep))).min()
+    }
+
+    /// Models that no request wants and nobody has asked to stay.
+    fn unused(&self) -> Vec<ModelKey> {
+        let used = |key| self.sequences.values().any(|s| s.ticket.model == key);
+        self.models.keys().copied().filter(|key| !self.pinned.contains(key) && !used(*key)).collect()
+    }
+
+    fn unload(&mut self, model: ModelKey, actions: &mut Vec<Action>) {
+        self.models.remove(&model);
+        self.pinned.remove(&model);
+        actions.push(Action::Unload(model));
+    }
+
+    /// Gives up what background requests keep that have no place and, if `models`, those that nobody uses.
+    pub(super) fn give_way(&mut self, models: bool, actions: &mut Vec<Action>) {
+        let rests = |s: &&mut Sequence| s.ticket.class == Class::Background && s.begun() && !s.active;
+        for s in self.sequences.values_mut().filter(rests) {
+            drop_kept(s);
+            actions.push(Action::Drop(s.ticket.slot));
+        }
+        for model in if models { self.unused() } else { Vec::new() } {
+            self.unload(model, actions);
+        }
     }
 
     /// A model that nobody asks is loaded while there is room; it takes nobody's place.

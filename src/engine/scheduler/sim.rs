@@ -47,6 +47,7 @@ impl World {
             quantum: 50_000,
             background_share: 5,
             max_loaded: 1 + rng.below(2),
+            keep: [None, Some(30_000)][rng.below(2)],
         };
         Self {
             seed,
@@ -264,6 +265,10 @@ fn whatever_comes_the_rules_hold() {
                 world.arrive();
             }
             world.meddle();
+            if world.rng.below(40) == 0 {
+                let models = world.rng.below(2) == 0;
+                world.input(Input::Pressure(models));
+            }
             world.step();
         }
         // Nobody comes any more, everybody reads: all end, and nothing is left.

@@ -1,0 +1,231 @@
+//! How the daemon behaves beside others: what it refuses, gives up, and when it rests or ends. The state of the machine
+//! comes from files that the tests write.
+#![cfg(feature = "http")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use sotto::door::http::HttpOptions;
+use sotto::engine::{Engine, ModelFile, ModelState, Options, Status};
+use sotto::os::tree::Tree;
+use sotto::os::{clock, thread};
+use support::http::{ask, get, post};
+use support::{Folder, Inside, Running, stories, until};
+
+const NATIVE: &str = "/sotto/v1/generate";
+const ZONE: &str = "machine/sys/class/thermal/thermal_zone0";
+
+/// A machine of files.
+struct Machine(Folder);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self(Folder::new());
+        machine.says("machine/proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n");
+        machine
+    }
+
+    fn says(&self, path: &str, text: &str) {
+        let path = self.0.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// A house on this machine, with the small model.
+    fn house(&self, options: Options) -> Inside {
+        let models = vec![ModelFile { id: "inside".into(), path: stories() }];
+        let tree = Tree::new(self.0.join("machine"));
+        let options = Options { models, threads: 1, n_ctx: 512, tree, ..options };
+        let kernels = sotto::kernel::select(None).unwrap();
+        Inside::start(Engine::start(kernels, options).unwrap(), HttpOptions::default())
+    }
+}
+
+fn answer(house: &Inside, input: &str, n: u32) -> serde_json::Value {
+    let body = json!({"input": input, "raw": true, "max_tokens": n, "temperature": 0, "stream": false});
+    let answer = ask(&house.socket, &post(NATIVE, body.to_string()));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+fn state(house: &Inside) -> ModelState {
+    house.engine.models()[0].state
+}
+
+fn metric(house: &Inside, name: &str) -> f64 {
+    let page = ask(&house.socket, &get("/metrics"));
+    let line = page.text().lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+    line.unwrap_or_else(|| panic!("{name}:\n{}", page.text())).trim().parse().unwrap()
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_numbers() {
+    let machine = Machine::new();
+    machine.says("machine/proc/self/cgroup", "0::/small\n");
+    machine.says("machine/sys/fs/cgroup/small/memory.max", "1048576\n");
+    // All of it is page cache, and therefore free.
+    machine.says("machine/sys/fs/cgroup/small/memory.current", "1048576\n");
+    machine.says("machine/sys/fs/cgroup/small/memory.stat", "inactive_file 1048576\n");
+    let house = machine.house(Options::default());
+    let refused = ask(&house.socket, &post(NATIVE, r#"{"input":"Once","raw":true,"max_tokens":2}"#));
+    assert_eq!(
+        (refused.status, refused.error("code")),
+        (503, "insufficient_memory".into()),
+        "{}",
+        refused.text()
+    );
+    let message = refused.error("message");
+    for words in
+        ["MiB are needed (weights 1", "75 % of the 1 there are by /sys/fs/cgroup/small/memory.max", "q8_0"]
+    {
+        assert!(message.contains(words), "{message}");
+    }
+    let number = |key| refused.error(key).parse::<u64>().unwrap();
+    assert!(number("need") > number("have") && number("have") < 1 << 20, "{}", refused.text());
+    assert_eq!(state(&house), ModelState::Failed);
+    // The limit is raised, and the next request is served.
+    machine.says("machine/sys/fs/cgroup/small/memory.max", "104857600\n");
+    answer(&house, "Once", 2);
+    assert_eq!(state(&house), ModelState::Loaded);
+    let bound = Options { memory_max_bytes: 1 << 19, ..Options::default() };
+    let refused = ask(&machine.house(bound).socket, &post(NATIVE, r#"{"input":"Once","raw":true}"#));
+    assert!(refused.error("message").contains("models.memory_max_mib is 0"), "{}", refused.text());
+}
+
+#[test]
+fn a_hot_processor_rests_and_says_the_same() {
+    let machine = Machine::new();
+    machine.says("machine/proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0");
+    machine.says(&format!("{ZONE}/type"), "cpu-thermal");
+    machine.says(&format!("{ZONE}/temp"), "50000");
+    let house = machine.house(Options::default());
+    let cool = answer(&house, "Once upon a time", 100);
+    assert_eq!(metric(&house, "sotto_paused_seconds_total{cause=\"thermal\"}"), 0.0);
+    machine.says(&format!("{ZONE}/temp"), "79500");
+    // The look finds an engine at work.
+    let under_way = std::thread::scope(|threads| {
+        let asked = threads.spawn(|| answer(&house, "Once upon a time", 400));
+        until("an engine that rests", || {
+            house.engine.look_at_machine();
+            (house.engine.status().rest > 800).then_some(())
+        });
+        let hot = answer(&house, "Once upon a time", 100);
+        assert_eq!(hot["text"], cool["text"]);
+        asked.join().unwrap()
+    });
+    assert!(under_way["text"].as_str().unwrap().starts_with(cool["text"].as_str().unwrap()));
+    let rested = metric(&house, "sotto_paused_seconds_total{cause=\"thermal\"}");
+    assert!(rested > 0.0, "{rested}");
+    // At rest nothing is held back any more.
+    until("an engine at rest", || {
+        house.engine.look_at_machine();
+        (house.engine.status() == Status::default()).then_some(())
+    });
+}
+
+#[test]
+fn what_is_kept_is_given_up_while_memory_is_short() {
+    let machine = Machine::new();
+    let house = machine.house(Options { keep_s: None, ..Options::default() });
+    let prompt = "Once upon a time there was a little girl. ".repeat(8);
+    let cached = |of: &serde_json::Value| of["usage"]["cached_tokens"].as_u64().unwrap();
+    answer(&house, &prompt, 2);
+    let again = answer(&house, &prompt, 2);
+    assert!(cached(&again) > 0, "{again}");
+    machine.says("machine/proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 30000 kB\n");
+    house.engine.look_at_machine();
+    assert!(house.engine.status().memory_short);
+    until("prefixes to be gone", || (metric(&house, "sotto_prefix_cache_bytes") == 0.0).then_some(()));
+    assert_eq!(cached(&answer(&house, &prompt, 2)), 0);
+    assert_eq!(metric(&house, "sotto_prefix_cache_bytes"), 0.0, "none are kept");
+    // It lasts, and the model goes as well.
+    until("the model to be gone", || {
+        house.engine.look_at_machine();
+        (state(&house) == ModelState::Available).then_some(())
+    });
+}
+
+#[test]
+fn a_model_that_nobody_uses_goes() {
+    let machine = Machine::new();
+    let house = machine.house(Options { keep_s: Some(1), ..Options::default() });
+    answer(&house, "Once", 2);
+    assert_eq!(state(&house), ModelState::Loaded);
+    let began = clock::now_us();
+    until("the model to be gone", || (state(&house) == ModelState::Available).then_some(()));
+    assert!(clock::now_us() - began > 500_000);
+    let house = machine.house(Options { keep_s: Some(1), ..Options::default() });
+    house.engine.preload("inside");
+    until("the model", || (state(&house) == ModelState::Loaded).then_some(()));
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(state(&house), ModelState::Loaded, "it was asked to stay");
+}
+
+/// As systemd does: the socket is the starter's, and the daemon is started anew when it has ended and somebody waits.
+struct Activated {
+    listener: UnixListener,
+    folder: Folder,
+    n: usize,
+}
+
+impl Activated {
+    fn start(&mut self) -> Running {
+        self.n += 1;
+        let config = self.folder.write(
+            "sotto.toml",
+            "version = 1\n[daemon]\nidle_exit_s = 60\n[models]\ndirs = []\n[engine]\nthreads = 1\n",
+        );
+        let log = std::fs::File::create(self.folder.join(&format!("log{}", self.n))).unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api; exec \"$0\" --bus none --config \"$1\"",
+        ]);
+        command.arg(env!("CARGO_BIN_EXE_sottod")).arg(config).stdout(Stdio::null()).stderr(log);
+        command.stdin(std::os::fd::OwnedFd::from(self.listener.try_clone().unwrap()));
+        let running = Running(command.spawn().unwrap());
+        let log = self.folder.join(&format!("log{}", self.n));
+        until("a daemon", || std::fs::read_to_string(&log).unwrap().contains("ready, kernels").then_some(()));
+        running
+    }
+}
+
+/// Callers that come just when a daemon ends, a few milliseconds before and after: it answers, or the next one does.
+#[test]
+fn who_comes_while_an_idle_daemon_ends_is_answered() {
+    const N: u64 = 8;
+    let one = |i: u64| {
+        let folder = Folder::new();
+        let path = folder.join("api.sock");
+        let mut house = Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0 };
+        let mut daemon = house.start();
+        let due = clock::now_us() + 60_000_000;
+        // The last one comes when it is over for certain.
+        let at = if i + 1 == N { due + 3_000_000 } else { due + 8_000 * i - 24_000 };
+        std::thread::sleep(Duration::from_micros(at - clock::now_us()));
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.write_all(&get("/healthz")).unwrap();
+        caller.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+        let mut said = [0; 12];
+        let first = caller.read_exact(&mut said);
+        let by_first = first.is_ok();
+        if !by_first {
+            let status = daemon.ended("a daemon that nobody uses");
+            assert!(status.success(), "{status}");
+            let _next = house.start();
+            caller.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"HTTP/1.1 200", "caller {i}");
+        }
+        assert_eq!(&said, b"HTTP/1.1 200", "caller {i}");
+        by_first
+    };
+    let all: Vec<_> = (0..N).map(|i| thread::start("caller", move || one(i)).unwrap()).collect();
+    let by_first: Vec<bool> = all.into_iter().map(|one| one.join().unwrap()).collect();
+    assert!(!by_first.last().unwrap(), "nothing ended: {by_first:?}");
+}
