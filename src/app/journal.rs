@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
-/// Where lines go now: an index of [`TARGETS`].
+/// Where lines go now: an index of `TARGETS`.
 static TARGET: AtomicUsize = AtomicUsize::new(CONSOLE);
 
 /// Names of systemd's LogControl1.
+#[cfg(feature = "dbus")]
 const TARGETS: [&str; 3] = ["journal", "console", "null"];
 const JOURNAL: usize = 0;
 const CONSOLE: usize = 1;

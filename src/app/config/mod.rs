@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 #[cfg(feature = "dbus")]
-pub(super) use self::keys::{BusName, Enable};
+pub(super) use self::keys::BusName;
+#[cfg(any(feature = "dbus", feature = "http"))]
+pub(super) use self::keys::Enable;
 pub(super) use self::keys::{Config, PackName};
 use self::keys::{SamplingKeys, holds};
 use super::catalog;
