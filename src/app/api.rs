@@ -20,6 +20,8 @@ pub(super) struct Api {
     task: JoinHandle<()>,
     /// The socket's path where it is ours to remove.
     own: Option<PathBuf>,
+    /// The socket, where systemd passed it: it outlives this process.
+    passed: Passed,
 }
 
 /// Opens the door unless the configuration leaves it out.
@@ -36,12 +38,18 @@ pub(super) fn open(
     if !config.api.enable {
         return Ok(None);
     }
-    let (listener, own) = listen(socket, config)?;
+    let (listener, own, passed) = listen(socket, config)?;
     let task = tokio::spawn(http::serve(engine.clone(), listener, options, closed));
-    Ok(Some(Api { task, own }))
+    Ok(Some(Api { task, own, passed }))
 }
 
 impl Api {
+    /// Whether this process may end without anybody's notice: systemd holds the socket, and nobody has connected to it who
+    /// was not taken yet.
+    pub(super) fn may_end(&self) -> bool {
+        self.passed.as_ref().is_some_and(|listener| !os::socket::is_waited_for(listener))
+    }
+
     /// Waits for the last events of a door that was told to close, at most `longest`.
     pub(super) async fn finish(self, longest: Duration) {
         drop(timeout(longest, self.task).await);
@@ -75,19 +83,22 @@ fn admins(config: &Config) -> Admins {
     Admins::new(move |uid| os::user::is_admin(uid, &groups).unwrap_or(false))
 }
 
-/// The socket that systemd passed, or one of our own; with its path where it is ours to remove.
-fn listen(socket: Option<&Path>, config: &Config) -> Result<(UnixListener, Option<PathBuf>), Stop> {
+type Passed = Option<std::os::unix::net::UnixListener>;
+
+/// The socket that systemd passed, once more by itself, or one of our own; with its path where it is ours to remove.
+fn listen(socket: Option<&Path>, config: &Config) -> Result<(UnixListener, Option<PathBuf>, Passed), Stop> {
     let passed = os::socket::passed_listener("api")
         .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?;
     if let Some(listener) = passed {
         if let Some(path) = socket {
             log::warn!("--socket {} has no effect: systemd passed a socket", path.display());
         }
-        return Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, None));
+        let passed = listener.try_clone().map_err(Stop::usage)?;
+        return Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, None, Some(passed)));
     }
     let path = socket.unwrap_or(&config.api.socket);
     let listener = bind(path, config)?;
-    Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.to_owned())))
+    Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.to_owned()), None))
 }
 
 fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, Stop> {

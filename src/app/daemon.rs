@@ -11,16 +11,22 @@ use tokio::time::timeout;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 #[cfg(feature = "http")]
-use super::api;
+use super::api::{self, Api};
 #[cfg(feature = "dbus")]
 use super::config::{BusName, Enable};
 use super::config::{Config, Place};
+#[cfg(feature = "http")]
+use super::idle::Idle;
 use super::reload::{self, Reloader};
 use super::{EXIT_INTERNAL, EXIT_USAGE, journal};
 #[cfg(feature = "dbus")]
 use crate::door::admins::Admins;
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions, LogTarget, Reload};
+#[cfg(feature = "http")]
+use crate::door::http;
+#[cfg(feature = "http")]
+use crate::engine::ModelState;
 use crate::engine::{Engine, Fault, Mock};
 use crate::os;
 
@@ -161,7 +167,7 @@ async fn serve(
     tell(&[sd_notify::NotifyState::Ready]);
     log::info!(
         message_id = "af0d7c654813478785adc4676c3c6cc9";
-        "ready, kernels {}, {} threads, {} models", engine.tier(), engine.options().threads, engine.models().len()
+        "ready, kernels {}, {} threads, {} models", engine.tier(), engine.threads(), engine.models().len()
     );
     for id in preload {
         engine.preload(id, config.models.preload.contains(id));
@@ -175,6 +181,8 @@ async fn serve(
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n_looks = 0;
+    #[cfg(feature = "http")]
+    let mut quiet = Idle::new(Instant::now());
     let verdict = loop {
         #[cfg(feature = "dbus")]
         let lost = async {
@@ -207,6 +215,25 @@ async fn serve(
             _ = looks.tick() => {
                 if engine.died() {
                     break Err(Stop::internal("the engine stopped; restarting"));
+                }
+                engine.look_at_machine();
+                #[cfg(all(feature = "dbus", feature = "http"))]
+                let n_open = http::n_connections(&closing) + bus.as_ref().map_or(0, DbusDoor::n_open);
+                #[cfg(all(not(feature = "dbus"), feature = "http"))]
+                let n_open = http::n_connections(&closing);
+                // Nothing is waited for between the look at the socket and the word to its door: who connects after it is the
+                // next process's.
+                #[cfg(feature = "http")]
+                if quiet.is_due(
+                    Instant::now(),
+                    reloader.idle_exit(),
+                    n_open == 0 && idle(&engine) && !stays(&engine),
+                    engine.layers_begun(),
+                ) && api.as_ref().is_some_and(Api::may_end)
+                {
+                    let _ = closing.send(true);
+                    log::info!("nobody asks any more");
+                    break Ok(());
                 }
                 n_looks += 1;
                 if n_looks % LOOKS_PER_WATCHDOG == 0 {
@@ -250,11 +277,23 @@ fn idle(engine: &Engine) -> bool {
     status.queue_length == 0 && status.active_generations == 0
 }
 
+/// What is pinned is to stay in memory, and what is being loaded may come to be pinned.
+#[cfg(feature = "http")]
+fn stays(engine: &Engine) -> bool {
+    engine.models().iter().any(|model| model.pinned || model.state == ModelState::Loading)
+}
+
 /// Tells systemd that there is progress; silence lets its watchdog act.
 fn look_after(engine: &Engine) {
     if engine.moves() {
         let s = engine.status();
-        let status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
+        let mut status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
+        if s.rest > 0 {
+            status += &format!(", hot: rests {} % of the time", s.rest.div_ceil(10));
+        }
+        if s.memory_short {
+            status += ", memory is short";
+        }
         tell(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
     } else {
         log::error!(message_id = "1529647529a04856a2900a2d39097ba5"; "the engine has made no progress; systemd's watchdog is not fed");

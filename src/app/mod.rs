@@ -8,6 +8,8 @@ pub mod cli;
 mod config;
 #[cfg(any(feature = "dbus", feature = "http"))]
 pub mod daemon;
+#[cfg(feature = "http")]
+mod idle;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod journal;
 #[cfg(any(feature = "dbus", feature = "http"))]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(feature = "http")]
+use std::time::Duration;
 
 #[cfg(any(feature = "dbus", feature = "http"))]
 use tokio::sync::watch;
@@ -60,6 +62,13 @@ impl Reloader {
     #[cfg(feature = "dbus")]
     pub(super) fn sessions(&self) -> watch::Receiver<SessionLimits> {
         self.sessions.subscribe()
+    }
+
+    /// After how long without work the daemon ends; `None`: it does not.
+    #[cfg(feature = "http")]
+    pub(super) fn idle_exit(&self) -> Option<Duration> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.config.daemon.idle_exit_s.0.map(Duration::from_secs)
     }
 
     /// Reads the files again. What runs goes on; what can only hold from the next start is named in the log.

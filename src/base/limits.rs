@@ -144,3 +144,14 @@ pub const N_CONFIG_FILE_MAX: usize = 64;
 /// Most users whose requests in the last minute are remembered for `limits.*`; beyond, those that asked for least are
 /// forgotten.
 pub const N_RATED_UID_MAX: usize = 1_024;
+/// Longest file in which the kernel tells of the machine: `memory.stat` of a large one has 4 KB, `meminfo` 2.
+pub const READING_BYTES_MAX: usize = 64 << 10;
+/// Most names of a folder of such files: threads of this process, devices of a bus, sensors.
+pub const N_READING_MAX: usize = 1_024;
+/// Most control groups above each other: services sit three or four deep, in containers ten.
+pub const CGROUP_DEPTH_MAX: usize = 32;
+/// Most trip points of a sensor: the kernel itself stopped at 12 for long.
+pub const N_TRIP_MAX: usize = 16;
+/// Percent of the memory there is that models may take where nobody says otherwise: the rest is the system's, and what
+/// guesses are wrong by.
+pub const MODELS_SHARE_PERCENT: u64 = 75;

@@ -211,7 +211,7 @@ mod tests {
     fn the_longest_error_fits_a_line() {
         let nasty = "\u{1}".repeat(100_000);
         let fault = Fault::new(Code::UnsupportedField, nasty.clone()).at(nasty).retry_after(u64::MAX);
-        let fault = fault.room(usize::MAX, usize::MAX);
+        let fault = fault.room(u64::MAX, u64::MAX);
         assert!(event_line(&Event::Failed(fault)).unwrap().len() <= EVENT_BYTES_MAX);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
 use super::handle::{Live, Shared};
+use super::manners::Short;
 use super::mock::Play;
 use super::models::{Asker, Wish};
 use super::run::{Command, Job};
@@ -407,7 +408,7 @@ impl Admission {
                 ),
             )
             .at(request.input_field)
-            .room(n + 1, n_ctx));
+            .room(n as u64 + 1, n_ctx as u64));
         }
         Ok((model, tokens, no_template))
     }
@@ -462,6 +463,12 @@ pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
         _ => Code::LoadFailed,
     };
     Fault::new(code, format!("model {id}: {e}"))
+}
+
+/// What is said of a model for which there is not enough memory.
+pub(super) fn short_fault(id: &str, short: &Short) -> Fault {
+    let (need, have) = short.numbers();
+    Fault::new(Code::InsufficientMemory, format!("model {id}: {short}")).room(need, have)
 }
 
 /// What is said when no logit of model `id` is finite after the token at position `pos`.

@@ -310,7 +310,7 @@ pub struct Fault {
     pub room: Option<Room>,
 }
 
-/// Two numbers of one unit: for a prompt, positions of the context.
+/// Two numbers of one unit: for a prompt, positions of the context; for a model, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// What is needed.
@@ -342,8 +342,8 @@ impl Fault {
 
     /// The same, with what is needed and what there is.
     #[must_use]
-    pub fn room(mut self, need: usize, have: usize) -> Self {
-        self.room = Some(Room { need: need as u64, have: have as u64 });
+    pub fn room(mut self, need: u64, have: u64) -> Self {
+        self.room = Some(Room { need, have });
         self
     }
 }

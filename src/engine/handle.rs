@@ -1,14 +1,20 @@
 //! The engine as doors see it: submit, cancel, look.
 
+mod mind;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use state::{State, Status};
+
 use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
 use super::catalogue::{Entry, STANDING_ALIASES};
 use super::changes::Watchers;
+use super::manners::{Manners, Orders};
 use super::metrics::lock;
 use super::models::{Asker, ToUnload};
 use super::rate::Rates;
@@ -22,53 +28,7 @@ use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
 };
 use crate::kernel::Kernels;
-use crate::os::{clock, thread};
-
-/// Whether the daemon answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It does.
-    Ready,
-    /// Something needs the administrator: what the code says.
-    Degraded(Code),
-    /// It ends.
-    Draining,
-}
-
-impl State {
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Degraded(_) => "degraded",
-            Self::Draining => "draining",
-        }
-    }
-
-    /// The code of what is wrong; empty if nothing is.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Ready => "",
-            Self::Degraded(code) => code.as_str(),
-            Self::Draining => Code::ShuttingDown.as_str(),
-        }
-    }
-}
-
-/// What the engine does now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Requests waiting, in all.
-    pub queue_length: usize,
-    /// Those of class `interactive` that passed admission.
-    pub queue_interactive: usize,
-    /// Those of class `background`.
-    pub queue_background: usize,
-    /// Requests being generated.
-    pub active_generations: usize,
-}
+use crate::os::{clock, cpus, thread};
 
 /// What a caller and the engine share about one request.
 #[derive(Debug)]
@@ -160,6 +120,8 @@ pub(super) struct Shared {
     /// Requests waiting, by class.
     pub queue_length: [AtomicUsize; 2],
     pub metrics: Metrics,
+    pub orders: Orders,
+    manners: Mutex<Manners>,
     pub active: AtomicUsize,
     /// Layers begun since the start: what a cancelled prefill cost can be read from it.
     pub layers: AtomicU64,
@@ -355,10 +317,13 @@ impl Engine {
         if options.threads > N_THREADS_MAX {
             return bad(format!("engine.threads is {}, 0 to {N_THREADS_MAX} possible", options.threads));
         }
-        if options.threads == 0 {
-            options.threads = thread::n_cores(&options.cpus).min(N_THREADS_MAX);
+        let (cpus, fixed) = (options.cpus.clone(), (options.threads > 0).then_some(options.threads));
+        if fixed.is_none() {
+            // Control groups may come to give more time, so as many threads are there as could ever be of use.
+            options.threads = cpus::n_fast(&options.tree, &cpus::allowed(&cpus)).min(N_THREADS_MAX);
         }
-        let cpus = options.cpus.clone();
+        let orders = Orders::new(fixed.unwrap_or_else(|| cpus::n_threads(&options.tree, &cpus)));
+        let manners = Mutex::new(Manners::new(options.tree.clone(), fixed, cpus.clone()));
         let catalogue = settings.models.iter().map(|m| (m.id.clone(), Entry::new(m))).collect();
         let shared = Arc::new(Shared {
             options,
@@ -370,6 +335,8 @@ impl Engine {
             rates: Mutex::default(),
             queue_length: Default::default(),
             metrics: Metrics::default(),
+            orders,
+            manners,
             active: AtomicUsize::new(0),
             layers: AtomicU64::new(0),
             progress: AtomicU64::new(0),
@@ -570,19 +537,6 @@ impl Engine {
         self.resolve(name).ok_or_else(|| self.shared.unknown_model(name))
     }
 
-    /// What it does now.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let [interactive, background] =
-            [0, 1].map(|class: usize| self.shared.queue_length[class].load(Ordering::Relaxed));
-        Status {
-            queue_length: interactive + background + lock(&self.shared.admitting).values().sum::<usize>(),
-            queue_interactive: interactive,
-            queue_background: background,
-            active_generations: self.shared.active.load(Ordering::Relaxed),
-        }
-    }
-
     /// How the request `id` stands, if it is under way.
     #[must_use]
     pub fn watch_one(&self, id: &GenerationId) -> Option<Watched> {
@@ -597,36 +551,6 @@ impl Engine {
         let uids: BTreeSet<u32> = generations().map(|live| live.progress.uid()).collect();
         let own = generations().filter(|live| uid == 0 || live.progress.uid() == uid);
         (own.map(|live| live.progress.look(now)).collect(), uids.len())
-    }
-
-    /// Whether it answers.
-    #[must_use]
-    pub fn state(&self) -> State {
-        match () {
-            () if self.shared.shutting_down.load(Ordering::Acquire) => State::Draining,
-            () if !self.moves() => State::Degraded(Code::NotReady),
-            () => State::Ready,
-        }
-    }
-
-    /// Why a request that came now would not be admitted.
-    ///
-    /// # Errors
-    /// `not_ready`, with the reason.
-    pub fn ready(&self) -> Result<(), Fault> {
-        let (queue_max, status) = (self.settings().queue_max, self.status());
-        let not = |why: String| Err(Fault::new(Code::NotReady, why).retry_after(1_000));
-        if self.state() != State::Ready {
-            return not(format!("the daemon is {}", self.state().as_str()));
-        }
-        if self.resolve(None).is_none() {
-            return not(self.shared.unknown_model(None).message);
-        }
-        let waiting = status.queue_length;
-        match waiting > 0 && waiting >= queue_max {
-            true => not(format!("{waiting} requests wait, at most {queue_max} may")),
-            false => Ok(()),
-        }
     }
 
     /// What `uid` may still ask for within a minute, where that is bounded.

@@ -1,9 +1,9 @@
 //! What this machine can do at best: the ceilings of prefill and of decoding.
 
-use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Epilogue, Input, Kernels, Output, Packed, Pool, Product, Q8Acts, Rows, Weights};
 use crate::os::pages::Pages;
-use crate::os::{clock, thread};
+use crate::os::tree::Tree;
+use crate::os::{clock, cpus};
 use crate::quant::Quant;
 use crate::quant::packed;
 
@@ -49,7 +49,7 @@ fn best(micros: u64, f: &mut dyn FnMut() -> u64) -> f64 {
 /// # Errors
 /// When threads or memory cannot be had.
 pub fn machine(kernels: &'static Kernels, threads: usize, file: Option<&[u8]>) -> std::io::Result<Machine> {
-    let threads = if threads == 0 { thread::n_cores(&[]).min(N_THREADS_MAX) } else { threads };
+    let threads = if threads == 0 { cpus::n_threads(&Tree::default(), &[]) } else { threads };
     let pool = Pool::new(kernels, threads)?;
     let mut read = |bytes: &[u8]| {
         best(MICROS, &mut || {

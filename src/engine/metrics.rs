@@ -97,6 +97,8 @@ pub struct Metrics {
     pub busy_us: Count,
     /// Microseconds in which answers waited for their readers, all together.
     pub reader_us: Count,
+    /// Microseconds in which the engine rested so that the processor stays cool.
+    pub heat_us: Count,
     bus: AtomicBool,
 }
 

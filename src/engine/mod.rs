@@ -12,6 +12,7 @@ mod generation;
 mod handle;
 mod load;
 mod machine;
+mod manners;
 mod metrics;
 mod mock;
 mod models;

@@ -3,20 +3,21 @@
 
 use std::sync::Arc;
 
-use super::admit::{Loaded, load_fault};
+use super::admit::{Loaded, load_fault, short_fault};
 use super::handle::Live;
 use super::load::Load;
+use super::manners::{Given, Level};
 use super::ready::Ready;
 use super::run::{PROGRESS_EVERY, Runner, start_pool};
-use super::scheduler::{Input, Micros, ModelKey};
+use super::scheduler::{Input, Micros, ModelKey, Why};
 use super::{Code, Event, Fault, ModelState, Offer, Sink};
-use crate::model::ModelError;
 use crate::os::clock;
 
 /// A model being read in.
 pub(super) struct Loading {
     pub model: Arc<Loaded>,
     load: Load,
+    given: Given,
     since: Micros,
 }
 
@@ -59,11 +60,10 @@ impl Runner {
             }
         }
         self.models.entry(key).or_insert_with(|| wish.model.clone());
-        if self.ready.contains_key(&key) {
-            self.grant(&mut wish);
-            return;
-        }
         self.input(Input::Want { model: key, evicts: wish.asker.is_some() });
+        if self.ready.contains_key(&key) {
+            return self.grant(&mut wish);
+        }
         self.wishes.push(wish);
     }
 
@@ -157,9 +157,26 @@ impl Runner {
         tell(Ok(()));
     }
 
-    /// Forgets a model that no request uses.
-    pub(super) fn unload(&mut self, key: ModelKey) {
-        self.forget_ready(key, "another one is wanted");
+    /// Forgets a model that no request uses; but not for one that would not fit without it either.
+    pub(super) fn unload(&mut self, key: ModelKey, why: Why) {
+        if let Why::For(next) = why
+            && let Some(next) = self.models.get(&next).cloned()
+            && let Err(short) = self.fit(&next, vec![key])
+        {
+            self.not_loaded(&next, &short_fault(&next.id, &short));
+            if let Some(capacity) = self.ready.get(&key).map(|ready| ready.capacity) {
+                self.input(Input::Loaded(key, capacity));
+            }
+            return;
+        }
+        self.forget_ready(
+            key,
+            match why {
+                Why::Unused => "nobody uses it",
+                Why::Memory => "memory is short",
+                Why::For(_) => "another one is wanted",
+            },
+        );
         self.forget_models();
     }
 
@@ -185,10 +202,19 @@ impl Runner {
             let Some(model) = self.models.get(&key).cloned() else {
                 return self.input(Input::Unloaded(key));
             };
+            let (given, going) = match self.fit(&model, Vec::new()) {
+                Ok(fits) => fits,
+                Err(short) => return self.not_loaded(&model, &short_fault(&model.id, &short)),
+            };
+            for other in going {
+                self.input(Input::Unloaded(other));
+                self.forget_ready(other, "another one is wanted");
+            }
+            self.forget_models();
             self.shared.set_state(&model.id, ModelState::Loading);
             let o = &self.shared.options;
             let load = Load::new(&model, o.pack, o.cache.as_ref());
-            self.loading = Some(Loading { model, load, since: now });
+            self.loading = Some(Loading { model, load, given, since: now });
             self.told_loading_us = 0;
         }
         self.tell_loading(key, now);
@@ -223,7 +249,7 @@ impl Runner {
     /// Reads the next slice, and makes the buffers after the last.
     fn load_on(&mut self, now: Micros) {
         let Some(mut l) = self.loading.take() else { return };
-        let (model, since) = (l.model.clone(), l.since);
+        let (model, given, since) = (l.model.clone(), l.given, l.since);
         let started = start_pool(&mut self.pool, &self.shared);
         if let Ok(pool) = started
             && l.load.work(&model, pool)
@@ -233,16 +259,18 @@ impl Runner {
         }
         let total = l.load.progress().1;
         let (o, weights) = (&self.shared.options, l.load.finish(&model));
-        let prefix_cache_bytes = self.shared.settings().prefix_cache_bytes;
         let metrics = self.shared.metrics.model(&model.id);
-        match started
-            .and_then(|pool| Ready::new(model.clone(), weights, pool, o, prefix_cache_bytes, metrics))
-        {
-            Ok((ready, capacity)) => {
+        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, (given, metrics))) {
+            Ok(mut ready) => {
                 let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 ready.metrics.weight_bytes.set(total);
                 ready.metrics.load.observe(clock::now_us().saturating_sub(since));
+                ready.keep_beginnings(self.shed < Level::Prefixes);
+                if o.lock {
+                    ready.lock();
+                }
+                let capacity = ready.capacity;
                 self.ready.insert(model.key, ready);
                 log::info!(
                     message_id = "fb1c1a134f244a77b6cbe37d0d2289a0", sotto_model = model.id.as_str(),
@@ -254,22 +282,21 @@ impl Runner {
                     self.grant(&mut wish);
                 }
             }
-            Err(e) => self.load_failed(&model, &e),
+            Err(e) => self.not_loaded(&model, &load_fault(&model.id, &e)),
         }
     }
 
-    fn load_failed(&mut self, model: &Loaded, e: &ModelError) {
-        let fault = load_fault(&model.id, e);
+    /// A model cannot be had: whoever waits for it hears why.
+    fn not_loaded(&mut self, model: &Loaded, fault: &Fault) {
         self.shared.set_failed(&model.id, fault.code);
         log::error!(
-            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str();
-            "model {}: {e}", model.id
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
         );
         let of_model = self.jobs.iter().filter(|(_, job)| job.model.key == model.key);
         for slot in of_model.map(|(slot, _)| *slot).collect::<Vec<_>>() {
             self.fail(slot, fault.clone());
         }
-        self.refuse_wishes(model.key, &fault);
+        self.refuse_wishes(model.key, fault);
         self.input(Input::Unloaded(model.key));
         self.forget_models();
     }

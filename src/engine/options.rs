@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::scheduler::Limits;
 use super::{Mock, Sampling};
 use crate::model::{Cache, KvType, Pack};
+use crate::os::tree::Tree;
 
 /// A model file that the engine may load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct ModelFile {
 /// What holds as long as the engine runs; defaults are those of the configuration table (API text, section 6).
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Worker threads; 0: as many as there are physical cores that this process may use.
+    /// Worker threads; 0: as many as there are fast physical cores that this process may use, one fewer while others wait.
     pub threads: usize,
     /// How many of them decode one token after the other; 0: as many as are fastest, which is measured.
     pub threads_decode: usize,
@@ -37,6 +38,10 @@ pub struct Options {
     pub prefill_chunk: usize,
     /// Sequences that are decoded together, 1 to 16.
     pub max_sequences: usize,
+    /// Whether weights are locked into memory.
+    pub lock: bool,
+    /// Where the machine tells of itself.
+    pub tree: Tree,
     /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
     /// templates that are trusted.
     pub renderer: Option<PathBuf>,
@@ -63,6 +68,8 @@ impl Default for Options {
             cache: None,
             prefill_chunk: 128,
             max_sequences: 4,
+            lock: false,
+            tree: Tree::default(),
             renderer: None,
             mock: None,
         }
@@ -82,6 +89,11 @@ pub struct Settings {
     pub of_model: BTreeMap<String, ModelSettings>,
     /// Models in memory at a time, 1 and more.
     pub max_loaded: usize,
+    /// How long a model stays that nobody uses and nobody has pinned, in seconds; `None`: for ever.
+    pub keep_s: Option<u64>,
+    /// Most bytes that models may take, with what their sequences keep; 0: three quarters of the memory there is. It
+    /// counts at each load.
+    pub memory_max_bytes: u64,
     /// Bytes of beginnings that are kept for later requests.
     pub prefix_cache_bytes: u64,
     /// Requests that may wait, in all.
@@ -140,6 +152,8 @@ impl Default for Settings {
             aliases: BTreeMap::new(),
             of_model: BTreeMap::new(),
             max_loaded: 1,
+            keep_s: Some(300),
+            memory_max_bytes: 0,
             prefix_cache_bytes: 128 << 20,
             queue_max: 32,
             queue_max_per_uid: 8,
@@ -176,6 +190,7 @@ impl Settings {
             quantum: self.quantum_ms * 1_000,
             background_share: self.background_share,
             max_loaded: self.max_loaded,
+            keep: self.keep_s.map(|s| s.saturating_mul(1_000_000)),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The engine thread: it owns models, what sequences keep, and the scheduler, does one step after the other, and looks at
 //! what came in between two steps.
 
+mod mind;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::Generation;
 use super::handle::{Live, Shared};
+use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
 use super::ready::Ready;
@@ -41,6 +44,8 @@ pub(super) enum Command {
     Unload(ToUnload),
     /// The settings have changed.
     Reload,
+    /// Memory is short, or is there again.
+    Pressure(Level),
     /// A flag of some request changed.
     Look,
 }
@@ -85,6 +90,11 @@ pub(super) struct Runner {
     /// Models that the scheduler knows by their keys.
     pub(super) models: BTreeMap<ModelKey, Arc<Loaded>>,
     pub(super) pool: Option<Pool>,
+    /// How much is given up for want of memory: as it was last told, and as it was last done.
+    level: Level,
+    pub(super) shed: Level,
+    /// Until when the processor rests.
+    rest_until: Micros,
     /// Blocks of prefix caches that an ended request began with.
     unpin: Vec<(ModelKey, NodeId)>,
     /// The tokens of the step under way.
@@ -100,12 +110,14 @@ pub(super) struct Runner {
 /// The threads, started at the first load.
 pub(super) fn start_pool<'p>(pool: &'p mut Option<Pool>, shared: &Shared) -> Result<&'p Pool, ModelError> {
     let n = shared.options.threads;
-    match pool {
-        Some(pool) => Ok(pool),
+    let pool = match pool {
+        Some(pool) => pool,
         None => {
-            Ok(pool.insert(Pool::new(shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?))
+            pool.insert(Pool::new(shared.kernels, n).map_err(|source| ModelError::Threads { n, source })?)
         }
-    }
+    };
+    pool.set_active(shared.orders.threads());
+    Ok(pool)
 }
 
 impl Runner {
@@ -124,6 +136,9 @@ impl Runner {
             wishes: Vec::new(),
             models: BTreeMap::new(),
             pool: None,
+            level: Level::Calm,
+            shed: Level::Calm,
+            rest_until: 0,
             unpin: Vec::new(),
             tokens: Vec::new(),
             told_full: BTreeMap::new(),
@@ -157,6 +172,9 @@ impl Runner {
             if std::mem::take(&mut self.reloaded) {
                 self.reload();
             }
+            if self.shed != self.level {
+                self.shed();
+            }
             match self.plan(now) {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
@@ -174,6 +192,7 @@ impl Runner {
                     }
                 }
                 Step::Load(key) => self.load(key, now),
+                Step::Run(_) if now < self.rest_until => self.rest(inbox, now),
                 Step::Run(key) => self.step(inbox, key),
             }
             self.shared.progress.fetch_add(1, Ordering::AcqRel);
@@ -185,7 +204,7 @@ impl Runner {
         let settings = self.shared.settings();
         self.scheduler.set_limits(settings.limits(&self.shared.options));
         for ready in self.ready.values_mut() {
-            ready.set_prefix_cache(settings.prefix_cache_bytes);
+            ready.set_prefix_cache(settings.prefix_cache_bytes, self.shed < Level::Prefixes);
         }
     }
 
@@ -239,6 +258,7 @@ impl Runner {
             Command::Load(wish) => self.want(*wish),
             Command::Unload(to) => self.unload_by_name(to),
             Command::Reload => self.reloaded = true,
+            Command::Pressure(level) => self.level = level,
             Command::Look => {}
         }
     }
@@ -274,7 +294,7 @@ impl Runner {
                 }
                 Action::Begin(slot) => self.begin(slot, now),
                 Action::Drop(slot) => self.release(slot),
-                Action::Unload(key) => self.unload(key),
+                Action::Unload(key, why) => self.unload(key, why),
                 Action::NoRoom(key) => self.no_room(key),
                 Action::Cut(slot, cut) => self.cut(slot, cut, now),
             }
@@ -471,6 +491,7 @@ impl Runner {
         let (Some(mut ready), Some(pool)) = (self.ready.remove(&key), self.pool.take()) else {
             return self.fail_all(&shares, "no model is loaded for a running request");
         };
+        pool.set_active(self.shared.orders.threads());
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
         let mut going: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
@@ -510,6 +531,7 @@ impl Runner {
         }
         ready.tell();
         self.shared.metrics.busy_us.add(now.saturating_sub(began));
+        self.rest_until = now.saturating_add(self.shared.orders.rest_after(now.saturating_sub(began)));
         self.ready.insert(key, ready);
         self.settle();
         (self.pool, self.tokens) = (Some(pool), tokens);

@@ -7,10 +7,10 @@ use super::admit::{Loaded, load_fault};
 use super::load::Load;
 use super::scheduler::ModelKey;
 use super::{Code, Fault, ModelFile, Options};
-use crate::base::limits::N_THREADS_MAX;
 use crate::kernel::{Kernels, Pool};
 use crate::model::{Cache, Decoder, Kv, Model, ModelError, Pack, Precision};
-use crate::os::{clock, thread};
+use crate::os::tree::Tree;
+use crate::os::{clock, cpus};
 use crate::text::Tokenizer;
 
 /// A model with threads to run it.
@@ -41,7 +41,7 @@ impl Solo {
         let loaded =
             Loaded::open(ModelKey(0), file, &options, None, None).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
-            0 => thread::n_cores(&[]).min(N_THREADS_MAX),
+            0 => cpus::n_threads(&Tree::default(), &[]),
             n => n,
         };
         let pool = Pool::new(kernels, n)

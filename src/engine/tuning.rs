@@ -45,7 +45,7 @@ pub(super) struct Tuning {
 impl Tuning {
     /// What is known of `model` on this machine; what is quickly measured is measured. `threads_decode` of 0 is to be found.
     pub(super) fn new(model: &Model, pool: &Pool, threads_decode: usize) -> Self {
-        let threads = pool.n_threads();
+        let threads = pool.n_active();
         let machine = format!("{}, {}, {threads} threads", pool.kernels().tier().name(), thread::processor());
         let path = model.checkpoint().packed_file().map(|path| cache::tuning(Path::new(path)));
         let kept =
@@ -76,7 +76,7 @@ impl Tuning {
     }
 
     /// Runs a step. One that is `alone`, a single token of a single sequence, gets the number of threads that is fastest, or
-    /// one that is tried; others wait for arithmetic as well and get all.
+    /// one that is tried, as far as so many are active; others wait for arithmetic as well and get all of those.
     pub(super) fn decode<T, E>(
         &mut self,
         pool: &Pool,
@@ -86,13 +86,14 @@ impl Tuning {
         if !alone {
             return step();
         }
-        pool.set_active(self.threads_decode());
+        let (all, wanted) = (pool.n_active(), self.threads_decode());
+        pool.set_active(wanted.min(all));
         let began = clock::now_ns();
         let done = step();
-        if done.is_ok() {
+        if done.is_ok() && wanted <= all {
             self.took(clock::now_ns().saturating_sub(began));
         }
-        pool.set_active(pool.n_threads());
+        pool.set_active(all);
         done
     }
 

@@ -10,6 +10,7 @@ use super::{Array, FormatError, Kind, Value};
 use crate::base::limits::{N_COLS_MAX, N_DIM_MAX};
 use crate::base::{SharedBytes, Strings};
 use crate::os::map::Map;
+use crate::os::pages;
 use crate::quant::Quant;
 use crate::quant::packed;
 
@@ -168,6 +169,14 @@ impl Checkpoint {
             }
             start = part_end;
         }
+    }
+
+    /// Keeps all of it in memory until it is dropped.
+    ///
+    /// # Errors
+    /// When the system does not allow so much.
+    pub fn lock(&self) -> std::io::Result<()> {
+        self.parts.iter().try_for_each(|part| pages::lock((**part).as_ref()))
     }
 
     /// Lets go of pages of a part that were read and are not needed soon.

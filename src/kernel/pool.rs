@@ -187,7 +187,8 @@ impl Pool {
     }
 
     /// Threads that take part in jobs.
-    pub(super) fn n_active(&self) -> usize {
+    #[must_use]
+    pub fn n_active(&self) -> usize {
         self.active.get()
     }
 

@@ -147,14 +147,20 @@ impl Model {
         self.checkpoint.tensors().map(|(_, t)| (t.n_cols as u64).saturating_mul(t.n_rows as u64)).sum()
     }
 
-    /// Bytes of weights that a step of one token reads: all tensors, less the tables of which it reads a row and the
-    /// experts that it does not choose.
+    /// Bytes of weights that steps read all of, and that must be in memory for them to be fast: all tensors, less the tables
+    /// of which a token reads a row.
     #[must_use]
-    pub fn step_bytes(&self) -> u64 {
+    pub fn resident_bytes(&self) -> u64 {
         let all: usize = self.checkpoint.tensors().map(|(_, t)| t.range.len()).sum();
         let embd = if self.output.is_some() { self.token_embd.len } else { 0 };
         let tables = self.per_layer.as_ref().map_or(0, |p| p.token_embd.len)
             + self.position_embd.as_ref().map_or(0, |p| p.len);
+        all.saturating_sub(embd + tables) as u64
+    }
+
+    /// Bytes of weights that a step of one token reads: the same, less the experts that it does not choose.
+    #[must_use]
+    pub fn step_bytes(&self) -> u64 {
         let unchosen = |layer: &Layer| match &layer.ffn {
             FeedForward::Dense(_) => 0,
             FeedForward::Experts(x) => {
@@ -163,7 +169,7 @@ impl Model {
             }
         };
         let unchosen: usize = self.layers.iter().map(unchosen).sum();
-        all.saturating_sub(embd + tables + unchosen) as u64
+        self.resident_bytes().saturating_sub(unchosen as u64)
     }
 
     /// The type that most bytes of weights have.

@@ -11,7 +11,9 @@ use crate::format::pack::{Form, Image, Placed, in_order};
 use crate::format::{self, Checkpoint, Origin, TensorInfo};
 use crate::kernel::{Pool, Rows};
 use crate::os::file::{self, NewFile};
-use crate::os::pages::{self, LARGE_PAGE, Pages};
+use crate::os::memory::Memory;
+use crate::os::pages::{LARGE_PAGE, Pages};
+use crate::os::tree::Tree;
 use crate::quant::packed::PANEL;
 use crate::quant::{Quant, narrow_row};
 
@@ -175,7 +177,7 @@ impl Packer {
             return Err(nothing(model));
         }
         let need = end as u64 + end as u64 / 8;
-        let have = pages::available().unwrap_or(u64::MAX);
+        let have = Memory::read(&Tree::default()).map_or(u64::MAX, |memory| memory.available);
         let pages = match need <= have {
             true => Pages::new(end).ok(),
             false => None,

@@ -56,34 +56,13 @@ impl DerefMut for Pages {
     }
 }
 
-/// Memory that could be had without swapping, in bytes: the system's, or what this process's cgroup may still grow by.
-/// `None` where the kernel does not tell.
-#[must_use]
-pub fn available() -> Option<u64> {
-    Some(meminfo("MemAvailable:")?.min(cgroup().unwrap_or(u64::MAX)))
-}
-
-/// Memory of the machine, in bytes. `None` where the kernel does not tell.
-#[must_use]
-pub fn total() -> Option<u64> {
-    meminfo("MemTotal:")
-}
-
-fn meminfo(key: &str) -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// The limit of this process's cgroup (version 2) less what its processes hold; file pages can be taken from them.
-fn cgroup() -> Option<u64> {
-    let path = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = path.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
-    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).ok();
-    let most = read("memory.max")?.trim().parse::<u64>().ok()?;
-    let held =
-        read("memory.stat")?.lines().find_map(|line| line.strip_prefix("anon ")?.parse::<u64>().ok())?;
-    Some(most.saturating_sub(held))
+/// Keeps `bytes` in memory, whatever else wants it, until their memory goes back to the system.
+///
+/// # Errors
+/// When that is more than this process may lock.
+pub fn lock(bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the range is that of a slice; its pages are read in and stay, their contents do not change.
+    Ok(unsafe { rustix::mm::mlock(bytes.as_ptr().cast_mut().cast(), bytes.len()) }?)
 }
 
 #[cfg(test)]
@@ -97,7 +76,7 @@ mod tests {
         assert!(pages.as_ptr().addr().is_multiple_of(4_096));
         pages[99_999] = 1;
         assert!(Pages::new(usize::MAX / 2).is_err());
-        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
-        assert!(total() > available());
+        lock(&pages[5_000..9_000]).expect("a page or two may be locked");
+        assert!(pages[5_000..9_000].iter().all(|b| *b == 0));
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 
@@ -25,6 +26,14 @@ pub fn passed_listener(name: &str) -> io::Result<Option<UnixListener>> {
     fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
     Ok(Some(UnixListener::from(fd)))
+}
+
+/// Whether somebody has connected to `listener` and was not taken yet.
+#[must_use]
+pub fn is_waited_for(listener: &UnixListener) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    // Where the system does not tell, somebody may wait.
+    poll(&mut fds, Some(&Timespec::default())).is_err() || !fds[0].revents().is_empty()
 }
 
 /// Binds `path` with `mode`, and gives it to `group` if that exists and may be set (the second value tells). A socket
@@ -52,4 +61,24 @@ pub fn bind(path: &Path, mode: u32, group: &str) -> io::Result<(UnixListener, bo
     let given = user::group_id(group).is_some_and(|gid| chown(path, None, Some(gid)).is_ok());
     std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok((listener, given))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_seen_until_taken() {
+        let path = std::env::temp_dir().join(format!("sotto-waited-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).expect("a socket");
+        assert!(!is_waited_for(&listener));
+        let caller = UnixStream::connect(&path).expect("it listens");
+        assert!(is_waited_for(&listener));
+        // Who has left again still has to be taken.
+        drop(caller);
+        assert!(is_waited_for(&listener));
+        drop(listener.accept().expect("somebody"));
+        assert!(!is_waited_for(&listener));
+        std::fs::remove_file(path).expect("it is there");
+    }
 }

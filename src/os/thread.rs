@@ -1,11 +1,11 @@
-//! Threads with names, the number of cores, and sleeping until a number changes.
+//! Threads with names, where they run, and sleeping until a number changes.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 
-use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, futex, sched_setaffinity};
 
 /// Starts a named thread (the kernel shows 15 characters of the name).
 ///
@@ -58,22 +58,6 @@ pub fn set_cpus(cpus: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Physical cores that the calling thread may use, of `cpus` if that is not empty, at least 1. Two threads of one core
-/// share its arithmetic, so a second one only costs.
-#[must_use]
-pub fn n_cores(cpus: &[usize]) -> usize {
-    let Ok(allowed) = sched_getaffinity(None) else { return 1 };
-    let wanted = |cpu: &usize| cpus.is_empty() || cpus.contains(cpu);
-    let cpus = (0..N_CPU_MAX).filter(|cpu| allowed.is_set(*cpu) && wanted(cpu));
-    // The first sibling names the core; where the kernel does not tell, each is one of its own.
-    let core = |cpu: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split([',', '-', '\n']).next().and_then(|n| n.parse().ok()).unwrap_or(cpu)
-    };
-    cpus.map(core).collect::<BTreeSet<usize>>().len().max(1)
-}
-
 /// What kind of processor this is, as the kernel names it; empty where it does not.
 #[must_use]
 pub fn processor() -> String {
@@ -96,6 +80,8 @@ pub fn set_nice(nice: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::sched_getaffinity;
+
     use super::*;
 
     #[test]
@@ -122,7 +108,6 @@ mod tests {
         let allowed = sched_getaffinity(None).unwrap();
         let one = (0..N_CPU_MAX).find(|cpu| allowed.is_set(*cpu)).unwrap();
         let none = (0..N_CPU_MAX).find(|cpu| !allowed.is_set(*cpu)).unwrap();
-        assert_eq!(n_cores(&[one]), 1);
         let told = start("told", move || {
             // A processor that is not there does not matter beside one that is.
             set_cpus(&[one, none]).unwrap();

@@ -1,6 +1,6 @@
 //! Both doors from outside: HTTP by hand over a temporary socket, D-Bus over a socket pair and on a bus of its own.
 //! Asserts are on shapes, codes and order, never on a model's words.
-
+#![cfg(feature = "http")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
 
 mod batch;

@@ -11,7 +11,9 @@ use crate::app::catalog;
 use crate::app::config::{Config, Enable, PackName, Place};
 use crate::door::client::ClientError;
 use crate::model::summary::Summary;
-use crate::os::{pages, thermal};
+use crate::os::memory::Memory;
+use crate::os::thermal;
+use crate::os::tree::Tree;
 
 /// Where processors begin to slow down.
 const WARM_C: f64 = 80.0;
@@ -90,7 +92,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         machine.unit(),
         machine.swap(),
         machine.governor(),
-        heat(thermal::temperature_c()),
+        heat(thermal::temperature_c(&Tree::default())),
     ]);
     print(&all, args.json)?;
     match all.iter().filter(|f| f.how == How::Wrong).count() {
@@ -204,23 +206,24 @@ fn models(config: &Config) -> Vec<Found> {
         let n_ctx = summary.hyper.as_ref().map_or(options.n_ctx, |h| options.n_ctx.min(h.n_ctx_train));
         Ok(summary.memory(n_ctx, options.kv).map_or(summary.file_bytes, |m| m.weights + m.kv + m.scratch))
     };
+    let memory = Memory::read(&Tree::default());
     let one = |file: &crate::engine::ModelFile| match needs(&file.path) {
-        Ok(bytes) => fits(&file.id, bytes, pages::total(), pages::available()),
+        Ok(bytes) => fits(&file.id, bytes, memory.as_ref()),
         Err(found) => found,
     };
     files.iter().map(one).collect()
 }
 
 /// Whether a model that takes `bytes` fits the memory of the machine, and what of it is free.
-fn fits(id: &str, bytes: u64, total: Option<u64>, available: Option<u64>) -> Found {
+fn fits(id: &str, bytes: u64, memory: Option<&Memory>) -> Found {
     let said = format!("{id} takes {}", size(bytes));
-    match (total, available) {
-        (Some(total), _) if bytes > total => {
-            found("model", How::Wrong, format!("{said}, the machine has {}", size(total)))
+    match memory {
+        Some(m) if bytes > m.total => {
+            found("model", How::Wrong, format!("{said}, the machine has {}", size(m.total)))
                 .remedy("take one with fewer weights or fewer bits a weight, or a smaller engine.context")
         }
-        (_, Some(available)) if bytes > available => {
-            found("model", How::Note, format!("{said}, {} is to be had now", size(available)))
+        Some(m) if bytes > m.available => {
+            found("model", How::Note, format!("{said}, {} is to be had now", size(m.available)))
                 .remedy("it fits once others give memory back (a loaded model counts as taken)")
         }
         _ => found("model", How::Fine, said),
@@ -391,7 +394,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_or_answer_is_told_with_a_remedy() {
-        let how = |bytes| fits("m", bytes, Some(4_000), Some(1_000)).how;
+        let memory = Memory { total: 4_000, available: 1_000, from: String::new() };
+        let how = |bytes| fits("m", bytes, Some(&memory)).how;
         assert_eq!([how(900), how(2_000), how(5_000)], [How::Fine, How::Note, How::Wrong]);
         assert_eq!(
             [heat(Some(81.0)).how, heat(Some(40.0)).how, heat(None).how],

@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::show::{self, Show, Step, Table, size};
 use super::{Failure, backend, perplexity};
-use crate::base::limits::N_THREADS_MAX;
 use crate::engine::{Divergence, ModelFile, Solo};
 use crate::format::pack::identity;
 use crate::kernel::Pool;
 use crate::model::{Model, Pack, Packer};
+use crate::os::cpus;
 use crate::os::interrupt::Noticed;
-use crate::os::thread;
+use crate::os::tree::Tree;
 use crate::quant::Quant;
 
 /// Bytes that are packed between two looks at Ctrl-C.
@@ -92,7 +92,7 @@ pub(super) fn run(args: &PackArgs) -> Result<(), Failure> {
     let bytes = image.len() as u64;
     let n_packed = image.tensors.iter().filter(|t| t.to.packed).count();
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
-    let n_threads = args.threads.map_or(thread::n_cores(&[]).min(N_THREADS_MAX), |n| n as usize);
+    let n_threads = args.threads.map_or(cpus::n_threads(&Tree::default(), &[]), |n| n as usize);
     let pool = Pool::new(kernels, n_threads).map_err(Failure::internal)?;
 
     // From here on Ctrl-C takes the unfinished file away.

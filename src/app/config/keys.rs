@@ -20,7 +20,8 @@ use crate::os::thread;
 
 /// From when on a changed value of `key` holds; `None`: from the reload on.
 pub(super) fn holds(key: &str) -> Option<&'static str> {
-    const FIXED: [&str; 6] = ["dbus.", "api.enable", "api.socket", "api.mode", "api.group", "engine."];
+    const FIXED: [&str; 7] =
+        ["dbus.", "api.enable", "api.socket", "api.mode", "api.group", "engine.", "models.lock"];
     match key {
         "engine.prefix_cache_mib" => None,
         _ if key.starts_with("model.") && !key.contains(".sampling.") => Some("the model's next load"),
@@ -126,12 +127,55 @@ impl<const MIN: u64, const MAX: u64> Default for Int<MIN, MAX> {
 #[serde(default, deny_unknown_fields)]
 pub(in crate::app) struct Daemon {
     pub log_level: LogLevel,
+    pub idle_exit_s: IdleExit,
     pub admin_groups: Vec<String>,
 }
 
 impl Default for Daemon {
     fn default() -> Self {
-        Self { log_level: LogLevel::Info, admin_groups: Vec::new() }
+        Self { log_level: LogLevel::Info, idle_exit_s: IdleExit(None), admin_groups: Vec::new() }
+    }
+}
+
+/// After how many seconds without work the daemon ends. Quick ends and starts would stop the socket's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::app) struct IdleExit(pub Option<u64>);
+
+impl<'de> Deserialize<'de> for IdleExit {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match i64::deserialize(d)? {
+            0 => Ok(Self(None)),
+            s @ 60..=31_536_000 => Ok(Self(Some(s.cast_unsigned()))),
+            s => {
+                Err(de::Error::custom(format!("{s} is out of range, 0 (never) or 60 to 31536000 are taken")))
+            }
+        }
+    }
+}
+
+impl Serialize for IdleExit {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(self.0.unwrap_or(0))
+    }
+}
+
+/// How long something is kept, seconds: -1 is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::app) struct Keep(pub Option<u64>);
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match i64::deserialize(d)? {
+            -1 => Ok(Self(None)),
+            s @ 0..=31_536_000 => Ok(Self(Some(s.cast_unsigned()))),
+            s => Err(de::Error::custom(format!("{s} is out of range, -1 (for ever) to 31536000 are taken"))),
+        }
+    }
+}
+
+impl Serialize for Keep {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_i64(self.0.map_or(-1, u64::cast_signed))
     }
 }
 
@@ -217,6 +261,9 @@ pub(in crate::app) struct Models {
     pub default: String,
     pub preload: Vec<String>,
     pub max_loaded: Int<1, 64>,
+    pub keep_s: Keep,
+    pub memory_max_mib: Int<0, 16_777_216>,
+    pub lock: bool,
     /// Further names, each with the id that it stands for.
     pub aliases: BTreeMap<String, String>,
 }
@@ -228,6 +275,9 @@ impl Default for Models {
             default: String::new(),
             preload: Vec::new(),
             max_loaded: Int(1),
+            keep_s: Keep(Some(300)),
+            memory_max_mib: Int(0),
+            lock: false,
             aliases: BTreeMap::new(),
         }
     }

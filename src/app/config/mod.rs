@@ -241,6 +241,7 @@ impl Config {
             cache: super::cache(self.engine.pack_cache_gib.0),
             prefill_chunk: self.engine.prefill_chunk.size(),
             max_sequences: self.engine.max_sequences.size(),
+            lock: self.models.lock,
             ..Options::default()
         }
     }
@@ -254,6 +255,8 @@ impl Config {
             aliases: self.models.aliases.clone(),
             of_model: self.of_model(),
             max_loaded: self.models.max_loaded.size(),
+            keep_s: self.models.keep_s.0,
+            memory_max_bytes: self.models.memory_max_mib.0 << 20,
             prefix_cache_bytes: self.engine.prefix_cache_mib.0 << 20,
             quantum_ms: self.scheduler.quantum_ms.0,
             background_share: self.scheduler.background_share.0,
@@ -332,7 +335,9 @@ mod tests {
             ("version = 1\n[limits.uid.root]\n", "\"root\" is no number of a user"),
             ("version = 1\n[limits.uid.01]\n", "\"01\" is no number of a user"),
             ("version = 1\n[models.aliases]\na = 1\n", "s.toml:3:5: invalid type: integer `1`"),
-            ("version = 1\n[models]\nkeep_s = 1\n", "s.toml:3:1: unknown field `keep_s`"),
+            ("version = 1\n[daemon]\nidle_exit_s = 59\n", "s.toml:3:15: 59 is out of range, 0 (never) or 60"),
+            ("version = 1\n[models]\nkeep_s = -2\n", "s.toml:3:10: -2 is out of range, -1 (for ever)"),
+            ("version = 1\n[models]\nembed = 1\n", "s.toml:3:1: unknown field `embed`"),
         ] {
             let message = wrong(text);
             assert!(message.contains(wanted), "{message}");

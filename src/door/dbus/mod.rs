@@ -197,6 +197,9 @@ impl Door {
     }
 }
 
+/// Those that have the door while nobody calls: itself and its two tasks.
+const N_OWN: usize = 3;
+
 /// The door on a bus; open as long as this lives.
 #[derive(Debug)]
 pub struct DbusDoor {
@@ -211,6 +214,12 @@ impl DbusDoor {
         self.door.connection.closed().await;
     }
 
+    /// Sessions that are open, and calls that are under way or leave something to be told.
+    #[must_use]
+    pub fn n_open(&self) -> usize {
+        self.door.sessions.all().len() + Arc::strong_count(&self.door).saturating_sub(N_OWN)
+    }
+
     /// Closes once calls under way were answered and signals sent.
     pub async fn finish(self) {
         for session in self.door.sessions.all() {
@@ -218,7 +227,7 @@ impl DbusDoor {
         }
         let open = async {
             // The calls under way, and the tasks after them, have the door too.
-            while Arc::strong_count(&self.door) > 3 {
+            while Arc::strong_count(&self.door) > N_OWN {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

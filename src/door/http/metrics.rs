@@ -97,6 +97,7 @@ pub(super) fn page(engine: &Engine) -> String {
     page.one("sotto_engine_busy_seconds_total", "counter", "Time in which steps ran.", busy);
     page.head("sotto_paused_seconds_total", "counter", "Time in which answers rested.");
     page.line("sotto_paused_seconds_total", &[("cause", "reader")], seconds(metrics.reader_us.get()));
+    page.line("sotto_paused_seconds_total", &[("cause", "thermal")], seconds(metrics.heat_us.get()));
     page.one("sotto_bus_connected", "gauge", "1 while on the bus.", u8::from(metrics.bus()));
     let usage = process::usage().unwrap_or_default();
     page.one("process_resident_memory_bytes", "gauge", "Resident memory.", usage.rss_bytes);

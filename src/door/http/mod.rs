@@ -155,12 +155,23 @@ pub fn serve(
     accept(door, listener, shutdown)
 }
 
+/// Connections that a door has open which is told to close by `closing`: each listens to it.
+#[must_use]
+pub fn n_connections(closing: &watch::Sender<bool>) -> usize {
+    closing.receiver_count().saturating_sub(N_OWN)
+}
+
+/// Receivers that the door itself holds.
+const N_OWN: usize = 2;
+
 async fn accept(door: Arc<HttpDoor>, listener: UnixListener, shutdown: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
     let mut closing = shutdown.clone();
     loop {
         let accepted = tokio::select! {
+            // Once it is to close, nobody is taken any more: who waits may be for the next process.
+            biased;
             _ = closing.wait_for(|&now| now) => break,
             Some(_) = connections.join_next() => continue,
             Some(_) = refusals.join_next() => continue,

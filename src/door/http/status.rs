@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 use super::HttpDoor;
 use super::body::{self, Body};
 use crate::engine::{Caller, Engine, ModelState, Stage, Watched};
-use crate::os::{pages, process, thermal};
+use crate::os::memory::Memory;
+use crate::os::{process, thermal};
 
 pub(super) fn status(door: &HttpDoor, caller: Caller) -> Response<Body> {
     body::json_text(format!("{}\n", object(&door.engine, caller.uid)))
 }
 
 fn object(engine: &Engine, uid: u32) -> Value {
-    let (status, state) = (engine.status(), engine.state());
+    let (status, state, tree) = (engine.status(), engine.state(), &engine.options().tree);
     let (generations, callers) = engine.watch(uid);
     let mut models: Vec<Value> = Vec::new();
     let mut loaded = Vec::new();
@@ -49,11 +50,11 @@ fn object(engine: &Engine, uid: u32) -> Value {
         "generations": generations.iter().map(generation).collect::<Vec<_>>(),
         "memory": {
             "resident_bytes": process::usage().map(|usage| usage.rss_bytes),
-            "available_bytes": pages::available(),
+            "available_bytes": Memory::read(tree).map(|memory| memory.available),
         },
-        "temperature_c": thermal::temperature_c(),
+        "temperature_c": thermal::temperature_c(tree),
         "tier": engine.tier(),
-        "threads": engine.options().threads,
+        "threads": engine.threads(),
         "features": [],
     })
 }

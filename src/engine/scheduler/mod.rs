@@ -54,6 +54,8 @@ pub(super) struct Limits {
     pub background_share: u64,
     /// Models in memory at a time.
     pub max_loaded: usize,
+    /// How long a model stays that nobody uses; `None`: for ever.
+    pub keep: Option<Micros>,
 }
 
 /// What the scheduler must know of a request.
@@ -104,6 +106,9 @@ pub(super) enum Input {
     Unwant(ModelKey),
     /// A loaded model stays until it is unloaded by name; or no longer so.
     Pin(ModelKey, bool),
+    /// Memory is short: what background requests keep that have no place is given up, and with `true` models that nobody
+    /// uses as well.
+    Pressure(bool),
     /// A model is ready.
     Loaded(ModelKey, Capacity),
     /// It is not ready any more, or could not be loaded. Its requests are ended by the caller.
@@ -150,6 +155,17 @@ pub(super) enum Cut {
     },
 }
 
+/// Why a model goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Nobody has wanted it for long.
+    Unused,
+    /// Memory is short.
+    Memory,
+    /// Another one is to be loaded in its place.
+    For(ModelKey),
+}
+
 /// What the caller must do, in this order. After [`Action::Cut`] the slot is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
@@ -160,7 +176,7 @@ pub(super) enum Action {
     /// Take away what it keeps; it will begin anew, with what it has written so far as its prompt.
     Drop(Slot),
     /// Forget a model that no request uses.
-    Unload(ModelKey),
+    Unload(ModelKey, Why),
     /// A wanted model cannot be loaded: pinned ones have all places.
     NoRoom(ModelKey),
     /// End it.
@@ -237,6 +253,8 @@ struct Loaded {
     capacity: Capacity,
     /// When it was last used.
     used: Micros,
+    /// When somebody was last seen to want it.
+    wanted: Micros,
     pinned: bool,
 }
 
@@ -341,9 +359,11 @@ impl Scheduler {
                 }
             }
             Input::Want { model, evicts } => {
-                if let Some(w) = self.wanted.iter_mut().find(|w| w.model == model) {
+                if let Some(loaded) = self.models.get_mut(&model) {
+                    loaded.wanted = now;
+                } else if let Some(w) = self.wanted.iter_mut().find(|w| w.model == model) {
                     w.evicts |= evicts;
-                } else if !self.uses(model) {
+                } else if self.loading != Some(model) {
                     self.wanted.push(Wanted { model, evicts });
                 }
             }
@@ -361,13 +381,14 @@ impl Scheduler {
             Input::Loaded(model, capacity) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
                 self.wanted.retain(|w| w.model != model);
-                self.models.insert(model, Loaded { capacity, used: now, pinned: false });
+                self.models.insert(model, Loaded { capacity, used: now, wanted: now, pinned: false });
             }
             Input::Unloaded(model) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
                 self.wanted.retain(|w| w.model != model);
                 self.models.remove(&model);
             }
+            Input::Pressure(models) => self.give_way(models, actions),
             Input::Begun(slot, n) => self.begun(slot, n),
             Input::StepDone(us) => self.step_done(us),
             Input::Sent(slot) => {

@@ -2,7 +2,7 @@
 
 use super::room::{Holder, pages, safe};
 use super::{
-    Action, Class, Cut, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, Wanted, class,
+    Action, Class, Cut, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, Wanted, Why, class,
 };
 use crate::base::limits::{ATTN_BLOCK, N_FEED_MAX};
 
@@ -22,6 +22,7 @@ impl Scheduler {
             self.place(class, actions);
         }
         self.load_wanted(actions);
+        let unload = self.unload_idle(now, actions);
         let due = self.background_due > 0;
         let order = match due {
             true => [Class::Background, Class::Interactive],
@@ -39,7 +40,9 @@ impl Scheduler {
                 self.loaded_last = false;
                 Step::Run(model)
             }
-            (None, None) => Step::Idle(self.next_expiry().map(|t| t.max(now))),
+            (None, None) => {
+                Step::Idle(self.next_expiry().into_iter().chain(unload).min().map(|t| t.max(now)))
+            }
         }
     }
 
@@ -140,11 +143,52 @@ impl Scheduler {
                     drop_kept(s);
                 }
             }
-            self.models.remove(&old);
-            actions.push(Action::Unload(old));
+            self.unload(old, Why::For(model), actions);
         }
         self.loading = Some(model);
         true
+    }
+
+    /// Lets go of models that nobody has used for long; returns when the next one is due.
+    fn unload_idle(&mut self, now: Micros, actions: &mut Vec<Action>) -> Option<Micros> {
+        let keep = self.limits.keep?;
+        for s in self.sequences.values() {
+            if let Some(m) = self.models.get_mut(&s.ticket.model) {
+                m.wanted = now;
+            }
+        }
+        for model in self.unused() {
+            if self.models.get(&model).is_some_and(|m| now >= m.wanted.saturating_add(keep)) {
+                self.unload(model, Why::Unused, actions);
+            }
+        }
+        self.unused().iter().filter_map(|key| Some(self.models.get(key)?.wanted.saturating_add(keep))).min()
+    }
+
+    /// Models that no request wants and that are not pinned, those first that were used longest ago.
+    pub(in crate::engine) fn unused(&self) -> Vec<ModelKey> {
+        let used = |key| self.sequences.values().any(|s| s.ticket.model == key);
+        let models = self.models.iter().filter(|(key, m)| !m.pinned && !used(**key));
+        let mut models: Vec<_> = models.map(|(key, m)| (m.used, *key)).collect();
+        models.sort_unstable();
+        models.into_iter().map(|(_, key)| key).collect()
+    }
+
+    fn unload(&mut self, model: ModelKey, why: Why, actions: &mut Vec<Action>) {
+        self.models.remove(&model);
+        actions.push(Action::Unload(model, why));
+    }
+
+    /// Gives up what background requests keep that have no place and, if `models`, those that nobody uses.
+    pub(super) fn give_way(&mut self, models: bool, actions: &mut Vec<Action>) {
+        let rests = |s: &&mut Sequence| s.ticket.class == Class::Background && s.begun() && !s.active;
+        for s in self.sequences.values_mut().filter(rests) {
+            drop_kept(s);
+            actions.push(Action::Drop(s.ticket.slot));
+        }
+        for model in if models { self.unused() } else { Vec::new() } {
+            self.unload(model, Why::Memory, actions);
+        }
     }
 
     fn has_room(&self) -> bool {

@@ -52,6 +52,7 @@ impl World {
             quantum: 50_000,
             background_share: 5,
             max_loaded: 1 + rng.below(2),
+            keep: [None, Some(30_000)][seed as usize % 2],
         };
         Self {
             seed,
@@ -82,7 +83,7 @@ impl World {
                 Action::Place(Slot(n)) => n,
                 Action::Begin(Slot(n)) => n + 1_000_000,
                 Action::Drop(Slot(n)) => n + 2_000_000,
-                Action::Unload(ModelKey(n)) => u64::from(n) + 3_000_000,
+                Action::Unload(ModelKey(n), _) => u64::from(n) + 3_000_000,
                 Action::Cut(Slot(n), _) => n + 4_000_000,
                 Action::NoRoom(ModelKey(n)) => u64::from(n) + 5_000_000,
             });
@@ -107,7 +108,7 @@ impl World {
                     );
                     c.begun = false;
                 }
-                Action::Unload(model) => {
+                Action::Unload(model, _) => {
                     assert!(self.loaded.remove(&model), "seed {}: {model:?} was not loaded", self.seed);
                     assert!(!self.pinned.contains(&model), "seed {}: {model:?} is pinned", self.seed);
                     let holds = |c: &Client| c.begun && c.ticket.model == model;
@@ -224,7 +225,10 @@ impl World {
     }
 
     fn step(&mut self) {
+        let mut n_tries = 0;
         let step = loop {
+            n_tries += 1;
+            assert!(n_tries < 100, "seed {}: begins without an end: {:#?}", self.seed, self.scheduler);
             let mut actions = Vec::new();
             let step = self.scheduler.plan(self.now, &mut actions);
             let again = actions.iter().any(|action| matches!(action, Action::Begin(_)));
@@ -327,6 +331,10 @@ fn whatever_comes_the_rules_hold() {
             }
             world.meddle();
             world.manage();
+            if world.rng.below(40) == 0 {
+                let models = world.rng.below(2) == 0;
+                world.input(Input::Pressure(models));
+            }
             world.step();
         }
         for model in std::mem::take(&mut world.pinned) {

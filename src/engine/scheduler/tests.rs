@@ -10,6 +10,7 @@ const LIMITS: Limits = Limits {
     quantum: 50,
     background_share: 5,
     max_loaded: 1,
+    keep: None,
 };
 
 const MODEL: ModelKey = ModelKey(1);
@@ -212,7 +213,7 @@ fn models_give_way_to_one_another() {
     on(&mut s, 0, Input::Ended(Slot(1)));
     assert_eq!(
         plan(&mut s, 0),
-        (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL), Action::Place(Slot(2))])
+        (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL, Why::For(ModelKey(2))), Action::Place(Slot(2))])
     );
     on(&mut s, 0, Input::Loaded(ModelKey(2), ROOMY));
     on(&mut s, 0, Input::Cancel(Slot(2)));
@@ -224,7 +225,7 @@ fn models_give_way_to_one_another() {
     let (step, actions) = plan(&mut s, 0);
     assert_eq!(
         (step, &actions[..2]),
-        (Step::Load(MODEL), &[Action::Drop(Slot(4)), Action::Unload(ModelKey(2))][..])
+        (Step::Load(MODEL), &[Action::Drop(Slot(4)), Action::Unload(ModelKey(2), Why::For(MODEL))][..])
     );
 }
 
@@ -252,7 +253,10 @@ fn a_model_that_is_asked_for_by_name_takes_a_place_but_no_pinned_one() {
     assert_eq!(slots, [1], "nobody else begins with the model that is in the way");
     on(&mut s, 0, Input::Cancel(Slot(2)));
     on(&mut s, 0, Input::Ended(Slot(1)));
-    assert_eq!(plan(&mut s, 0), (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL)]));
+    assert_eq!(
+        plan(&mut s, 0),
+        (Step::Load(ModelKey(2)), vec![Action::Unload(MODEL, Why::For(ModelKey(2)))])
+    );
     on(&mut s, 0, Input::Unwant(ModelKey(2)));
     assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![]));
     on(&mut s, 0, wanted(2, true));
@@ -269,7 +273,10 @@ fn a_model_that_is_asked_for_by_name_takes_a_place_but_no_pinned_one() {
     on(&mut s, 0, Input::Pin(ModelKey(2), false));
     submit(&mut s, 0, 4, 1, Class::Interactive);
     let (step, actions) = plan(&mut s, 0);
-    assert_eq!((step, &actions[..1]), (Step::Load(MODEL), &[Action::Unload(ModelKey(2))][..]));
+    assert_eq!(
+        (step, &actions[..1]),
+        (Step::Load(MODEL), &[Action::Unload(ModelKey(2), Why::For(MODEL))][..])
+    );
 }
 
 /// Pages are granted while all can end; background work gives its own back.
@@ -301,4 +308,51 @@ fn memory_never_locks() {
         }
     }
     panic!("{s:?}");
+}
+
+/// A model that nobody uses goes when its time is over, one that was asked to stay does not.
+#[test]
+fn models_go_when_nobody_uses_them() {
+    let limits = Limits { keep: Some(500), max_loaded: 2, ..LIMITS };
+    let mut s = ready(limits);
+    let pinned = ModelKey(2);
+    on(&mut s, 0, Input::Want { model: pinned, evicts: false });
+    assert_eq!(plan(&mut s, 0).0, Step::Load(pinned));
+    on(&mut s, 0, Input::Loaded(pinned, ROOMY));
+    on(&mut s, 0, Input::Pin(pinned, true));
+    assert_eq!(plan(&mut s, 100), (Step::Idle(Some(500)), vec![]));
+    submit(&mut s, 400, 1, 7, Class::Interactive);
+    assert_eq!(run(&mut s, 400, 10), [(1, 8)]);
+    assert_eq!(run(&mut s, 700, 10), [(1, 8)], "it is in use");
+    on(&mut s, 710, Input::Ended(Slot(1)));
+    assert_eq!(plan(&mut s, 710), (Step::Idle(Some(1_200)), vec![]));
+    assert_eq!(plan(&mut s, 1_200), (Step::Idle(None), vec![Action::Unload(MODEL, Why::Unused)]));
+    assert!(!s.uses(MODEL) && s.uses(pinned));
+    let mut s = ready(Limits { keep: Some(0), ..LIMITS });
+    submit(&mut s, 0, 1, 7, Class::Interactive);
+    run(&mut s, 0, 10);
+    on(&mut s, 10, Input::Ended(Slot(1)));
+    assert_eq!(plan(&mut s, 10).1, [Action::Unload(MODEL, Why::Unused)], "at once");
+    assert_eq!(plan(&mut ready(LIMITS), 1 << 60), (Step::Idle(None), vec![]), "never");
+}
+
+/// Want of memory takes from background work that rests, and models that nobody uses; never from who is answered.
+#[test]
+fn memory_is_given_back_under_pressure() {
+    let mut s = ready(LIMITS);
+    submit(&mut s, 0, 1, 7, Class::Background);
+    run(&mut s, 0, 10);
+    assert_eq!(on(&mut s, 10, Input::Pressure(true)), [], "it has a place");
+    on(&mut s, 10, Input::Full(Slot(1)));
+    plan(&mut s, 10);
+    assert_eq!(on(&mut s, 10, Input::Pressure(false)), [Action::Drop(Slot(1))]);
+    assert_eq!(on(&mut s, 10, Input::Pressure(true)), [], "its model is still wanted");
+    on(&mut s, 10, Input::Cancel(Slot(1)));
+    submit(&mut s, 10, 2, 7, Class::Interactive);
+    run(&mut s, 10, 10);
+    on(&mut s, 20, Input::Full(Slot(2)));
+    plan(&mut s, 20);
+    assert_eq!(on(&mut s, 20, Input::Pressure(true)), [], "somebody reads it");
+    on(&mut s, 20, Input::Cancel(Slot(2)));
+    assert_eq!(on(&mut s, 20, Input::Pressure(true)), [Action::Unload(MODEL, Why::Memory)]);
 }

@@ -1,0 +1,57 @@
+//! How much memory there is.
+
+use super::cgroup;
+use super::tree::Tree;
+
+/// Memory that this process may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes there are in all: the machine's, or what a control group allows.
+    pub total: u64,
+    /// Bytes that could be had now without swapping; what can be taken from the page cache is among them.
+    pub available: u64,
+    /// The file that says so.
+    pub from: String,
+}
+
+impl Memory {
+    /// Reads it. `None` where the kernel does not tell.
+    #[must_use]
+    pub fn read(tree: &Tree) -> Option<Self> {
+        const MEMINFO: &str = "/proc/meminfo";
+        let kib = |key| tree.field(MEMINFO, key)?.checked_mul(1024);
+        let (total, available) = (kib("MemTotal:")?, kib("MemAvailable:")?);
+        Some(match cgroup::memory(tree) {
+            Some(room) if room.free < available => {
+                Self { total: room.limit.min(total), available: room.free, from: room.from }
+            }
+            _ => Self { total, available, from: MEMINFO.into() },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::Made;
+    use super::*;
+
+    #[test]
+    fn the_smaller_of_the_machine_and_the_group_counts() {
+        let made =
+            Made::new(&[("/proc/meminfo", "MemTotal:  8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\n")]);
+        let memory = Memory::read(&made.tree).expect("it is told");
+        assert_eq!((memory.total, memory.available), (8_000 << 10, 4_000 << 10));
+        made.write("/proc/self/cgroup", "0::/a");
+        made.write("/sys/fs/cgroup/a/memory.max", (1_000 << 10).to_string());
+        let memory = Memory::read(&made.tree).expect("it is told");
+        assert_eq!((memory.total, memory.available), (1_000 << 10, 1_000 << 10));
+        assert!(memory.from.contains("/a/memory.max"));
+        for broken in
+            ["", "MemTotal: 5 kB", "MemTotal: x kB\nMemAvailable: 3 kB", "MemTotal: 99999999999999999999 kB"]
+        {
+            made.write("/proc/meminfo", broken);
+            assert_eq!(Memory::read(&made.tree), None, "{broken}");
+        }
+        assert!(Memory::read(&Tree::default()).is_some_and(|m| m.available > 1 << 20));
+    }
+}

@@ -1,0 +1,269 @@
+//! How the daemon behaves beside others: what it refuses, gives up, and when it rests or ends. The state of the machine
+//! comes from files that the tests write.
+#![cfg(feature = "http")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sotto::door::http::HttpOptions;
+use sotto::engine::{Engine, ModelFile, ModelState, Options, Settings, Status};
+use sotto::os::tree::Tree;
+use sotto::os::{clock, thread};
+use support::http::{ask, get, post};
+use support::{Folder, Inside, Running, stories, until};
+
+const NATIVE: &str = "/sotto/v1/generate";
+const ZONE: &str = "machine/sys/class/thermal/thermal_zone0";
+
+/// A machine of files.
+struct Machine(Folder);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self(Folder::new());
+        machine.says("machine/proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n");
+        machine
+    }
+
+    fn says(&self, path: &str, text: &str) {
+        let path = self.0.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// A house on this machine, with the small model.
+    fn house(&self, settings: Settings) -> Inside {
+        let tree = Tree::new(self.0.join("machine"));
+        let options = Options { threads: 1, n_ctx: 512, tree, ..Options::default() };
+        let kernels = sotto::kernel::select(None).unwrap();
+        Inside::start(Engine::start(kernels, options, small(settings)).unwrap(), HttpOptions::default())
+    }
+}
+
+/// The same with the small model, by two names.
+fn small(settings: Settings) -> Settings {
+    let models = ["inside", "other"].map(|id| ModelFile { id: id.into(), path: stories() }).into();
+    Settings { models, default_model: Some("inside".into()), ..settings }
+}
+
+/// The text of an answer, and how many tokens of its prompt were kept from an earlier one.
+fn answer(house: &Inside, input: &str, n: u32) -> (String, u64) {
+    let body = json!({"input": input, "raw": true, "max_tokens": n, "temperature": 0});
+    let answer = ask(&house.socket, &post(NATIVE, body.to_string()));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let events: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let text = events.iter().filter(|e| e["event"] == "token").filter_map(|e| e["text"].as_str()).collect();
+    let done = events.last().unwrap();
+    assert_eq!(done["event"], "done", "{done}");
+    (text, done["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+}
+
+fn state(house: &Inside) -> ModelState {
+    house.engine.models()[0].state
+}
+
+fn metric(house: &Inside, name: &str) -> f64 {
+    let page = ask(&house.socket, &get("/metrics"));
+    let line = page.text().lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+    line.unwrap_or_else(|| panic!("{name}:\n{}", page.text())).trim().parse().unwrap()
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_numbers() {
+    let machine = Machine::new();
+    machine.says("machine/proc/self/cgroup", "0::/small\n");
+    machine.says("machine/sys/fs/cgroup/small/memory.max", "1048576\n");
+    // All of it is page cache, and therefore free.
+    machine.says("machine/sys/fs/cgroup/small/memory.current", "1048576\n");
+    machine.says("machine/sys/fs/cgroup/small/memory.stat", "inactive_file 1048576\n");
+    let house = machine.house(Settings::default());
+    let refused = ask(&house.socket, &post(NATIVE, r#"{"input":"Once","raw":true,"max_tokens":2}"#));
+    assert_eq!(
+        (refused.status, refused.error("code")),
+        (503, "insufficient_memory".into()),
+        "{}",
+        refused.text()
+    );
+    let message = refused.error("message");
+    for words in
+        ["MiB are needed (weights 1", "75 % of the 1 there are by /sys/fs/cgroup/small/memory.max", "q8_0"]
+    {
+        assert!(message.contains(words), "{message}");
+    }
+    let number = |key| refused.error(key).parse::<u64>().unwrap();
+    assert!(number("need") > number("have") && number("have") < 1 << 20, "{}", refused.text());
+    assert_eq!(state(&house), ModelState::Failed);
+    // The limit is raised, and the next request is served.
+    machine.says("machine/sys/fs/cgroup/small/memory.max", "104857600\n");
+    answer(&house, "Once", 2);
+    assert_eq!(state(&house), ModelState::Loaded);
+    let bound = Settings { memory_max_bytes: 1 << 19, ..Settings::default() };
+    let refused = ask(&machine.house(bound).socket, &post(NATIVE, r#"{"input":"Once","raw":true}"#));
+    assert!(refused.error("message").contains("models.memory_max_mib is 0"), "{}", refused.text());
+}
+
+#[test]
+fn a_hot_processor_rests_and_says_the_same() {
+    let machine = Machine::new();
+    machine.says("machine/proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0");
+    machine.says(&format!("{ZONE}/type"), "cpu-thermal");
+    machine.says(&format!("{ZONE}/temp"), "50000");
+    let house = machine.house(Settings::default());
+    let cool = answer(&house, "Once upon a time", 100);
+    assert_eq!(metric(&house, "sotto_paused_seconds_total{cause=\"thermal\"}"), 0.0);
+    machine.says(&format!("{ZONE}/temp"), "79500");
+    // The look finds an engine at work.
+    let under_way = std::thread::scope(|threads| {
+        let asked = threads.spawn(|| answer(&house, "Once upon a time", 400));
+        until("an engine that rests", || {
+            house.engine.look_at_machine();
+            (house.engine.status().rest > 800).then_some(())
+        });
+        let hot = answer(&house, "Once upon a time", 100);
+        assert_eq!(hot.0, cool.0);
+        asked.join().unwrap()
+    });
+    assert!(under_way.0.starts_with(&cool.0));
+    let rested = metric(&house, "sotto_paused_seconds_total{cause=\"thermal\"}");
+    assert!(rested > 0.0, "{rested}");
+    // At rest nothing is held back any more.
+    until("an engine at rest", || {
+        house.engine.look_at_machine();
+        (house.engine.status() == Status::default()).then_some(())
+    });
+}
+
+#[test]
+fn what_is_kept_is_given_up_while_memory_is_short() {
+    let machine = Machine::new();
+    let house = machine.house(Settings { keep_s: None, ..Settings::default() });
+    let prompt = "Once upon a time there was a little girl. ".repeat(8);
+    answer(&house, &prompt, 2);
+    assert!(answer(&house, &prompt, 2).1 > 0);
+    machine.says("machine/proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 30000 kB\n");
+    house.engine.look_at_machine();
+    assert!(house.engine.status().memory_short);
+    until("prefixes to be gone", || (metric(&house, "sotto_prefix_cache_bytes") == 0.0).then_some(()));
+    assert_eq!(answer(&house, &prompt, 2).1, 0);
+    assert_eq!(metric(&house, "sotto_prefix_cache_bytes"), 0.0, "none are kept");
+    // It lasts, and the model goes as well.
+    until("the model to be gone", || {
+        house.engine.look_at_machine();
+        (state(&house) == ModelState::Available).then_some(())
+    });
+}
+
+#[test]
+fn a_model_that_nobody_uses_goes() {
+    let machine = Machine::new();
+    let house = machine.house(Settings { keep_s: Some(1), ..Settings::default() });
+    answer(&house, "Once", 2);
+    assert_eq!(state(&house), ModelState::Loaded);
+    let began = clock::now_us();
+    until("the model to be gone", || (state(&house) == ModelState::Available).then_some(()));
+    assert!(clock::now_us() - began > 500_000);
+    let house = machine.house(Settings { keep_s: Some(1), ..Settings::default() });
+    house.engine.preload("inside", true);
+    until("the model", || (state(&house) == ModelState::Loaded).then_some(()));
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(state(&house), ModelState::Loaded, "it was asked to stay");
+}
+
+/// A model that does not fit takes nobody's place, and one that fits takes those of as many as it needs.
+#[test]
+fn models_go_for_another_one_only_if_that_helps() {
+    let machine = Machine::new();
+    let bound = |memory_max_bytes, max_loaded| {
+        small(Settings { memory_max_bytes, max_loaded, ..Settings::default() })
+    };
+    let house = machine.house(Settings::default());
+    let states = || house.engine.models().iter().map(|model| model.state).collect::<Vec<_>>();
+    let other = || {
+        let body = json!({"model": "other", "input": "Once", "raw": true, "max_tokens": 2}).to_string();
+        ask(&house.socket, &post(NATIVE, body))
+    };
+    answer(&house, "Once", 2);
+    house.engine.reload(bound(1 << 19, 1));
+    let refused = other();
+    assert_eq!(refused.error("code"), "insufficient_memory", "{}", refused.text());
+    assert_eq!(states(), [ModelState::Loaded, ModelState::Failed]);
+    answer(&house, "Once", 2);
+    // Two are allowed, and there is room for one and a half.
+    let need: u64 = refused.error("need").parse().unwrap();
+    house.engine.reload(bound(need / 2 * 3, 2));
+    assert_eq!(other().status, 200);
+    assert_eq!(states(), [ModelState::Available, ModelState::Loaded]);
+    house.engine.reload(bound(0, 2));
+    answer(&house, "Once", 2);
+    assert_eq!(states(), [ModelState::Loaded, ModelState::Loaded]);
+}
+
+/// As systemd does: the socket is the starter's, and the daemon is started anew when it has ended and somebody waits.
+struct Activated {
+    listener: UnixListener,
+    folder: Folder,
+    n: usize,
+}
+
+impl Activated {
+    fn start(&mut self) -> Running {
+        self.n += 1;
+        let config = self.folder.write(
+            "sotto.toml",
+            "version = 1\n[daemon]\nidle_exit_s = 60\n[models]\ndirs = []\n[engine]\nthreads = 1\n",
+        );
+        let log = std::fs::File::create(self.folder.join(&format!("log{}", self.n))).unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api; exec \"$0\" --bus none --config \"$1\"",
+        ]);
+        command.arg(env!("CARGO_BIN_EXE_sottod")).arg(config).stdout(Stdio::null()).stderr(log);
+        command.stdin(std::os::fd::OwnedFd::from(self.listener.try_clone().unwrap()));
+        let running = Running(command.spawn().unwrap());
+        let log = self.folder.join(&format!("log{}", self.n));
+        until("a daemon", || std::fs::read_to_string(&log).unwrap().contains("ready, kernels").then_some(()));
+        running
+    }
+}
+
+/// Callers that come just when a daemon ends, a few milliseconds before and after: it answers, or the next one does.
+#[test]
+#[ignore = "slow: waits for the end of an idle minute, the shortest that the configuration takes"]
+fn who_comes_while_an_idle_daemon_ends_is_answered() {
+    const N: u64 = 8;
+    let one = |i: u64| {
+        let folder = Folder::new();
+        let path = folder.join("api.sock");
+        let mut house = Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0 };
+        let mut daemon = house.start();
+        let due = clock::now_us() + 60_000_000;
+        // The last one comes when it is over for certain.
+        let at = if i + 1 == N { due + 3_000_000 } else { due + 8_000 * i - 24_000 };
+        std::thread::sleep(Duration::from_micros(at - clock::now_us()));
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.write_all(&get("/healthz")).unwrap();
+        caller.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+        let mut said = [0; 12];
+        let first = caller.read_exact(&mut said);
+        let by_first = first.is_ok();
+        if !by_first {
+            let status = daemon.ended("a daemon that nobody uses");
+            assert!(status.success(), "{status}");
+            let _next = house.start();
+            caller.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"HTTP/1.1 200", "caller {i}");
+        }
+        assert_eq!(&said, b"HTTP/1.1 200", "caller {i}");
+        by_first
+    };
+    let all: Vec<_> = (0..N).map(|i| thread::start("caller", move || one(i)).unwrap()).collect();
+    let by_first: Vec<bool> = all.into_iter().map(|one| one.join().unwrap()).collect();
+    assert!(!by_first.last().unwrap(), "nothing ended: {by_first:?}");
+}
