@@ -9,7 +9,7 @@ use super::load::Load;
 use super::manners::{Given, Level};
 use super::ready::Ready;
 use super::run::{PROGRESS_EVERY, Runner, start_pool};
-use super::scheduler::{Input, Micros, ModelKey, Why};
+use super::scheduler::{Input, Micros, ModelKey, Slot, Why};
 use super::{Code, Event, Fault, ModelState, Offer, Sink};
 use crate::os::clock;
 
@@ -133,17 +133,28 @@ impl Runner {
         Fault::new(Code::ModelBusy, message).at("model")
     }
 
+    /// The requests that use model `id`.
+    fn users(&self, id: &str) -> Vec<Slot> {
+        self.jobs.iter().filter(|(_, job)| job.model.id == id).map(|(slot, _)| *slot).collect()
+    }
+
+    /// Ends them, for a model that is unloaded by force.
+    pub(super) fn end_users(&mut self, id: &str) {
+        for slot in self.users(id) {
+            self.fail(slot, Fault::new(Code::Cancelled, "the model was unloaded by force; ask again"));
+        }
+    }
+
     /// Unloads a model by name.
     pub(super) fn unload_by_name(&mut self, to: ToUnload) {
         let ToUnload { id, force, tell } = to;
-        let users: Vec<_> = self.jobs.iter().filter(|(_, job)| job.model.id == id).map(|(s, _)| *s).collect();
-        if !users.is_empty() && !force {
-            let message =
-                format!("model {id} is used by {} requests; wait, or unload it by force", users.len());
-            return tell(Err(Fault::new(Code::ModelBusy, message).at("model")));
+        if force {
+            self.end_users(&id);
         }
-        for slot in users {
-            self.fail(slot, Fault::new(Code::Cancelled, "the model was unloaded by force; ask again"));
+        let n = self.users(&id).len();
+        if n > 0 {
+            let message = format!("model {id} is used by {n} requests; wait, or unload it by force");
+            return tell(Err(Fault::new(Code::ModelBusy, message).at("model")));
         }
         let keys: Vec<_> = self.models.iter().filter(|(_, model)| model.id == id).map(|(k, _)| *k).collect();
         for key in keys {

@@ -105,6 +105,8 @@ pub(super) struct Runner {
     typical_us: Micros,
     /// The settings have changed since the last step.
     reloaded: bool,
+    /// Loads and unloads that were asked for since then: a step has its model in its hands.
+    asked: Vec<Command>,
 }
 
 /// The threads, started at the first load.
@@ -144,6 +146,7 @@ impl Runner {
             told_full: BTreeMap::new(),
             typical_us: 1_000_000,
             reloaded: false,
+            asked: Vec::new(),
         }
     }
 
@@ -174,6 +177,13 @@ impl Runner {
             }
             if self.shed != self.level {
                 self.shed();
+            }
+            for command in std::mem::take(&mut self.asked) {
+                match command {
+                    Command::Load(wish) => self.want(*wish),
+                    Command::Unload(to) => self.unload_by_name(to),
+                    other => self.take(other),
+                }
             }
             match self.plan(now) {
                 Step::Idle(until) => {
@@ -255,8 +265,14 @@ impl Runner {
                     max_sequences,
                 }));
             }
-            Command::Load(wish) => self.want(*wish),
-            Command::Unload(to) => self.unload_by_name(to),
+            Command::Load(_) => self.asked.push(command),
+            Command::Unload(to) => {
+                // A step that nobody wants any more ends early.
+                if to.force {
+                    self.end_users(&to.id);
+                }
+                self.asked.push(Command::Unload(to));
+            }
             Command::Reload => self.reloaded = true,
             Command::Pressure(level) => self.level = level,
             Command::Look => {}

@@ -9,6 +9,8 @@ pub(crate) mod http;
 pub(crate) mod pty;
 
 use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -115,14 +117,14 @@ pub(crate) fn have(program: &str, what: &str) -> bool {
     found.is_ok()
 }
 
-/// A bus for this test alone, and its address.
+/// A bus for this test alone, and its address. Its socket is in no folder: every user of the machine may connect.
 pub(crate) fn bus(folder: &Folder) -> (Running, String) {
-    let socket = folder.join("bus.sock");
-    let address = format!("unix:path={}", socket.display());
+    let name = folder.0.file_name().and_then(OsStr::to_str).expect("a name of ours");
+    let address = format!("unix:abstract={name}");
     let config = format!(
         "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy>\
-         </busconfig>\n"
+         <policy context=\"default\"><allow user=\"*\"/><allow send_destination=\"*\"/>\
+         <allow receive_sender=\"*\"/><allow own=\"*\"/></policy></busconfig>\n"
     );
     let config = folder.write("bus.conf", config);
     let child = Command::new("dbus-daemon")
@@ -132,7 +134,8 @@ pub(crate) fn bus(folder: &Folder) -> (Running, String) {
         .spawn()
         .expect("dbus-daemon starts");
     let bus = Running(child);
-    until("the bus", || std::os::unix::net::UnixStream::connect(&socket).ok());
+    let socket = SocketAddr::from_abstract_name(name).expect("a short name");
+    until("the bus", || UnixStream::connect_addr(&socket).ok());
     (bus, address)
 }
 
