@@ -16,8 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sotto::base::Token;
 use sotto::kernel::Pool;
-use sotto::model::{KvType, Model, Precision};
-use support::golden::{Expected, Run, distance, fixtures, names, packed, pool, stored_rows, together};
+use sotto::model::{KvType, Model, Pooling, Precision};
+use sotto::quant::unpack_row;
+use support::golden::{
+    Expected, Run, distance, fixtures, names, packed, pool, stored_rows, together, vectors,
+};
 
 /// Most relative L2 error with float activations and cache, at once and far into a text.
 const BOUND: f64 = 2e-5;
@@ -147,6 +150,76 @@ fn the_same_bits_always() {
         busy.store(false, Ordering::Relaxed);
         checked.unwrap_or_else(|e| resume_unwind(e));
     });
+}
+
+/// The states that become vectors are those that logits are made of; the mean is that of the last ones of all beginnings;
+/// and no bit hangs on how a text was cut or on what came along.
+#[test]
+fn vectors_of_every_architecture() {
+    let pool = pool(2);
+    every(|name, folder, model| {
+        let tokens = Expected::open(&folder.join("expected.safetensors")).tokens("prompt_tokens");
+        let run = || Run::new(model, &pool, Precision::F32, 64);
+        let (last, logits) = vectors(run(), Pooling::Last, &[&tokens], 128).remove(0);
+        let file = model.checkpoint();
+        let output =
+            ["output.weight", "token_embd.weight"].into_iter().find_map(|name| file.tensor(name)).unwrap();
+        let cap = format!("{}.final_logit_softcapping", model.architecture());
+        if file.tensor("output.bias").is_none() && file.float(&cap).unwrap().is_none() {
+            let mut row = vec![0.0; output.n_cols];
+            let rows = file.bytes(output).chunks_exact(output.range.len() / output.n_rows);
+            let made: Vec<f32> = rows
+                .map(|bytes| {
+                    unpack_row(output.quant, bytes, &mut row);
+                    row.iter().zip(&last).map(|(w, x)| w * x).sum()
+                })
+                .collect();
+            // Some models scale their logits.
+            let by = logits[0] / made[0];
+            let made: Vec<f32> = made.iter().map(|x| x * by).collect();
+            let error = distance(&made, &logits);
+            println!("{name}: logits of the last state {error:.1e}, scaled by {by}");
+            assert!(error <= BOUND, "{name}: {error:.1e}");
+        }
+        let first = vectors(run(), Pooling::First, &[&tokens], 5).remove(0).0;
+        assert_eq!(first, vectors(run(), Pooling::Last, &[&tokens[..1]], 1)[0].0, "{name}: the first state");
+        let mut mean = vec![0.0_f64; last.len()];
+        for n in 1..=tokens.len() {
+            let state = vectors(run(), Pooling::Last, &[&tokens[..n]], 128).remove(0).0;
+            mean.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(x) / tokens.len() as f64);
+        }
+        let mean: Vec<f32> = mean.into_iter().map(|x| x as f32).collect();
+        let whole = vectors(run(), Pooling::Mean, &[&tokens], 128).remove(0).0;
+        assert!(distance(&whole, &mean) <= 1e-6, "{name}: {:.1e} from the mean", distance(&whole, &mean));
+        for chunk in [7, 1] {
+            let found =
+                vectors(run(), Pooling::Mean, &[&tokens[..9], &tokens, &tokens[3..]], chunk).remove(1).0;
+            assert!(found == whole, "{name}: chunks of {chunk} in company change bits");
+        }
+    });
+}
+
+/// As llama.cpp makes them.
+#[test]
+fn vectors_are_those_of_another_program() {
+    let golden = std::fs::read_to_string(support::fixture("stories260k/golden_vectors.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    let numbers = |key: &str| -> Vec<f64> {
+        golden[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let tokens: Vec<Token> = numbers("ids").into_iter().map(|id| Token(id as u32)).collect();
+    let (model, pool) = (Model::open(&support::stories()).unwrap(), pool(1));
+    assert_eq!(model.pooling(), Some(Pooling::Mean));
+    for (key, how) in [("mean", Pooling::Mean), ("last", Pooling::Last)] {
+        let ours = vectors(Run::new(&model, &pool, Precision::F32, 64), how, &[&tokens], 128).remove(0).0;
+        let theirs = numbers(key);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let ours: Vec<f64> = ours.into_iter().map(f64::from).collect();
+        let cosine = dot(&ours, &theirs) / (dot(&ours, &ours) * dot(&theirs, &theirs)).sqrt();
+        let length = (dot(&ours, &ours) / dot(&theirs, &theirs)).sqrt();
+        println!("{key}: cosine {cosine:.6}, length by {length:.4}");
+        assert!(cosine > 0.9999 && (length - 1.0).abs() < 0.01, "{key}: {cosine}, {length}");
+    }
 }
 
 /// The error of the four stored rows, equal bits in any chunks.

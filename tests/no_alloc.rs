@@ -62,7 +62,7 @@ fn allocations(model: &Model, pool: &Pool, settings: Settings) -> usize {
     COUNT.store(0, Ordering::Relaxed);
     for step in 0..110 {
         ARMED.store(step >= 10, Ordering::Relaxed);
-        let feed = Feed { kv: &mut kv, tokens: &[token], want: Want::Last };
+        let feed = Feed { kv: &mut kv, tokens: &[token], want: Want::Last, pooled: None };
         let logits = decoder.step(model, pool, &mut [feed], &mut |_| true).unwrap();
         token = chain.sample(logits, step > 50).unwrap();
         logprobs(logits, token, 20, &mut top);

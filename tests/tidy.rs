@@ -43,6 +43,7 @@ const LAYERS: &[(&str, u8)] = &[
 /// Direct dependencies with the licence that their own manifest states. A new one also needs a decision.
 const DEPENDENCIES: &[(&str, &str)] = &[
     ("arbtest", "MIT OR Apache-2.0"),
+    ("base64", "MIT OR Apache-2.0"),
     ("clap", "MIT OR Apache-2.0"),
     ("clap_complete", "MIT OR Apache-2.0"),
     ("clap_mangen", "MIT OR Apache-2.0"),

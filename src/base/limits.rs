@@ -73,6 +73,15 @@ pub const LAST_N_MAX: usize = 4_096;
 pub const N_BREAKER_MAX: usize = 16;
 /// Longest text of a request, in bytes (D-Bus refuses longer inputs; a body on the socket has a limit of its own).
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Texts of a call that are on their way to vectors together: what shares a step reads the weights once, and a uid's turn is
+/// not longer for it.
+pub const N_EMBED_TOGETHER: usize = 4;
+/// Most texts of one call for vectors on the socket (OpenAI's bound).
+pub const N_EMBED_MAX: usize = 2_048;
+/// Most texts of one call for vectors on the bus, where a call and its answer are a message each.
+pub const N_EMBED_BUS_MAX: usize = 64;
+/// Most numbers in an answer of vectors: all of [`N_EMBED_MAX`] from a model 1,024 wide, 8 MiB.
+pub const EMBED_NUMBERS_MAX: usize = 2 << 20;
 /// Largest text file that is measured: 50 times the usual ones. Its tokens cost 8 times its bytes while they are made.
 pub const TEXT_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.

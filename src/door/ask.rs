@@ -4,7 +4,9 @@ use serde_json::Value;
 
 #[cfg(feature = "http")]
 use crate::base::Token;
-use crate::engine::{Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling};
+use crate::engine::{
+    Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling, Task,
+};
 
 use super::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
 use super::sampling;
@@ -35,6 +37,7 @@ impl Ask {
             id,
             caller,
             model: self.model,
+            task: Task::Generate,
             input,
             input_field,
             effort: self.effort,
@@ -63,11 +66,7 @@ impl Ask {
     pub(super) fn take_service(&mut self, fields: &mut Fields) -> Result<(), Fault> {
         fields.not_yet(SERVICE_NOT_YET)?;
         sampling::take_more(fields, &mut self.sampling)?;
-        self.class = match fields.text("class")?.as_deref() {
-            None | Some("interactive") => Class::Interactive,
-            Some("background") => Class::Background,
-            Some(_) => return Err(invalid(&fields.path("class"), "allowed is interactive or background")),
-        };
+        self.class = fields.class()?;
         self.cache = fields.flag("cache")?;
         self.deadline_ms = fields.whole("deadline_ms", 1, u64::from(u32::MAX))?;
         Ok(())

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Number, Value};
 
 use crate::base::limits::{JSON_DEPTH_MAX, N_JSON_VALUE_MAX, NAME_SHOWN_BYTES_MAX};
-use crate::engine::{Code, Fault};
+use crate::engine::{Class, Code, Fault};
 
 use super::id::cut;
 
@@ -245,6 +245,15 @@ impl Fields {
             Some(Value::Array(list)) => Some(list),
             _ => None,
         })
+    }
+
+    /// Takes `class`.
+    pub(super) fn class(&mut self) -> Result<Class, Fault> {
+        match self.text("class")?.as_deref() {
+            None | Some("interactive") => Ok(Class::Interactive),
+            Some("background") => Ok(Class::Background),
+            Some(_) => Err(invalid(&self.path("class"), "allowed is interactive or background")),
+        }
     }
 
     /// Takes a whole number from `min` to `max`; 1.0 is none.

@@ -17,6 +17,8 @@ pub mod admins;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod ask;
 #[cfg(any(feature = "dbus", feature = "http"))]
+mod embed;
+#[cfg(any(feature = "dbus", feature = "http"))]
 mod fault;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod fields;

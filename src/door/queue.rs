@@ -77,6 +77,16 @@ impl Generation {
         Ok(Self { handle, shared })
     }
 
+    /// Gives a part of what the caller asked for at once to the engine; the `first` one counts as a request.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub(super) fn part(engine: &Engine, request: Request, first: bool) -> Result<Self, Fault> {
+        let shared = Shared::default();
+        let handle = engine.submit_part(request, Box::new(QueueSink(shared.clone())), first)?;
+        Ok(Self { handle, shared })
+    }
+
     /// The next event; [`Event::Failed`] with `internal` when the engine let go without a terminal event.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let (event, had_been_full) = {

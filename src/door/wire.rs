@@ -128,7 +128,7 @@ pub(super) fn event_line(event: &Event) -> Option<Vec<u8>> {
             timings: timings(&done.timings),
         }),
         Event::Failed(fault) => line(&Line::Error { fields: fault::fields(fault) }),
-        Event::Admitted(_) => return None,
+        Event::Admitted(_) | Event::Embedded(_) => return None,
     })
 }
 

@@ -15,7 +15,7 @@ use super::run::{Command, Job};
 use super::scheduler::ModelKey;
 use super::{
     Admitted, Code, Effort, Event, Fault, Input, Message, Mock, ModelFile, ModelHeader, ModelSettings,
-    Options, Request, Sink,
+    Options, Request, Sink, Task,
 };
 use crate::base::Token;
 use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
@@ -141,6 +141,7 @@ impl Loaded {
             n_ctx: self.n_ctx,
             n_ctx_train: h.n_ctx_train,
             chat: self.template().is_some(),
+            embeds: self.model.pooling().is_some(),
             license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
         }
     }
@@ -391,6 +392,11 @@ impl Admission {
         check_stops(request)?;
         let model = self.model(request.model.as_deref())?;
         check_bias(&model, request)?;
+        if request.task == Task::Embed && model.model.pooling().is_none() {
+            let message =
+                format!("model {} ranks pairs of texts and makes no vectors; name another", model.id);
+            return Err(Fault::new(Code::UnsupportedModel, message).at("model"));
+        }
         let renderer = self.shared.options.renderer.as_deref();
         let (tokens, no_template) = tokenize(&model, request, renderer)?;
         let n_ctx = model.n_ctx;
@@ -398,17 +404,17 @@ impl Admission {
             return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
                 .at(request.input_field));
         }
-        if tokens.len() + 1 > n_ctx {
-            let (n, id) = (tokens.len(), &model.id);
-            return Err(Fault::new(
-                Code::ContextTooLong,
-                format!(
-                    "the prompt has {n} tokens, model {id} has room for {n_ctx} with at least 1 of the answer; \
-                     shorten it, or give the model a larger context"
-                ),
-            )
-            .at(request.input_field)
-            .room(n as u64 + 1, n_ctx as u64));
+        // At least one token of an answer.
+        let n = tokens.len() + usize::from(request.task == Task::Generate);
+        if n > n_ctx {
+            let (id, more) = (&model.id, n - tokens.len());
+            let message = format!(
+                "the prompt has {} tokens, model {id} has room for {n_ctx} with at least {more} of the answer; \
+                 shorten it, or give the model a larger context",
+                tokens.len()
+            );
+            let fault = Fault::new(Code::ContextTooLong, message).at(request.input_field);
+            return Err(fault.room(n as u64, n_ctx as u64));
         }
         Ok((model, tokens, no_template))
     }
@@ -533,6 +539,9 @@ fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Resul
                 tokens.extend(tok.bos());
             }
             tok.encode(text, Special::AsText, &mut tokens);
+            if request.task == Task::Embed {
+                tokens.extend(tok.close());
+            }
         }
         Input::Chat(messages) => tokens = encode_chat(model, messages, request.effort, renderer, field)?,
         Input::Tokens(ids) => {

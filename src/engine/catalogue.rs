@@ -66,6 +66,8 @@ pub struct ModelHeader {
     pub n_ctx_train: usize,
     /// It has a chat template.
     pub chat: bool,
+    /// It makes vectors of texts.
+    pub embeds: bool,
     /// Its license, as the file says; empty if it says nothing.
     pub license: String,
 }

@@ -47,6 +47,8 @@ pub enum Event {
     },
     /// Terminal: the answer is complete.
     Done(Done),
+    /// Terminal: the vector of an input.
+    Embedded(Embedded),
     /// Terminal: it failed.
     Failed(Fault),
 }
@@ -55,7 +57,7 @@ impl Event {
     /// Whether it is the last one.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Loaded { .. } | Self::Done(_) | Self::Failed(_))
+        matches!(self, Self::Loaded { .. } | Self::Done(_) | Self::Embedded(_) | Self::Failed(_))
     }
 }
 
@@ -189,6 +191,17 @@ pub struct Done {
     pub usage: Usage,
     /// Times.
     pub timings: Timings,
+}
+
+/// An input as a vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// The model that made it.
+    pub model: String,
+    /// As many numbers as the model is wide, of the length that the model gave it.
+    pub vector: Vec<f32>,
+    /// Tokens that were read for it.
+    pub prompt_tokens: usize,
 }
 
 /// The four families of failure; each door has one mapping for each.

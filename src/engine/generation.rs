@@ -9,8 +9,8 @@ use super::mock::{Play, Script};
 use super::run::Job;
 use super::scheduler::Micros;
 use super::{
-    Done, Event, Family, Fault, FinishReason, Likely, Logprob, ModelMetrics, Offer, Request, Sampling, Sink,
-    StopDetail, Timings, Usage,
+    Done, Embedded, Event, Family, Fault, FinishReason, Likely, Logprob, ModelMetrics, Offer, Request,
+    Sampling, Sink, StopDetail, Task, Timings, Usage,
 };
 use crate::base::Token;
 use crate::os::clock;
@@ -19,6 +19,14 @@ use crate::text::Utf8Stream;
 
 /// Where repetitions end unless the request says otherwise (llama.cpp's).
 const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
+
+/// What a request came to that did not fail.
+pub(super) enum Whole {
+    /// A text, and what ended it.
+    Text(StopDetail),
+    /// A vector.
+    Vector(Vec<f32>),
+}
 
 /// A request between admission and its terminal event.
 pub(super) struct Generation {
@@ -85,6 +93,7 @@ impl Generation {
         let room = n_ctx - tokens.len();
         let asked = [request.max_tokens.unwrap_or(0), max_tokens].into_iter().filter(|n| *n > 0).min();
         let (n_max, max_detail) = match asked {
+            _ if request.task == Task::Embed => (0, StopDetail::MaxTokens),
             Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
             _ => (room, StopDetail::Context),
         };
@@ -135,7 +144,9 @@ impl Generation {
         self.live.progress.placed(now);
         self.metrics.queue_wait.observe(now.saturating_sub(self.submitted));
         self.position = None;
-        self.make_chain();
+        if !self.embeds() {
+            self.make_chain();
+        }
     }
 
     fn make_chain(&mut self) {
@@ -193,9 +204,15 @@ impl Generation {
         &self.tokens
     }
 
-    /// Whose beginnings it may go on from, and leave; `None`: nobody's.
+    /// Whether its input becomes a vector.
+    pub(super) fn embeds(&self) -> bool {
+        self.request.task == Task::Embed
+    }
+
+    /// Whose beginnings it may go on from, and leave; `None`: nobody's. A vector takes the states of all tokens, which are
+    /// not kept.
     pub(super) fn caches_for(&self) -> Option<u32> {
-        self.request.cache.then_some(self.request.caller.uid)
+        (self.request.cache && !self.embeds()).then_some(self.request.caller.uid)
     }
 
     /// Its model is ready, and it begins with `n` tokens from the prefix cache.
@@ -329,9 +346,9 @@ impl Generation {
     }
 
     /// Adds the terminal event after everything that still waits, and logs it.
-    pub(super) fn end(&mut self, how: Result<StopDetail, Fault>, now: Micros) {
+    pub(super) fn end(&mut self, how: Result<Whole, Fault>, now: Micros) {
         let event = match how {
-            Ok(detail) => {
+            Ok(Whole::Text(detail)) => {
                 if detail != StopDetail::StopString {
                     // Bytes and text that were held back are part of the answer.
                     let (mut rest, mut text) = (String::new(), String::new());
@@ -343,10 +360,15 @@ impl Generation {
                 }
                 Event::Done(self.done(detail, now))
             }
+            Ok(Whole::Vector(vector)) => {
+                let model = self.model.id.clone();
+                Event::Embedded(Embedded { model, vector, prompt_tokens: self.n_prompt })
+            }
             Err(fault) => Event::Failed(fault),
         };
         let finished = match &event {
             Event::Done(done) if done.stop_detail.reason() == FinishReason::Stop => 0,
+            Event::Embedded(_) => 0,
             Event::Done(_) => 1,
             _ => 2,
         };
@@ -390,6 +412,9 @@ impl Generation {
         let (message_id, level, code, finish) = match event {
             Event::Done(d) => {
                 ("69dab35f7a0a4dc99718c0111bdd6d6e", log::Level::Info, "", d.stop_detail.reason().as_str())
+            }
+            Event::Embedded(_) => {
+                ("69dab35f7a0a4dc99718c0111bdd6d6e", log::Level::Info, "", FinishReason::Stop.as_str())
             }
             Event::Failed(f) => {
                 let level =

@@ -226,8 +226,8 @@ impl Shared {
         lock(&self.catalogue).get(id).is_some_and(|e| !read(e))
     }
 
-    /// Something of `uid` is to be read. Those who enter [`Self::leave`].
-    fn enter(&self, uid: u32) -> Result<(), Fault> {
+    /// Something of `uid` is to be read, and `counts` as a request or not. Those who enter [`Self::leave`].
+    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
         if self.dead.load(Ordering::Acquire) {
             return Err(engine_gone());
         }
@@ -248,7 +248,9 @@ impl Shared {
         if all >= ADMIT_QUEUE_MAX {
             return full(all, "", ADMIT_QUEUE_MAX);
         }
-        self.ask(uid)?;
+        if counts {
+            self.ask(uid)?;
+        }
         admitting.insert(uid, own + 1);
         Ok(())
     }
@@ -372,8 +374,16 @@ impl Engine {
     /// `queue_full` when too many requests wait for admission, `rate_limited` when the uid has had what a minute allows it,
     /// `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
+        self.submit_part(request, sink, true)
+    }
+
+    /// The same for a part of what the caller asked for at once; the `first` one counts as a request of its minute.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`].
+    pub fn submit_part(&self, request: Request, sink: Box<dyn Sink>, first: bool) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
-        self.enter(uid)?;
+        self.enter(uid, first)?;
         let submitted_us = clock::now_us();
         let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
         let handle = self.handle(progress, true);
@@ -399,7 +409,7 @@ impl Engine {
     /// As of [`Self::submit`].
     pub fn load(&self, request: LoadRequest, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let LoadRequest { id, caller, model, pin, n_ctx } = request;
-        self.enter(caller.uid)?;
+        self.enter(caller.uid, true)?;
         let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
         let handle = self.handle(progress, false);
         let asker = Some(Asker { sink, live: handle.live.clone() });
@@ -429,7 +439,7 @@ impl Engine {
     /// # Errors
     /// As of [`Self::submit`].
     pub fn describe(&self, uid: u32, id: &str, tell: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-        self.enter(uid)?;
+        self.enter(uid, true)?;
         self.send(uid, ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }))
     }
 
@@ -451,12 +461,12 @@ impl Engine {
         text: Text,
         tell: impl FnOnce(Result<Tokenized, Fault>) + Send + 'static,
     ) -> Result<(), Fault> {
-        self.enter(uid)?;
+        self.enter(uid, true)?;
         self.send(uid, ToAdmit::Tokenize(Box::new(ToTokenize { uid, model, text, tell: Box::new(tell) })))
     }
 
-    fn enter(&self, uid: u32) -> Result<(), Fault> {
-        self.shared.enter(uid).inspect_err(|fault| self.shared.metrics.error(fault.code))
+    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
+        self.shared.enter(uid, counts).inspect_err(|fault| self.shared.metrics.error(fault.code))
     }
 
     fn send(&self, uid: u32, item: ToAdmit) -> Result<(), Fault> {
@@ -486,7 +496,7 @@ impl Engine {
     pub fn preload(&self, model: &str, pin: bool) {
         let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
         // A stopped engine loads nothing.
-        drop(self.enter(0).and_then(|()| self.send(0, ToAdmit::Load(Box::new(wish)))));
+        drop(self.enter(0, true).and_then(|()| self.send(0, ToAdmit::Load(Box::new(wish)))));
     }
 
     /// Takes new settings. What runs goes on, and who was admitted keeps its deadline. Models that are new can be asked for

@@ -32,8 +32,8 @@ mod watch;
 pub use admit::{Text, Tokenized};
 pub use catalogue::{ModelHeader, ModelInfo, ModelState};
 pub use event::{
-    Admitted, Code, Done, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink, StopDetail,
-    Timings, Usage,
+    Admitted, Code, Done, Embedded, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink,
+    StopDetail, Timings, Usage,
 };
 pub use handle::{Engine, Handle, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
@@ -43,7 +43,7 @@ pub use options::{ModelFile, ModelSettings, Options, Rate, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use rate::RequestsLeft;
 pub use request::{
-    Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling,
+    Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling, Task,
 };
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};

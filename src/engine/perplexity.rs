@@ -52,7 +52,7 @@ impl Reader<'_> {
 
     fn step(&mut self, tokens: &[Token], want: Want) -> Result<&[f32], Fault> {
         let stopped = |_| Fault::new(Code::Internal, "a step was stopped that nobody stops");
-        let feed = Feed { kv: &mut self.kv, tokens, want };
+        let feed = Feed { kv: &mut self.kv, tokens, want, pooled: None };
         self.decoder.step(self.model, self.pool, &mut [feed], &mut |_| true).map_err(stopped)
     }
 }

@@ -206,6 +206,16 @@ impl Class {
     }
 }
 
+/// What an input is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// It is continued: text is the answer, [`super::Event::Done`] the end.
+    #[default]
+    Generate,
+    /// It becomes a vector, which is the end ([`super::Event::Embedded`]).
+    Embed,
+}
+
 /// One generation, as asked.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -215,6 +225,8 @@ pub struct Request {
     pub caller: Caller,
     /// Id or alias; `None` is the default model.
     pub model: Option<String>,
+    /// What for.
+    pub task: Task,
     /// What to go on from.
     pub input: Input,
     /// The field that `input` came in, for errors.

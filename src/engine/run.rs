@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::admit::{Loaded, damaged_fault, load_fault};
-use super::generation::Generation;
+use super::generation::{Generation, Whole};
 use super::handle::{Live, Shared};
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
@@ -21,7 +21,7 @@ use super::scheduler::{Action, Cut, Input, Micros, ModelKey, Part as Share, Sche
 use super::{Code, Event, Fault, Offer, Request, Sink, StopDetail};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Feed, Kv, ModelError, Part, Want};
+use crate::model::{Feed, Kv, ModelError, Part, Pooled, Want};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -63,6 +63,8 @@ struct Kept {
     kv: Kv,
     /// The block of the prefix cache that it began with.
     pin: Option<NodeId>,
+    /// The vector that its input becomes, so far.
+    pooled: Option<Pooled>,
 }
 
 /// The events of a request that ended while its output was full.
@@ -338,7 +340,9 @@ impl Runner {
         }
         let n = kv.len();
         job.begun(n, now);
-        self.kept.insert(slot, Kept { model: key, kv, pin });
+        let how = ready.weights.pooling().filter(|_| job.embeds());
+        let pooled = how.map(|how| Pooled::new(how, ready.weights.hyper().n_embd));
+        self.kept.insert(slot, Kept { model: key, kv, pin, pooled });
         self.input(Input::Begun(slot, n));
     }
 
@@ -350,7 +354,7 @@ impl Runner {
     }
 
     fn give_back(&mut self, kept: Kept) {
-        let Kept { model, kv, pin } = kept;
+        let Kept { model, kv, pin, .. } = kept;
         drop(kv);
         self.unpin.extend(pin.map(|pin| (model, pin)));
         self.settle();
@@ -423,7 +427,9 @@ impl Runner {
     fn cut(&mut self, slot: Slot, cut: Cut, now: Micros) {
         let o = self.shared.settings();
         let fault = match cut {
-            Cut::DeadlineWithText => return self.end(slot, Ok(StopDetail::Deadline), now),
+            Cut::DeadlineWithText => {
+                return self.end(slot, Ok(Whole::Text(StopDetail::Deadline)), now);
+            }
             Cut::NoRoom => self.pinned_fault(),
             Cut::Cancelled => Fault::new(Code::Cancelled, "the caller left or cancelled"),
             Cut::Stalled => Fault::new(
@@ -473,7 +479,7 @@ impl Runner {
     }
 
     /// Sends the terminal event, now or when the reader has made room, and forgets the request.
-    fn end(&mut self, slot: Slot, how: Result<StopDetail, Fault>, now: Micros) {
+    fn end(&mut self, slot: Slot, how: Result<Whole, Fault>, now: Micros) {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
         self.shared.spend(job.uid(), job.n_drawn());
@@ -532,7 +538,11 @@ impl Runner {
         let drawn = (!going.is_empty()).then(|| self.advance(inbox, &mut ready, &pool, &mut going, &tokens));
         let now = clock::now_us();
         let through = drawn.as_ref().is_some_and(Option::is_some);
-        for (share, kept) in going {
+        let mut vectors = Vec::new();
+        for (share, mut kept) in going {
+            if through && share.draws {
+                vectors.extend(kept.pooled.take().map(|pooled| (share.slot, pooled.finish())));
+            }
             match self.jobs.get_mut(&share.slot) {
                 Some(job) => {
                     if through {
@@ -556,6 +566,9 @@ impl Runner {
             for (slot, token) in drawn {
                 self.emit(slot, token, now);
             }
+            for (slot, vector) in vectors {
+                self.embedded(slot, vector, now);
+            }
         }
     }
 
@@ -568,8 +581,8 @@ impl Runner {
         going: &mut [(Share, Kept)],
         tokens: &[Token],
     ) -> Option<Vec<(Slot, Option<Token>)>> {
-        let slots: Vec<Slot> =
-            going.iter().filter(|(share, _)| share.draws).map(|(share, _)| share.slot).collect();
+        let draws = |(share, kept): &&(Share, Kept)| share.draws && kept.pooled.is_none();
+        let slots: Vec<Slot> = going.iter().filter(draws).map(|(share, _)| share.slot).collect();
         let all: Vec<Slot> = going.iter().map(|(share, _)| share.slot).collect();
         // Tokens of prompts; the last one of a prompt counts as written where it comes alone.
         let n_read: usize = going.iter().map(|(share, _)| share.n).filter(|n| *n > 1).sum();
@@ -578,11 +591,9 @@ impl Runner {
         for (share, kept) in going {
             let (own, others) = rest.split_at(share.n);
             rest = others;
-            feeds.push(Feed {
-                kv: &mut kept.kv,
-                tokens: own,
-                want: if share.draws { Want::Last } else { Want::None },
-            });
+            let want = if share.draws && kept.pooled.is_none() { Want::Last } else { Want::None };
+            let Kept { kv, pooled, .. } = kept;
+            feeds.push(Feed { kv, tokens: own, want, pooled: pooled.as_mut() });
         }
         let many = tokens.len() > all.len() || ready.model.play.is_some();
         let mut go_on = |part| {
@@ -610,6 +621,25 @@ impl Runner {
         Some(rows.filter_map(draw).collect())
     }
 
+    /// Passes a vector on: the request ends with it.
+    fn embedded(&mut self, slot: Slot, vector: Vec<f32>, now: Micros) {
+        if !vector.iter().all(|x| x.is_finite()) {
+            return self.damaged(slot);
+        }
+        self.end(slot, Ok(Whole::Vector(vector)), now);
+        self.input(Input::Ended(slot));
+    }
+
+    /// A model computed what is no number.
+    fn damaged(&mut self, slot: Slot) {
+        let Some(job) = self.jobs.get(&slot) else { return };
+        let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos()));
+        log::error!(
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
+        );
+        self.fail(slot, fault);
+    }
+
     fn fail_all(&mut self, shares: &[Share], what: &str) {
         for share in shares {
             self.fail(share.slot, Fault::new(Code::Internal, what));
@@ -619,19 +649,13 @@ impl Runner {
     /// Passes a drawn token on and ends the request where it ends.
     fn emit(&mut self, slot: Slot, drawn: Option<Token>, now: Micros) {
         let Some(job) = self.jobs.get_mut(&slot) else { return };
-        let Some(token) = drawn else {
-            let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos()));
-            log::error!(
-                message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
-            );
-            return self.fail(slot, fault);
-        };
+        let Some(token) = drawn else { return self.damaged(slot) };
         if let Some(fault) = job.played_fault(true) {
             return self.fail(slot, fault);
         }
         let ended = job.push(token, now);
         if let Some(detail) = ended {
-            self.end(slot, Ok(detail), now);
+            self.end(slot, Ok(Whole::Text(detail)), now);
             return self.input(Input::Ended(slot));
         }
         let sent = job.has_sent();

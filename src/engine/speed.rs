@@ -143,7 +143,7 @@ impl Measured<'_> {
         (self.progress)(self.done.min(self.total), self.total);
         let n = kvs.len() * tokens.len();
         self.done += n as u64;
-        let mut feeds: Vec<_> = kvs.iter_mut().map(|kv| Feed { kv, tokens, want }).collect();
+        let mut feeds: Vec<_> = kvs.iter_mut().map(|kv| Feed { kv, tokens, want, pooled: None }).collect();
         let (decoder, pool) = (&mut self.decoder, &self.solo.pool);
         let step = || decoder.step(self.solo.model(), pool, &mut feeds, &mut |_| true).map(|_| ());
         self.tuning

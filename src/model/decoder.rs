@@ -6,6 +6,7 @@ use super::arch::Rope;
 use super::kv::{Budget, Kv, Paging};
 use super::layer::{Layer, Linear, Mixer, Norm};
 use super::load::Model;
+use super::pooling::Pooled;
 use super::profile::{Op, Profile};
 use super::scratch::Scratch;
 use super::{Acts, ModelError, Precision, altup, attention, feed_forward, recurrent};
@@ -58,6 +59,8 @@ pub struct Feed<'a> {
     pub tokens: &'a [Token],
     /// Its logits.
     pub want: Want,
+    /// Takes its states, if it is to become a vector.
+    pub pooled: Option<&'a mut Pooled>,
 }
 
 /// Tokens of a step that belong to one sequence.
@@ -172,11 +175,24 @@ impl Decoder {
         for (feed, span) in feeds.iter_mut().zip(spans) {
             feed.kv.advance(span.pos + span.n);
         }
-        if n_logit_rows == 0 {
+        let pools = feeds.iter().any(|feed| feed.pooled.is_some());
+        if n_logit_rows == 0 && !pools {
             return Ok(&[]);
         }
         if let Some(ends) = model.altup() {
             altup::end(&step, s, ends);
+        }
+        for (feed, span) in feeds.iter_mut().zip(spans) {
+            let Some(pooled) = &mut feed.pooled else { continue };
+            let rows = pooled.rows(span.n);
+            let of = (span.first + rows.start) * h.n_embd..(span.first + rows.end) * h.n_embd;
+            let states = &mut s.norm[..of.len()];
+            step.norm(&s.x[of], model.output_norm(), states);
+            pooled.take(states);
+        }
+        if n_logit_rows == 0 {
+            step.mark(Op::Norm);
+            return Ok(&[]);
         }
         let mut rows = 0;
         for (feed, span) in feeds.iter().zip(spans) {

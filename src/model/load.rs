@@ -9,6 +9,7 @@ use super::arch::{self, Arch, Rope};
 use super::hyper::{self, Hyper, Keys};
 use super::kv::Layout;
 use super::layer::{AltUpEnds, Dense, FeedForward, Layer, Linear, Matrix, Norm, PerLayerEmbd};
+use super::pooling::{self, Pooling};
 use super::rope::{self, Angles};
 use super::weights::Loader;
 use crate::format::{self, Checkpoint, Origin};
@@ -33,6 +34,7 @@ pub struct Model {
     layers: Vec<Layer>,
     layout: Layout,
     scales: Scales,
+    pooling: Option<Pooling>,
     /// Tensors that products read, whose matrices begin with panels.
     packable: BTreeSet<String>,
 }
@@ -77,6 +79,7 @@ impl Model {
         let keys = Keys { file: &checkpoint, arch };
         let (hyper, of_layers) = hyper::read(keys)?;
         let scales = scales(keys, &hyper)?;
+        let pooling = pooling::read(keys)?;
         let mut load = Loader::new(keys, &hyper);
 
         let e = hyper.n_embd;
@@ -125,6 +128,7 @@ impl Model {
             layers,
             layout,
             scales,
+            pooling,
             packable,
         })
     }
@@ -133,6 +137,12 @@ impl Model {
     #[must_use]
     pub fn hyper(&self) -> &Hyper {
         &self.hyper
+    }
+
+    /// How the vector of a text is made; `None` if it makes none.
+    #[must_use]
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.pooling
     }
 
     /// Name of its architecture, such as `llama`.

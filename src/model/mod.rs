@@ -13,6 +13,7 @@ pub mod kv;
 mod layer;
 pub mod load;
 pub mod packed;
+mod pooling;
 mod profile;
 mod recurrent;
 mod rope;
@@ -28,6 +29,7 @@ pub use hyper::Hyper;
 pub use kv::{Block, Budget, CacheShape, Kv, KvType, Layout, Paging, StateShape};
 pub use load::Model;
 pub use packed::{Pack, PackError, Packer};
+pub use pooling::{Pooled, Pooling};
 pub use profile::{Cost, Op, Profile};
 
 /// How exactly the decoder computes. The defaults are what users get; tests and `perplexity` ask for more.

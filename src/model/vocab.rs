@@ -119,6 +119,8 @@ fn of_gguf(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
     };
     // Files of Gemma 4 say no, but the model was trained with it.
     let is_gemma4 = matches!(model, VocabKind::Merges { .. });
+    let eos = token("eos")?;
+    let closes = gguf.bool(&key("add_eos_token"))?.unwrap_or(false);
     let space = space && gguf.bool(&key("add_space_prefix"))?.unwrap_or(true);
     Ok(Some(Source {
         model,
@@ -128,11 +130,12 @@ fn of_gguf(gguf: &Checkpoint) -> Result<Option<Source>, ModelError> {
         edges: Vec::new(),
         nfc: false,
         bos: token("bos")?,
-        eos: token("eos")?,
+        eos,
         eot: token("eot")?,
         unk: token("unknown")?,
         fuse_unk: false,
         add_bos: is_gemma4 || gguf.bool(&key("add_bos_token"))?.unwrap_or(adds_bos),
+        close: eos.filter(|_| closes),
         space_prefix: if space { SpacePrefix::Always } else { SpacePrefix::Never },
         strips_space: space,
     }))

@@ -229,10 +229,12 @@ impl Source {
             },
         };
         let add = config.and_then(|c| c.add_bos_token).unwrap_or(true);
+        let closes = config.and_then(|c| c.add_eos_token).unwrap_or(false);
+        let eos = token("eos", config.and_then(TokenizerConfig::eos), spec.eos)?;
         Ok(Self {
             model: VocabKind::Scores { scores },
             bos: token("bos", config.and_then(TokenizerConfig::bos), spec.bos)?,
-            eos: token("eos", config.and_then(TokenizerConfig::eos), spec.eos)?,
+            eos,
             eot: None,
             unk: token("unk", None, spec.unk)?,
             pieces,
@@ -242,6 +244,7 @@ impl Source {
             nfc: false,
             fuse_unk: false,
             add_bos: add,
+            close: eos.filter(|_| closes),
             space_prefix: if spec.dummy_prefix { SpacePrefix::Always } else { SpacePrefix::Never },
             strips_space: spec.dummy_prefix,
         })

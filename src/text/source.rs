@@ -76,8 +76,10 @@ pub struct Source {
     pub unk: Option<Token>,
     /// Whether several of those in a row are one.
     pub fuse_unk: bool,
-    /// Whether bos goes before a prompt. Eos behind it is never wanted: a prompt is to be continued.
+    /// Whether bos goes before a prompt.
     pub add_bos: bool,
+    /// Follows a text that is whole, one that is to become a vector; never a prompt, which is to be continued.
+    pub close: Option<Token>,
     /// Where text begins with a space that nobody wrote.
     pub space_prefix: SpacePrefix,
     /// Whether the first space of a decoded text is dropped.

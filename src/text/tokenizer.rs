@@ -29,6 +29,7 @@ pub struct Tokenizer {
     bos: Option<Token>,
     eos: Option<Token>,
     add_bos: bool,
+    close: Option<Token>,
     strips_space: bool,
     /// Sorted.
     ends: Vec<Token>,
@@ -53,10 +54,10 @@ impl Tokenizer {
     /// When lists disagree in length, an id is outside the vocabulary, two tokens have one text, or the vocabulary
     /// cannot spell every text.
     pub fn new(source: Source) -> Result<Self, TextError> {
-        let Source { model, pieces, kinds, trusted, mut edges, bos, eos, eot, unk, .. } = source;
+        let Source { model, pieces, kinds, trusted, mut edges, bos, eos, eot, unk, close, .. } = source;
         let spells_bytes = matches!(model, VocabKind::Bytes { .. });
         let mut vocab = Vocab::new(pieces, kinds, trusted, !spells_bytes)?;
-        for (what, token) in [("bos", bos), ("eos", eos), ("eot", eot), ("unknown", unk)] {
+        for (what, token) in [("bos", bos), ("eos", eos), ("eot", eot), ("unknown", unk), ("close", close)] {
             if let Some(token) = token
                 && token.index() >= vocab.len()
             {
@@ -95,6 +96,7 @@ impl Tokenizer {
             bos,
             eos,
             add_bos: source.add_bos && bos.is_some(),
+            close,
             strips_space: source.strips_space,
             ends,
         })
@@ -150,6 +152,12 @@ impl Tokenizer {
     #[must_use]
     pub fn bos(&self) -> Option<Token> {
         self.bos
+    }
+
+    /// The token that follows a text which is whole, not a prompt, if there is one.
+    #[must_use]
+    pub fn close(&self) -> Option<Token> {
+        self.close
     }
 
     /// Whether this token ends an answer.
@@ -362,6 +370,7 @@ mod tests {
             unk: token(1),
             fuse_unk: false,
             add_bos: true,
+            close: None,
             space_prefix: SpacePrefix::Never,
             strips_space: false,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sotto::base::Token;
 use sotto::engine::{
     Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer, Options,
-    Request, Sampling, Settings, Sink,
+    Request, Sampling, Settings, Sink, Task,
 };
 
 /// Sends everything on.
@@ -25,6 +25,7 @@ pub(crate) fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool)
         id: GenerationId::from_bits(id),
         caller: Caller { uid, pid: None, door: Door::Local },
         model: None,
+        task: Task::Generate,
         input: Input::Tokens(tokens.to_vec()),
         input_field: "input",
         effort: Effort::None,

@@ -13,7 +13,7 @@ pub(super) const PATH: &str = "/org/sotto/Sotto1";
 pub(super) const MANAGER: &str = "org.sotto.Sotto1.Manager";
 pub(super) type Options<'a> = HashMap<&'a str, Variant<'a>>;
 
-fn on_a_pair<F: Future<Output = ()>>(test: impl FnOnce(Connection) -> F) {
+pub(super) fn on_a_pair<F: Future<Output = ()>>(test: impl FnOnce(Connection) -> F) {
     on_a_pair_with(engine(), DbusOptions::default(), test);
 }
 

@@ -6,6 +6,7 @@
 mod batch;
 #[cfg(feature = "dbus")]
 mod dbus;
+mod embeddings;
 #[cfg(feature = "dbus")]
 mod objects;
 mod settings;

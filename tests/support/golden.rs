@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sotto::base::Token;
 use sotto::kernel::{self, Pool, Tier};
-use sotto::model::{Decoder, Feed, Kv, Model, Packer, Precision, Want};
+use sotto::model::{Decoder, Feed, Kv, Model, Packer, Pooled, Pooling, Precision, Want};
 
 /// The folder of fixtures that `variable` names; without it the full set beside the checkout, or the small one in
 /// `tests/fixtures`.
@@ -86,11 +86,45 @@ impl<'a> Run<'a> {
     pub(crate) fn feed(&mut self, tokens: &[Token], chunk: usize) -> Vec<f32> {
         let mut all = Vec::new();
         for tokens in tokens.chunks(chunk) {
-            let feed = Feed { kv: &mut self.kv, tokens, want: Want::All };
+            let feed = Feed { kv: &mut self.kv, tokens, want: Want::All, pooled: None };
             let logits = self.decoder.step(self.model, self.pool, &mut [feed], &mut |_| true).unwrap();
             all.extend_from_slice(logits);
         }
         all
+    }
+}
+
+/// The vectors of `sequences`, which go through the model together in steps of at most `chunk` tokens of each, and the
+/// logits after the last token of each.
+pub(crate) fn vectors(
+    run: Run<'_>,
+    how: Pooling,
+    sequences: &[&[Token]],
+    chunk: usize,
+) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let Run { model, pool, mut decoder, .. } = run;
+    let (n_embd, n_vocab) = (model.hyper().n_embd, model.hyper().n_vocab);
+    // Angles may hang on the context's length.
+    let mut kvs: Vec<Kv> = sequences.iter().map(|_| decoder.kv(model, 64).unwrap()).collect();
+    let mut all: Vec<_> = sequences.iter().map(|_| (Pooled::new(how, n_embd), Vec::new())).collect();
+    loop {
+        let mut feeds = Vec::new();
+        let mut fed = Vec::new();
+        for (i, ((kv, sequence), (pooled, _))) in kvs.iter_mut().zip(sequences).zip(&mut all).enumerate() {
+            let left = &sequence[kv.len()..];
+            if !left.is_empty() {
+                let tokens = &left[..left.len().min(chunk)];
+                feeds.push(Feed { kv, tokens, want: Want::Last, pooled: Some(pooled) });
+                fed.push(i);
+            }
+        }
+        if feeds.is_empty() {
+            return all.into_iter().map(|(pooled, logits)| (pooled.finish(), logits)).collect();
+        }
+        let logits = decoder.step(model, pool, &mut feeds, &mut |_| true).unwrap().to_vec();
+        for (i, logits) in fed.into_iter().zip(logits.chunks_exact(n_vocab)) {
+            all[i].1 = logits.to_vec();
+        }
     }
 }
 
@@ -107,7 +141,12 @@ pub(crate) fn together(run: Run<'_>, sequences: &[&[Token]]) -> Vec<Vec<f32>> {
         for (i, (kv, sequence)) in kvs.iter_mut().zip(sequences).enumerate() {
             let left = &sequence[kv.len()..];
             if !left.is_empty() {
-                feeds.push(Feed { kv, tokens: &left[..left.len().min(1 + i % 3)], want: Want::All });
+                feeds.push(Feed {
+                    kv,
+                    tokens: &left[..left.len().min(1 + i % 3)],
+                    want: Want::All,
+                    pooled: None,
+                });
                 fed.push(i);
             }
         }

@@ -23,7 +23,7 @@ use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
 use crate::engine::{
     Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
-    Request, Sampling, Settings, Sink,
+    Request, Sampling, Settings, Sink, Task,
 };
 use crate::model::Pack;
 use crate::os::clock;
@@ -278,6 +278,7 @@ async fn local(
         sampling: question.sampling.clone(),
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),
+        task: Task::Generate,
         cache: true,
         class: Class::Interactive,
         deadline_ms: None,

@@ -1,20 +1,24 @@
 //! `org.sotto.Sotto1.Manager`, and how a generation goes that is asked for there or in a session.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use zbus::{OwnedFd, OwnedVariant};
 
-use crate::base::limits::{KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_CTX_MAX, REPLY_BYTES_MAX};
+use crate::base::limits::{
+    INPUT_BYTES_MAX, KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_CTX_MAX, N_EMBED_BUS_MAX, REPLY_BYTES_MAX,
+};
+use crate::door::embed::{Embed, Vectors};
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
-use crate::engine::{Code, Fault, LoadRequest, ModelState, Request, Text, Tokenized};
+use crate::engine::{Code, Fault, Input, LoadRequest, ModelState, Request, Text, Tokenized};
 
 use super::call::{Call, Refusal};
 use super::dispatch::unknown_object;
-use super::info::{details, of, variant};
+use super::info::{collect, details, of, variant};
 use super::job::Job;
 use super::options::{self, Format, Options};
 use super::paths::{self, Kind, Place};
@@ -30,7 +34,7 @@ impl Door {
         match name {
             "Version" => variant(env!("CARGO_PKG_VERSION")),
             "Tier" => variant(self.engine.tier()),
-            "Features" => variant(Vec::<&str>::new()),
+            "Features" => variant(vec!["embeddings"]),
             "State" => variant(self.engine.state().as_str()),
             "StateReason" => variant(self.engine.state().reason()),
             "DefaultModel" => variant(self.engine.resolve(None).unwrap_or_default()),
@@ -72,6 +76,7 @@ pub(super) async fn method(call: Arc<Call>, member: &str) -> Result<(), Refusal>
         "LoadModel" => load_model(call).await,
         "UnloadModel" => unload_model(&call).await,
         "OpenSession" => open_session(call).await,
+        "Embed" => embed(&call).await,
         "Tokenize" => tokenize(&call).await,
         "Reload" => {
             call.may(Permit::Manage).await?;
@@ -265,6 +270,37 @@ async fn open_session(call: Arc<Call>) -> Result<(), Refusal> {
     call.reply(&(paths::object(Kind::Session, id.as_str()),)).await?;
     tokio::spawn(session.live(call));
     Ok(())
+}
+
+async fn embed(call: &Call) -> Result<(), Refusal> {
+    call.may(Permit::Generate).await?;
+    let (inputs, options): (Vec<String>, Options) = call.args()?;
+    let mut fields = options::fields(&options)?;
+    let mut embed = Embed::take(&mut fields)?;
+    embed.normalize = fields.flag("normalize")?.unwrap_or(true);
+    embed.take_service(&mut fields)?;
+    fields.finish()?;
+    let (n, n_bytes) = (inputs.len(), inputs.iter().map(String::len).sum::<usize>());
+    if n == 0 || n > N_EMBED_BUS_MAX || n_bytes > INPUT_BYTES_MAX {
+        let message = format!(
+            "inputs: got {n} texts of {n_bytes} bytes, allowed are 1 to {N_EMBED_BUS_MAX} of {INPUT_BYTES_MAX} bytes; \
+             send more through the socket"
+        );
+        let code = if n == 0 { Code::InvalidValue } else { Code::BodyTooLarge };
+        return Err(Fault::new(code, message).at("inputs").into());
+    }
+    let inputs = inputs.into_iter().map(Input::Text).collect();
+    let Vectors { model, vectors, n_tokens } = tokio::select! {
+        made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => made?,
+        // Nobody is there to be answered.
+        () = call.known.gone() => return Ok(()),
+    };
+    let vectors: Vec<Vec<f64>> =
+        vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect();
+    let n_tokens = u32::try_from(n_tokens).unwrap_or(u32::MAX);
+    let usage = HashMap::from([("prompt_tokens", n_tokens), ("total_tokens", n_tokens)]);
+    let info = collect([("model", variant(model)), ("usage", variant(usage))]);
+    call.reply(&(vectors, info)).await
 }
 
 async fn tokenize(call: &Call) -> Result<(), Refusal> {

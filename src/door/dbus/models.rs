@@ -7,7 +7,7 @@ use tokio::sync::{Notify, oneshot};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::door::fault;
-use crate::engine::{ModelInfo, ModelState};
+use crate::engine::{ModelHeader, ModelInfo, ModelState};
 
 use super::info::{Info, collect, variant};
 use super::paths::{self, ROOT};
@@ -59,7 +59,9 @@ impl Door {
             "ContextMax" => variant(header.map_or(0, |h| count(h.n_ctx_train))),
             "Context" => variant(header.map_or(0, |h| count(h.n_ctx))),
             "Capabilities" => {
-                let all = [("generate", header.is_some()), ("chat", header.is_some_and(|h| h.chat))];
+                let has = |can: fn(&ModelHeader) -> bool| header.is_some_and(can);
+                let all =
+                    [("generate", has(|_| true)), ("chat", has(|h| h.chat)), ("embed", has(|h| h.embeds))];
                 variant(all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect::<Vec<_>>())
             }
             "License" => variant(header.map_or("", |h| h.license.as_str())),

@@ -37,9 +37,16 @@ fn signature(key: &str) -> Option<&'static str> {
     Some(match key {
         "model" | "system" | "class" | "format" | "schema" | "grammar" | "regex" | "tools"
         | "tool_choice" | "reasoning_effort" | "messages_json" => "s",
-        "raw" | "cache" | "parallel_tool_calls" | "pin" | "force" | "add_special" | "parse_special" => "b",
+        "raw"
+        | "cache"
+        | "parallel_tool_calls"
+        | "pin"
+        | "force"
+        | "add_special"
+        | "parse_special"
+        | "normalize" => "b",
         "max_tokens" | "min_tokens" | "top_k" | "repeat_last_n" | "dry_allowed_length" | "dry_last_n"
-        | "mirostat" | "deadline_ms" | "logprobs" | "context" => "u",
+        | "mirostat" | "deadline_ms" | "logprobs" | "context" | "dimensions" => "u",
         "seed" => "t",
         "temperature" | "top_p" | "min_p" | "typical_p" | "repeat_penalty" | "frequency_penalty"
         | "presence_penalty" | "dry_multiplier" | "dry_base" | "mirostat_tau" | "mirostat_eta" => "d",

@@ -37,7 +37,8 @@ fn told(door: &HttpDoor, info: &ModelInfo) -> Value {
         "size_bytes": info.size_bytes,
     });
     if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
-        let capabilities: &[&str] = if header.chat { &["generate", "chat"] } else { &["generate"] };
+        let all = [("generate", true), ("chat", header.chat), ("embed", header.embeds)];
+        let capabilities: Vec<&str> = all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect();
         sotto.insert("architecture".into(), header.architecture.as_str().into());
         sotto.insert("quantization".into(), header.quantization.as_str().into());
         sotto.insert("parameters".into(), header.parameters.into());

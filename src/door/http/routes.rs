@@ -20,7 +20,7 @@ use crate::engine::{Caller, Code, Event, Fault, GenerationId, RequestsLeft, Text
 use super::body::{self, Body};
 use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
-use super::{HttpDoor, error, metrics, models, openai, status};
+use super::{HttpDoor, embeddings, error, metrics, models, openai, status};
 
 /// Generation id of an answer, or of the request if there is no generation.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -85,7 +85,8 @@ fn rate_headers(headers: &mut HeaderMap, left: RequestsLeft) {
 }
 
 /// Routes whose faults are counted where they arise.
-const GENERATING: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate"];
+const GENERATING: [&str; 4] =
+    ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate", "/v1/embeddings"];
 
 /// Left out where the configuration says so.
 const METRICS: &str = "/metrics";
@@ -103,6 +104,7 @@ fn name(path: &str) -> &'static str {
         ["sotto", "v1", "models", _, "load"] => "/sotto/v1/models/{id}/load",
         ["sotto", "v1", "models", _, "unload"] => "/sotto/v1/models/{id}/unload",
         ["sotto", "v1", "tokenize"] => "/sotto/v1/tokenize",
+        ["v1", "embeddings"] => GENERATING[3],
         ["sotto", "v1", "status"] => "/sotto/v1/status",
         ["healthz"] => "/healthz",
         ["readyz"] => "/readyz",
@@ -156,6 +158,7 @@ async fn route(
         ["v1", "chat", "completions"] => generate(door, caller, id, Shape::Chat, request).await,
         ["v1", "completions"] => generate(door, caller, id, Shape::Completion, request).await,
         ["sotto", "v1", "generate"] => generate(door, caller, id, Shape::Native, request).await,
+        ["v1", "embeddings"] => embeddings(door, caller, request).await,
         ["sotto", "v1", "generations", id] => cancel(door, caller, id),
         ["v1", "models", name] => models::one(door, name),
         ["v1", "models"] => Ok(models::list(door)),
@@ -203,18 +206,38 @@ async fn generate(
     };
     let printer = Printer::new(id.clone(), shape, framing, usage);
     let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input, input_field))?;
-    let mut response = if stream {
+    let response = if stream {
         let begins = |event: &Event| matches!(event, Event::Text { .. });
         streamed(generation, printer, Duration::from_secs(door.options().keepalive_s), begins).await?
     } else {
         whole(generation, printer).await?
     };
+    Ok(tell_ignored(response, &ignored))
+}
+
+/// Texts as vectors.
+async fn embeddings(
+    door: &HttpDoor,
+    caller: Caller,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let (head, body) = request.into_parts();
+    let counted = |fault: &Fault| door.engine.metrics().error(fault.code);
+    let bytes = body::read(body, &door.options()).await.inspect_err(counted)?;
+    let lenient = lenient(&head.headers, door.options().lenient);
+    let (asked, ignored) = embeddings::read(&bytes, lenient).inspect_err(counted)?;
+    drop(bytes);
+    Ok(tell_ignored(embeddings::answer(&door.engine, caller, asked).await?, &ignored))
+}
+
+/// Tells which fields were passed over.
+fn tell_ignored(mut response: Response<Body>, ignored: &[String]) -> Response<Body> {
     if !ignored.is_empty() {
         let names = cut(&ignored.join(", "), MESSAGE_BYTES_MAX);
         let names: String = names.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
         response.headers_mut().extend(HeaderValue::from_str(&names).ok().map(|names| (IGNORED, names)));
     }
-    Ok(response)
+    response
 }
 
 /// What a body asks for, and the fields in it that are ignored.

@@ -91,7 +91,7 @@ impl Printer {
                 self.chunk(json!([choice]), Value::Null, None, out);
             }
             // Of a load, which has no such shape.
-            Event::Loaded { .. } => {}
+            Event::Loaded { .. } | Event::Embedded(_) => {}
             Event::Done(done) => self.end(done, out),
             Event::Failed(fault) => self.data(&error::body(fault), out),
         }

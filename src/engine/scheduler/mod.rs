@@ -71,7 +71,7 @@ pub(super) struct Ticket {
     pub model: ModelKey,
     /// Tokens of the prompt, at least 1.
     pub n_prompt: usize,
-    /// Most tokens of the answer.
+    /// Most tokens of the answer; 0: it ends with its prompt.
     pub n_max: usize,
     /// When it must have ended.
     pub deadline: Micros,

@@ -18,6 +18,8 @@ pub struct TokenizerConfig {
     eos_token: Option<Name>,
     /// Whether bos goes before a prompt.
     pub(in super::super) add_bos_token: Option<bool>,
+    /// Whether eos follows a text that is whole.
+    pub(in super::super) add_eos_token: Option<bool>,
     /// Special tokens by their ids, which are written as text.
     #[serde(default)]
     pub(super) added_tokens_decoder: BTreeMap<String, AddedBody>,

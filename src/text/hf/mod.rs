@@ -106,8 +106,8 @@ impl Source {
         {
             kinds[unk.index()] = UNKNOWN;
         }
-        let begin = match &parts.begins[..] {
-            [] => None,
+        let one = |tokens: &[(String, u32)], place| match tokens {
+            [] => Ok(None),
             [(text, id)] => {
                 let found = find(FILE, "post_processor: a special token", text)?.0;
                 if found != *id {
@@ -115,14 +115,15 @@ impl Source {
                     let what = format!("post_processor has {text} as token {id}, the vocabulary as {found}");
                     return Err(TextError::file(FILE, what));
                 }
-                Some(Token(*id))
+                Ok(Some(Token(*id)))
             }
             more => {
                 let what =
-                    format!("post_processor: {} tokens go before a text, one is supported", more.len());
-                return Err(TextError::file(FILE, what));
+                    format!("post_processor: {} tokens go {place} a text, one is supported", more.len());
+                Err(TextError::file(FILE, what))
             }
         };
+        let (begin, close) = (one(&parts.begins, "before")?, one(&parts.closes, "behind")?);
         let named = |key, text: Option<&str>| text.map(|text| find(CONFIG_FILE, key, text)).transpose();
         let bos = named("bos_token", config.and_then(TokenizerConfig::bos))?;
         if let (Some(bos), Some(begin)) = (bos, begin)
@@ -133,6 +134,11 @@ impl Source {
             return Err(TextError::file(CONFIG_FILE, what));
         }
         let eos = named("eos_token", config.and_then(TokenizerConfig::eos))?;
+        let close = match config.and_then(|c| c.add_eos_token) {
+            Some(true) => close.or(eos),
+            Some(false) => None,
+            None => close,
+        };
         let merges = model.merges.0.into_strings();
         let vocab = if parts.spells_bytes {
             let pre = Pre::new(parts.take_patterns(), model.ignore_merges == Some(true));
@@ -153,6 +159,7 @@ impl Source {
             unk,
             fuse_unk: model.fuse_unk == Some(true),
             add_bos: config.and_then(|c| c.add_bos_token).unwrap_or(begin.is_some()),
+            close,
             space_prefix: parts.prefix.unwrap_or(SpacePrefix::Never),
             strips_space: parts.strips,
         })

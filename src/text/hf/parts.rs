@@ -26,6 +26,8 @@ pub(super) struct Parts {
     pub(super) strips: bool,
     /// The texts of the tokens that go before a text, with their ids.
     pub(super) begins: Vec<(String, u32)>,
+    /// Special tokens behind it, likewise.
+    pub(super) closes: Vec<(String, u32)>,
 }
 
 /// A component with the keys that lead to it, or each of a sequence of them.
@@ -196,10 +198,11 @@ impl Parts {
             // Mends offsets only.
             "ByteLevel" => Ok(()),
             "TemplateProcessing" => {
+                let mut seen_text = false;
                 for item in value["single"].as_array().into_iter().flatten() {
-                    // What follows the text is not wanted: a prompt is to be continued.
                     if !item["Sequence"].is_null() {
-                        return Ok(());
+                        seen_text = true;
+                        continue;
                     }
                     let id = &item["SpecialToken"]["id"];
                     let Some(name) = id.as_str() else { return refuse("templates of special tokens") };
@@ -208,9 +211,10 @@ impl Parts {
                     let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
                         return refuse("special tokens with one id");
                     };
-                    self.begins.push((name.to_owned(), id));
+                    let tokens = if seen_text { &mut self.closes } else { &mut self.begins };
+                    tokens.push((name.to_owned(), id));
                 }
-                refuse("templates with the text in them")
+                if seen_text { Ok(()) } else { refuse("templates with the text in them") }
             }
             _ => refuse("ByteLevel, TemplateProcessing, Sequence"),
         }

@@ -118,6 +118,16 @@ fn the_config_names_tokens() {
     assert!(!t.add_bos() && t.bos().is_some());
     let n = t.n_vocab() - 6;
     assert!(t.is_end(Token(u32::try_from(n + 2).expect("small"))));
+    assert_eq!(t.close(), None);
+    config["add_eos_token"] = json!(true);
+    let think = Token(u32::try_from(n + 2).expect("small"));
+    assert_eq!(tokenizer(&bytes(), Some(&config)).close(), Some(think));
+    let mut closed = bytes();
+    closed["post_processor"]["single"] = json!([{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<s>"}}]);
+    let t = tokenizer(&closed, None);
+    assert_eq!((t.close(), t.add_bos()), (Some(Token(u32::try_from(n).expect("small"))), false));
+    config["add_eos_token"] = json!(false);
+    assert_eq!(tokenizer(&closed, Some(&config)).close(), None);
     let parse = |c: &Value| TokenizerConfig::parse(c.to_string().as_bytes());
     config["eos_token"] = json!("nowhere");
     let error = read(&bytes(), Some(&config)).expect_err("must fail").to_string();
