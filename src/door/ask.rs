@@ -5,7 +5,7 @@ use serde_json::Value;
 #[cfg(feature = "http")]
 use crate::base::Token;
 use crate::engine::{
-    Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling, Task,
+    Caching, Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling, Task,
 };
 
 use super::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
@@ -19,7 +19,7 @@ pub(super) struct Ask {
     pub(super) effort: Effort,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
-    pub(super) cache: Option<bool>,
+    pub(super) cache: Caching,
     pub(super) class: Class,
     pub(super) deadline_ms: Option<u64>,
 }
@@ -44,7 +44,7 @@ impl Ask {
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
-            cache: self.cache.unwrap_or(true),
+            cache: self.cache,
             class: self.class,
             deadline_ms: self.deadline_ms,
         }
@@ -62,12 +62,19 @@ impl Ask {
     }
 
     /// Takes what stands in `sotto` of the OpenAI shapes, else beside the rest: further sampling, and `class`,
-    /// `deadline_ms`, `cache`.
+    /// `deadline_ms`, `cache`, `publish`.
     pub(super) fn take_service(&mut self, fields: &mut Fields) -> Result<(), Fault> {
         fields.not_yet(SERVICE_NOT_YET)?;
         sampling::take_more(fields, &mut self.sampling)?;
         self.class = fields.class()?;
-        self.cache = fields.flag("cache")?;
+        self.cache = match (fields.flag("cache")?, fields.flag("publish")?) {
+            (Some(false), Some(true)) => {
+                return Err(invalid(&fields.path("publish"), "goes only with cache; leave one out"));
+            }
+            (_, Some(true)) => Caching::Public,
+            (Some(false), _) => Caching::Off,
+            _ => Caching::Own,
+        };
         self.deadline_ms = fields.whole("deadline_ms", 1, u64::from(u32::MAX))?;
         Ok(())
     }

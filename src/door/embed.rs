@@ -5,7 +5,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::base::limits::{EMBED_NUMBERS_MAX, N_EMBED_TOGETHER};
 use crate::engine::{
-    Caller, Class, Code, Effort, Embedded, Engine, Event, Fault, Input, Request, Sampling, Task,
+    Caching, Caller, Class, Code, Effort, Embedded, Engine, Event, Fault, Input, Request, Sampling, Task,
 };
 
 use super::fields::{Fields, invalid};
@@ -124,7 +124,7 @@ impl Embed {
                 sampling: Sampling::default(),
                 max_tokens: None,
                 stop: Vec::new(),
-                cache: false,
+                cache: Caching::Off,
                 class: self.class,
                 deadline_ms: left.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             };

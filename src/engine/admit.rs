@@ -11,19 +11,20 @@ use super::handle::{Live, Shared};
 use super::manners::Short;
 use super::mock::Play;
 use super::models::{Asker, Wish};
+use super::prompt::{Common, bounded, encode_chat, tokenize};
 use super::run::{Command, Job};
 use super::scheduler::ModelKey;
 use super::{
-    Admitted, Code, Effort, Event, Fault, Input, Message, Mock, ModelFile, ModelHeader, ModelSettings,
-    Options, Request, Sink, Task,
+    Admitted, Caching, Code, Effort, Event, Fault, Input, Message, Mock, ModelFile, ModelHeader,
+    ModelSettings, Options, Request, Sink, Task,
 };
 use crate::base::Token;
-use crate::base::limits::{INPUT_BYTES_MAX, N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
+use crate::base::limits::{N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::format::{self, Checkpoint};
 use crate::model::{KvType, Model, ModelError, vocab};
 use crate::os::file::read_text;
-use crate::side::render::{self, RenderError};
-use crate::text::{Chat, Json, Moment, Special, Template, TemplateInput, TextError, Tokenizer};
+
+use crate::text::{Special, Tokenizer};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 const LICENSE: &str = "general.license";
@@ -48,6 +49,8 @@ pub(super) struct Loaded {
     template: Option<String>,
     /// What it does, if it is one of a mock.
     pub play: Option<Play>,
+    /// What prompts in its template begin with.
+    common: Common,
 }
 
 impl Loaded {
@@ -122,12 +125,13 @@ impl Loaded {
             max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
             template,
             play: None,
+            common: Common::default(),
             model: Arc::new(model),
         })
     }
 
     /// The source of its chat template.
-    fn template(&self) -> Option<&str> {
+    pub(super) fn template(&self) -> Option<&str> {
         self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
     }
 
@@ -151,6 +155,16 @@ impl Loaded {
 fn template(file: &Path) -> Result<String, ModelError> {
     read_text(file, TEMPLATE_BYTES_MAX as u64)
         .map_err(|source| ModelError::Template { file: file.display().to_string(), source })
+}
+
+/// A prompt that was admitted.
+struct Prompt {
+    model: Arc<Loaded>,
+    tokens: Vec<Token>,
+    /// Those that any conversation begins with.
+    n_common: usize,
+    /// It is a conversation and the model has no template.
+    no_template: bool,
 }
 
 /// A request on its way to admission.
@@ -362,7 +376,7 @@ impl Admission {
         // A panic here (a template, a tokenizer) fails this request alone.
         let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(&s.request)));
         let fault = match admitted {
-            Ok(Ok((model, tokens, no_template))) => {
+            Ok(Ok(Prompt { model, tokens, n_common, no_template })) => {
                 self.shared.spend(s.request.caller.uid, tokens.len());
                 let told = Admitted { model: model.id.clone(), prompt_tokens: tokens.len(), no_template };
                 s.sink.offer(&Event::Admitted(told));
@@ -372,6 +386,7 @@ impl Admission {
                     live: s.live,
                     model,
                     tokens,
+                    n_common,
                     submitted_us: s.submitted_us,
                 };
                 if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
@@ -388,8 +403,13 @@ impl Admission {
         s.sink.offer(&Event::Failed(fault));
     }
 
-    fn admit(&mut self, request: &Request) -> Result<(Arc<Loaded>, Vec<Token>, bool), Fault> {
+    fn admit(&mut self, request: &Request) -> Result<Prompt, Fault> {
         check_stops(request)?;
+        if request.cache == Caching::Public && request.caller.uid != 0 {
+            let message =
+                "publish: what a request begins with is published for all users by root alone; leave it out";
+            return Err(Fault::new(Code::NotAuthorized, message).at("publish"));
+        }
         let model = self.model(request.model.as_deref())?;
         check_bias(&model, request)?;
         if request.task == Task::Embed && model.model.pooling().is_none() {
@@ -416,7 +436,11 @@ impl Admission {
             let fault = Fault::new(Code::ContextTooLong, message).at(request.input_field);
             return Err(fault.room(n as u64, n_ctx as u64));
         }
-        Ok((model, tokens, no_template))
+        let n_common = match &request.input {
+            Input::Chat(_) => model.common.of(&model, request.effort, renderer, &tokens),
+            _ => 0,
+        };
+        Ok(Prompt { model, tokens, n_common, no_template })
     }
 
     /// The model that `name` stands for, opened.
@@ -520,110 +544,6 @@ fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
 
 fn unprepared() -> Fault {
     Fault::new(Code::Internal, "preparing the prompt failed; the log has the place")
-}
-
-/// The prompt's tokens, and whether a conversation had to do without a template.
-fn tokenize(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<(Vec<Token>, bool), Fault> {
-    let field = request.input_field;
-    let tok = &model.tokenizer;
-    let no_template = matches!(request.input, Input::Chat(_)) && model.template().is_none();
-    let thinks = request.effort != Effort::None;
-    if thinks && !(matches!(request.input, Input::Chat(_)) && model.template().is_some()) {
-        return Err(no_thinking(&model.id));
-    }
-    let mut tokens = Vec::new();
-    match &request.input {
-        Input::Text(text) => {
-            bounded("a text", text.len(), field)?;
-            if tok.add_bos() {
-                tokens.extend(tok.bos());
-            }
-            tok.encode(text, Special::AsText, &mut tokens);
-            if request.task == Task::Embed {
-                tokens.extend(tok.close());
-            }
-        }
-        Input::Chat(messages) => tokens = encode_chat(model, messages, request.effort, renderer, field)?,
-        Input::Tokens(ids) => {
-            let n = model.model.hyper().n_vocab;
-            if let Some(i) = ids.iter().position(|t| t.index() >= n) {
-                let message = format!("token {} is not in the vocabulary of {n}", ids[i].0);
-                return Err(Fault::new(Code::InvalidValue, message).at(format!("{field}[{i}]")));
-            }
-            tokens.extend_from_slice(ids);
-        }
-    }
-    Ok((tokens, no_template))
-}
-
-fn bounded(what: &str, bytes: usize, field: &str) -> Result<(), Fault> {
-    match bytes > INPUT_BYTES_MAX {
-        true => {
-            let message = format!("{what} of {bytes} bytes, at most {INPUT_BYTES_MAX} are taken");
-            Err(Fault::new(Code::BodyTooLarge, message).at(field))
-        }
-        false => Ok(()),
-    }
-}
-
-/// The tokens of a conversation, ready for its answer; without a template, of its texts one after the other.
-fn encode_chat(
-    model: &Loaded,
-    messages: &[Message],
-    effort: Effort,
-    renderer: Option<&Path>,
-    field: &str,
-) -> Result<Vec<Token>, Fault> {
-    bounded("messages", messages.iter().map(|m| m.content.len()).sum(), field)?;
-    let chat = Chat {
-        messages: messages.iter().map(|m| Json::message(m.role.as_str(), &m.content)).collect(),
-        variables: thinking(effort),
-        must_read: match effort {
-            Effort::None => Vec::new(),
-            _ => SWITCHES.iter().map(|&name| name.to_owned()).collect(),
-        },
-        add_generation_prompt: true,
-        moment: Moment::from_unix(crate::os::clock::unix_s()),
-    };
-    let render = |input: &TemplateInput| match (model.template(), renderer) {
-        (None, _) => Ok(input.chat.contents().join("\n\n")),
-        (Some(template), Some(program)) => render::render(program, template, input),
-        (Some(template), None) => Ok(Template::new(template)?.render(input)?),
-    };
-    model.tokenizer.encode_chat(render, &chat).map_err(|e| {
-        let (code, id) = (render_code(&e), &model.id);
-        if let RenderError::Text(TextError::Unread { .. }) = e {
-            return no_thinking(id);
-        }
-        Fault::new(code, format!("the chat template of model {id} refuses the conversation: {e}")).at(field)
-    })
-}
-
-/// Variables by which templates let the model think.
-const SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
-
-/// What a template is told of `effort`.
-fn thinking(effort: Effort) -> Vec<(String, Json)> {
-    let asked = effort != Effort::None;
-    let mut variables = vec![("enable_thinking".to_owned(), asked.into())];
-    if asked {
-        variables.push(("thinking".to_owned(), true.into()));
-        variables.push(("reasoning_effort".to_owned(), effort.as_str().into()));
-    }
-    variables
-}
-
-fn no_thinking(id: &str) -> Fault {
-    let message =
-        format!("reasoning_effort: the chat template of model {id} has no switch for it; leave it out");
-    Fault::new(Code::UnsupportedField, message).at("reasoning_effort")
-}
-
-fn render_code(e: &RenderError) -> Code {
-    match e {
-        RenderError::Process { .. } => Code::Internal,
-        _ => Code::InvalidValue,
-    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::admit::Loaded;
 use super::handle::Live;
 use super::mock::{Play, Script};
+use super::prefix::Scope;
 use super::run::Job;
 use super::scheduler::Micros;
 use super::{
-    Done, Embedded, Event, Family, Fault, FinishReason, Likely, Logprob, ModelMetrics, Offer, Request,
-    Sampling, Sink, StopDetail, Task, Timings, Usage,
+    Caching, Done, Embedded, Event, Family, Fault, FinishReason, Likely, Logprob, ModelMetrics, Offer,
+    Request, Sampling, Sink, StopDetail, Task, Timings, Usage,
 };
 use crate::base::Token;
 use crate::os::clock;
@@ -44,6 +45,10 @@ pub(super) struct Generation {
     /// Those of the prompt, then those drawn.
     tokens: Vec<Token>,
     n_prompt: usize,
+    /// Those of them that any prompt in its model's template begins with.
+    n_common: usize,
+    /// Its uid's, and everybody's.
+    scopes: [Scope; 2],
     /// Tokens that its sequence keeps.
     n_kept: usize,
     /// Tokens of the prompt that were read or taken from the prefix cache, and those of them that were taken.
@@ -86,7 +91,7 @@ impl Generation {
         otherwise: Option<&Sampling>,
         metrics: Arc<ModelMetrics>,
     ) -> Self {
-        let Job { mut request, sink, live, model, tokens, submitted_us } = job;
+        let Job { mut request, sink, live, model, tokens, n_common, submitted_us } = job;
         if let Some(otherwise) = otherwise {
             fill(&mut request.sampling, otherwise);
         }
@@ -102,6 +107,7 @@ impl Generation {
             request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
         live.progress.queued(&model.id, tokens.len(), n_max, clock::now_us());
         let script = model.play.as_ref().map(Play::script);
+        let scopes = [Scope::Uid(request.caller.uid), Scope::Public];
         Self {
             live,
             model,
@@ -113,6 +119,8 @@ impl Generation {
             stops: StopFilter::new(request.stop.clone()),
             request,
             n_prompt: tokens.len(),
+            n_common,
+            scopes,
             tokens,
             n_kept: 0,
             n_prefilled: 0,
@@ -209,10 +217,23 @@ impl Generation {
         self.request.task == Task::Embed
     }
 
-    /// Whose beginnings it may go on from, and leave; `None`: nobody's. A vector takes the states of all tokens, which are
-    /// not kept.
-    pub(super) fn caches_for(&self) -> Option<u32> {
-        (self.request.cache && !self.embeds()).then_some(self.request.caller.uid)
+    /// Whose beginnings it may go on from. What is published is read anew, so that all of it can be left; and a vector
+    /// takes the states of all tokens, which are not kept.
+    pub(super) fn begins_from(&self) -> &[Scope] {
+        match self.request.cache {
+            _ if self.embeds() => &[],
+            Caching::Off => &[],
+            Caching::Own => &self.scopes,
+            Caching::Public => &self.scopes[1..],
+        }
+    }
+
+    /// For whom it leaves how many of its first tokens, if it has read so many: for its uid all, for everybody those that
+    /// its model's template begins with, or its prompt if it is published.
+    pub(super) fn leaves(&self) -> impl Iterator<Item = (Scope, usize)> {
+        let public = if self.request.cache == Caching::Public { self.n_prompt } else { self.n_common };
+        let leaves = self.request.cache != Caching::Off && !self.embeds();
+        self.scopes.into_iter().zip([usize::MAX, public]).filter(move |_| leaves)
     }
 
     /// Its model is ready, and it begins with `n` tokens from the prefix cache.

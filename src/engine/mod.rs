@@ -19,6 +19,7 @@ mod models;
 mod options;
 mod perplexity;
 mod prefix;
+mod prompt;
 mod rate;
 mod ready;
 mod request;
@@ -43,7 +44,8 @@ pub use options::{ModelFile, ModelSettings, Options, Rate, Settings};
 pub use perplexity::{Divergence, Perplexity, Reader};
 pub use rate::RequestsLeft;
 pub use request::{
-    Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling, Task,
+    Caching, Caller, Class, Door, Effort, GenerationId, Input, LoadRequest, Message, Request, Role, Sampling,
+    Task,
 };
 pub use solo::Solo;
 pub use speed::{Speed, SpeedOptions, median};

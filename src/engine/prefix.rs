@@ -1,5 +1,6 @@
 //! Beginnings of sequences that others may go on from: a tree of blocks of 64 tokens under a budget of bytes. What one uid
-//! left there no other finds, by content or by time; beginnings that root has published are everybody's.
+//! left there no other finds, by content or by time; what a model's template begins with, and what root has published, is
+//! everybody's.
 //!
 //! A leaf that nobody begins with at the moment goes when room is wanted, the one that was used longest ago first.
 
@@ -87,23 +88,23 @@ impl PrefixCache {
         path
     }
 
-    /// The longest beginning of `tokens`, not all of them, that a sequence of `uid` can go on from, and its last block,
-    /// which stays until it is [`Self::unpin`]ned.
+    /// The longest beginning of `tokens`, not all of them, that a sequence can go on from that may know `scopes`, and its
+    /// last block, which stays until it is [`Self::unpin`]ned.
     pub(super) fn find(
         &mut self,
-        uid: u32,
+        scopes: &[Scope],
         tokens: &[Token],
         paging: &Paging,
     ) -> Option<(NodeId, Vec<Block>)> {
         // Logits are wanted of the last token, so that one is always computed.
         let tokens = &tokens[..tokens.len().saturating_sub(1)];
-        let paths = [Scope::Uid(uid), Scope::Public].map(|scope| {
-            let mut path = self.path(scope, tokens);
+        let paths = scopes.iter().map(|scope| {
+            let mut path = self.path(*scope, tokens);
             let blocks: Vec<&Block> = path.iter().map(|id| &self.node(*id).block).collect();
             path.truncate(paging.resumable(&blocks));
             path
         });
-        let path = paths.into_iter().max_by_key(Vec::len)?;
+        let path = paths.max_by_key(Vec::len)?;
         let last = *path.last()?;
         self.touch(&path);
         self.node_mut(last).n_pins += 1;
@@ -221,7 +222,7 @@ mod tests {
         drop(read(&mut cache, &paging, Scope::Uid(7), &text, 100));
         assert_eq!(cache.bytes, 3 * paging.page_bytes());
         let found = |cache: &mut PrefixCache, uid, tokens: &[Token]| {
-            cache.find(uid, tokens, &paging).map(|(id, blocks)| {
+            cache.find(&[Scope::Uid(uid), Scope::Public], tokens, &paging).map(|(id, blocks)| {
                 cache.unpin(id);
                 blocks.len()
             })
@@ -245,18 +246,21 @@ mod tests {
         let mut cache = PrefixCache::new(6 * paging.page_bytes());
         drop(read(&mut cache, &paging, Scope::Uid(1), &tokens(128, 1), 64));
         drop(read(&mut cache, &paging, Scope::Uid(1), &tokens(128, 2), 64));
-        let (pinned, _) = cache.find(1, &tokens(129, 1), &paging).unwrap();
+        let (pinned, _) = cache.find(&[Scope::Uid(1)], &tokens(129, 1), &paging).unwrap();
         drop(read(&mut cache, &paging, Scope::Uid(2), &tokens(256, 3), 64));
         assert_eq!(cache.bytes, 6 * paging.page_bytes());
-        assert!(cache.find(1, &tokens(129, 2), &paging).is_none(), "its leaf went first, then the rest");
-        assert!(cache.find(2, &tokens(257, 3), &paging).is_some());
+        assert!(
+            cache.find(&[Scope::Uid(1)], &tokens(129, 2), &paging).is_none(),
+            "its leaf went first, then the rest"
+        );
+        assert!(cache.find(&[Scope::Uid(2)], &tokens(257, 3), &paging).is_some());
         cache.shrink(0);
-        let (again, blocks) = cache.find(1, &tokens(129, 1), &paging).unwrap();
+        let (again, blocks) = cache.find(&[Scope::Uid(1)], &tokens(129, 1), &paging).unwrap();
         assert_eq!((again, blocks.len()), (pinned, 2), "who begins with it keeps it");
         cache.unpin(pinned);
         cache.unpin(pinned);
         cache.shrink(0);
-        assert!(cache.find(1, &tokens(129, 1), &paging).is_none());
+        assert!(cache.find(&[Scope::Uid(1)], &tokens(129, 1), &paging).is_none());
     }
 
     #[test]
@@ -265,7 +269,9 @@ mod tests {
         let mut cache = PrefixCache::new(u64::MAX);
         let text = tokens(320, 1);
         drop(read(&mut cache, &paging, Scope::Uid(1), &text, 128));
-        let n = |cache: &mut PrefixCache, n: usize| cache.find(1, &text[..n], &paging).map(|(_, b)| b.len());
+        let n = |cache: &mut PrefixCache, n: usize| {
+            cache.find(&[Scope::Uid(1)], &text[..n], &paging).map(|(_, b)| b.len())
+        };
         assert_eq!((n(&mut cache, 320), n(&mut cache, 256), n(&mut cache, 129)), (Some(4), Some(2), Some(2)));
         // Another one stops in between: now that place is known too.
         drop(read(&mut cache, &paging, Scope::Uid(1), &text[..192], 64));

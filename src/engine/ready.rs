@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::admit::Loaded;
 use super::generation::Generation;
 use super::manners::{Given, Need};
-use super::prefix::{PrefixCache, Scope};
+use super::prefix::PrefixCache;
 use super::scheduler::Capacity;
 use super::tuning::Tuning;
 use super::{ModelMetrics, Options};
@@ -111,10 +111,10 @@ impl Ready {
 
     /// Leaves for later requests what a sequence has come to keep in whole blocks by its last `n` tokens.
     pub(super) fn keep_beginning(&mut self, job: &Generation, kv: &Kv, n: usize) {
-        if let Some(uid) = job.caches_for()
-            && kv.len() / ATTN_BLOCK > (kv.len() - n) / ATTN_BLOCK
-        {
-            self.prefix.insert(Scope::Uid(uid), &job.tokens()[..kv.len()], |i| kv.share(i));
+        if kv.len() / ATTN_BLOCK > (kv.len() - n) / ATTN_BLOCK {
+            for (scope, n) in job.leaves() {
+                self.prefix.insert(scope, &job.tokens()[..kv.len().min(n)], |i| kv.share(i));
+            }
         }
     }
 

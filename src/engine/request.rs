@@ -206,6 +206,18 @@ impl Class {
     }
 }
 
+/// For whom a request leaves what it begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caching {
+    /// For nobody, and it goes on from nothing itself.
+    Off,
+    /// For later requests of the same uid.
+    #[default]
+    Own,
+    /// Its prompt for those of every uid. Root alone may.
+    Public,
+}
+
 /// What an input is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Task {
@@ -239,8 +251,8 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// The answer ends before the first of these; at most `N_STOP_MAX`, none empty.
     pub stop: Vec<String>,
-    /// Whether it may go on from what an earlier request of the same caller began with, and leave its own beginning.
-    pub cache: bool,
+    /// Whether it may go on from what an earlier request began with, and for whom it leaves its own beginning.
+    pub cache: Caching,
     /// Service class.
     pub class: Class,
     /// Time until it must have ended, from submission; `None`: the configured one.

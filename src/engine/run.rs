@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub live: Arc<Live>,
     pub model: Arc<Loaded>,
     pub tokens: Vec<Token>,
+    /// Those of them that any prompt in the model's template begins with.
+    pub n_common: usize,
     pub submitted_us: Micros,
 }
 
@@ -332,9 +334,7 @@ impl Runner {
             }
         };
         let mut pin = None;
-        if let Some(uid) = job.caches_for()
-            && let Some((id, blocks)) = ready.prefix.find(uid, job.tokens(), &ready.paging)
-        {
+        if let Some((id, blocks)) = ready.prefix.find(job.begins_from(), job.tokens(), &ready.paging) {
             kv.adopt(&blocks.iter().collect::<Vec<_>>());
             pin = Some(id);
         }

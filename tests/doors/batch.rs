@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sotto::base::Token;
 use sotto::engine::{
-    Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer, Options,
-    Request, Sampling, Settings, Sink, Task,
+    Caching, Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer,
+    Options, Request, Sampling, Settings, Sink, Task,
 };
 
 /// Sends everything on.
@@ -32,7 +32,7 @@ pub(crate) fn request(id: u128, uid: u32, tokens: &[Token], n: u32, cache: bool)
         sampling: Sampling { seed: Some(9), min_tokens: n, ..Sampling::default() },
         max_tokens: Some(n),
         stop: Vec::new(),
-        cache,
+        cache: if cache { Caching::Own } else { Caching::Off },
         class: Class::Interactive,
         deadline_ms: None,
     }

@@ -9,6 +9,7 @@ mod dbus;
 mod embeddings;
 #[cfg(feature = "dbus")]
 mod objects;
+mod prefixes;
 mod settings;
 #[path = "../support/mod.rs"]
 mod support;

@@ -22,8 +22,8 @@ use crate::base::limits::PACK_CACHE_GIB;
 use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
 use crate::engine::{
-    Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer, Options,
-    Request, Sampling, Settings, Sink, Task,
+    Caching, Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer,
+    Options, Request, Sampling, Settings, Sink, Task,
 };
 use crate::model::Pack;
 use crate::os::clock;
@@ -279,7 +279,7 @@ async fn local(
         max_tokens: question.max_tokens,
         stop: question.stop.clone(),
         task: Task::Generate,
-        cache: true,
+        cache: Caching::Own,
         class: Class::Interactive,
         deadline_ms: None,
     };

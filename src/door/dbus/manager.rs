@@ -295,6 +295,12 @@ async fn embed(call: &Call) -> Result<(), Refusal> {
         // Nobody is there to be answered.
         () = call.known.gone() => return Ok(()),
     };
+    let n_bytes = size_of::<f64>() * vectors.iter().map(Vec::len).sum::<usize>();
+    if n_bytes > REPLY_BYTES_MAX {
+        let message =
+            format!("the vectors have {n_bytes} bytes, an answer at most {REPLY_BYTES_MAX}; use the socket");
+        return Err(Fault::new(Code::BodyTooLarge, message).at("inputs").into());
+    }
     let vectors: Vec<Vec<f64>> =
         vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect();
     let n_tokens = u32::try_from(n_tokens).unwrap_or(u32::MAX);

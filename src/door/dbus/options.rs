@@ -39,6 +39,7 @@ fn signature(key: &str) -> Option<&'static str> {
         | "tool_choice" | "reasoning_effort" | "messages_json" => "s",
         "raw"
         | "cache"
+        | "publish"
         | "parallel_tool_calls"
         | "pin"
         | "force"
