@@ -98,4 +98,31 @@ out=
 [ -n "$asked" ] && [ "$asked" = "$named" ] || out="$policy names $named, the daemon asks about $asked"
 report "polkit/org.sotto.policy" "$out"
 
+# `journalctl -x` finds an entry for each message that the documents promise, and the daemon says no other.
+catalog=$here/catalog/sotto.catalog
+if command -v journalctl >/dev/null; then
+  install -D -m 644 -t "$root/usr/lib/systemd/catalog" "$catalog"
+  out=$(journalctl --root="$root" --update-catalog 2>&1 && journalctl --root="$root" --list-catalog 2>&1 >"$root/listed") || out="${out:-failed}"
+  listed=$(grep -oE '^[0-9a-f]{32}' "$root/listed" | sort)
+  promised=$(grep -oE '^\| [0-9a-f]{32}' "$here/../docs/API.md" | cut -c3- | sort)
+  said=$(grep -rhoE '"[0-9a-f]{32}"' "$here/../src" | tr -d '"' | sort -u)
+  [ "$listed" = "$promised" ] || out="$out catalog/sotto.catalog has $listed, docs/API.md names $promised"
+  [ "$said" = "$promised" ] || out="$out src says $said, docs/API.md names $promised"
+  report "catalog/sotto.catalog" "$out"
+else
+  echo "skipped: catalog/sotto.catalog is not checked, journalctl is not installed"
+fi
+
+# Traps that only a long life or a bad day would show; each has its reason beside it in the unit.
+out=
+for never in RuntimeDirectory PrivateUsers StateDirectory=sotto$ 'SystemCallFilter=~@resources' Type=dbus LoadCredential; do
+  ! grep -qE "^$never" "$here/sottod.service" || out="$out sottod.service has $never;"
+done
+for always in 'LimitCORE=0' 'BusName=' 'RestartPreventExitStatus=2' 'StateDirectory=sotto/state'; do
+  grep -q "^$always" "$here/sottod.service" || out="$out sottod.service lacks $always;"
+done
+[ "$(grep -c 'policykit.owner">unix-user:sotto<' "$policy")" = "$(grep -c '<action id=' "$policy")" ] ||
+  out="$out an action of org.sotto.policy lacks its owner;"
+report "traps" "$out"
+
 exit "$failed"
