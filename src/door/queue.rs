@@ -77,6 +77,17 @@ impl Generation {
         Ok(Self { handle, shared })
     }
 
+    /// The same for one more answer to what was asked already, see [`Engine::submit_further`].
+    ///
+    /// # Errors
+    /// What the engine refuses at once.
+    #[cfg(feature = "http")]
+    pub(super) fn further(engine: &Engine, request: Request) -> Result<Self, Fault> {
+        let shared = Shared::default();
+        let handle = engine.submit_further(request, Box::new(QueueSink(shared.clone())))?;
+        Ok(Self { handle, shared })
+    }
+
     /// The next event; [`Event::Failed`] with `internal` when the engine let go without a terminal event.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let (event, had_been_full) = {

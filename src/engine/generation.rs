@@ -20,6 +20,13 @@ use crate::text::Utf8Stream;
 /// Where repetitions end unless the request says otherwise (llama.cpp's).
 const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
+/// A seed for a request that names none: 53 bits, which every reader of JSON keeps exact.
+#[must_use]
+pub fn random_seed() -> u64 {
+    // Any number will do where the kernel gives none: it is told in `done.seed`.
+    clock::random_bits().map_or(1, |b| (b as u64) >> 11)
+}
+
 /// A request between admission and its terminal event.
 pub(super) struct Generation {
     pub live: Arc<Live>,
@@ -88,9 +95,7 @@ impl Generation {
             Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
             _ => (room, StopDetail::Context),
         };
-        // Any number will do where the kernel gives none: it is told in `done.seed`.
-        let seed =
-            request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
         live.progress.queued(&model.id, tokens.len(), n_max, clock::now_us());
         let script = model.play.as_ref().map(Play::script);
         Self {

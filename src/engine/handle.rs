@@ -226,8 +226,8 @@ impl Shared {
         lock(&self.catalogue).get(id).is_some_and(|e| !read(e))
     }
 
-    /// Something of `uid` is to be read. Those who enter [`Self::leave`].
-    fn enter(&self, uid: u32) -> Result<(), Fault> {
+    /// Something of `uid` is to be read, which `counts` as a request or not. Those who enter [`Self::leave`].
+    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
         if self.dead.load(Ordering::Acquire) {
             return Err(engine_gone());
         }
@@ -248,7 +248,9 @@ impl Shared {
         if all >= ADMIT_QUEUE_MAX {
             return full(all, "", ADMIT_QUEUE_MAX);
         }
-        self.ask(uid)?;
+        if counts {
+            self.ask(uid)?;
+        }
         admitting.insert(uid, own + 1);
         Ok(())
     }
@@ -372,8 +374,20 @@ impl Engine {
     /// `queue_full` when too many requests wait for admission, `rate_limited` when the uid has had what a minute allows it,
     /// `shutting_down` after [`Self::shut_down`].
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
+        self.take(request, sink, true)
+    }
+
+    /// The same for one more answer to a request that was taken already: it is not counted among those of a minute.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`], but for `rate_limited`.
+    pub fn submit_further(&self, request: Request, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
+        self.take(request, sink, false)
+    }
+
+    fn take(&self, request: Request, sink: Box<dyn Sink>, counts: bool) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
-        self.enter(uid)?;
+        self.enter_as(uid, counts)?;
         let submitted_us = clock::now_us();
         let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
         let handle = self.handle(progress, true);
@@ -456,7 +470,11 @@ impl Engine {
     }
 
     fn enter(&self, uid: u32) -> Result<(), Fault> {
-        self.shared.enter(uid).inspect_err(|fault| self.shared.metrics.error(fault.code))
+        self.enter_as(uid, true)
+    }
+
+    fn enter_as(&self, uid: u32, counts: bool) -> Result<(), Fault> {
+        self.shared.enter(uid, counts).inspect_err(|fault| self.shared.metrics.error(fault.code))
     }
 
     fn send(&self, uid: u32, item: ToAdmit) -> Result<(), Fault> {
