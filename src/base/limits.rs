@@ -55,6 +55,8 @@ pub const N_FEED_MAX: usize = 16;
 pub const ATTN_BLOCK: usize = 64;
 /// Most worker threads: the boards have 4 to 8 cores, small PCs 16.
 pub const N_THREADS_MAX: usize = 64;
+/// Most choices of a request (openapi.yaml): each is a generation of its own, and half of what a step can take.
+pub const N_CHOICE_MAX: usize = 8;
 /// Most stop strings of a request (openapi.yaml).
 pub const N_STOP_MAX: usize = 8;
 /// Longest stop string: text that may begin one is held back, so it bounds the delay.

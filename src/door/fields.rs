@@ -112,8 +112,6 @@ impl<'de> Visitor<'de> for Strict<'_> {
 pub(super) enum Kind {
     Any,
     Bool,
-    #[cfg(feature = "http")]
-    Number,
     Text,
     List,
     Object,
@@ -125,8 +123,6 @@ impl Kind {
         match self {
             Self::Any => true,
             Self::Bool => value.is_boolean(),
-            #[cfg(feature = "http")]
-            Self::Number => value.is_number(),
             Self::Text => value.is_string(),
             Self::List => value.is_array(),
             Self::Object => value.is_object(),
@@ -138,8 +134,6 @@ impl Kind {
         match self {
             Self::Any => "any value",
             Self::Bool => "true or false",
-            #[cfg(feature = "http")]
-            Self::Number => "a number",
             Self::Text => "a string",
             Self::List => "an array",
             Self::Object => "an object",

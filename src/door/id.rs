@@ -13,12 +13,19 @@ pub(super) fn new_id() -> GenerationId {
 
 /// The id that `text` writes; `None` if it is none.
 pub(super) fn parse_id(text: &str) -> Option<GenerationId> {
+    Some(GenerationId::from_bits(bits(text)?)).filter(|id| id.as_str() == text)
+}
+
+/// The number that `text` writes, of more than 128 bits the last.
+fn bits(text: &str) -> Option<u128> {
     let digit = |c: char| "0123456789abcdefghjkmnpqrstvwxyz".find(c);
-    let mut bits = 0_u128;
-    for c in text.chars().take(32) {
-        bits = bits << 5 | digit(c)? as u128;
-    }
-    Some(GenerationId::from_bits(bits)).filter(|id| id.as_str() == text)
+    text.chars().take(32).try_fold(0_u128, |bits, c| Some(bits << 5 | digit(c)? as u128))
+}
+
+/// The id `i` behind `first`: that of choice `i` of the request that `first` names.
+#[cfg(feature = "http")]
+pub(super) fn after(first: &GenerationId, i: usize) -> GenerationId {
+    GenerationId::from_bits(bits(first.as_str()).unwrap_or_default().wrapping_add(i as u128))
 }
 
 /// `text` cut to at most `max` bytes at a code point, with a mark where something is missing.

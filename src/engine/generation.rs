@@ -29,6 +29,13 @@ pub(super) enum Whole {
     Vector(Vec<f32>),
 }
 
+/// A seed for a request that names none: 53 bits, which every reader of JSON keeps exact.
+#[must_use]
+pub fn random_seed() -> u64 {
+    // Any number will do where the kernel gives none: it is told in `done.seed`.
+    clock::random_bits().map_or(1, |b| (b as u64) >> 11)
+}
+
 /// A request between admission and its terminal event.
 pub(super) struct Generation {
     pub live: Arc<Live>,
@@ -102,9 +109,7 @@ impl Generation {
             Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
             _ => (room, StopDetail::Context),
         };
-        // Any number will do where the kernel gives none: it is told in `done.seed`.
-        let seed =
-            request.sampling.seed.unwrap_or_else(|| clock::random_bits().map_or(1, |b| (b as u64) >> 11));
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
         live.progress.queued(&model.id, tokens.len(), n_max, clock::now_us());
         let script = model.play.as_ref().map(Play::script);
         let scopes = [Scope::Uid(request.caller.uid), Scope::Public];

@@ -36,6 +36,7 @@ pub use event::{
     Admitted, Code, Done, Embedded, Event, Family, Fault, FinishReason, Likely, Logprob, Offer, Room, Sink,
     StopDetail, Timings, Usage,
 };
+pub use generation::random_seed;
 pub use handle::{Engine, Handle, State, Status};
 pub use machine::{KERNEL_TOKENS, KernelSpeed, Machine, kernel_speeds, machine};
 pub use metrics::{Count, Histogram, Metrics, ModelMetrics};

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking, also in its helpers")]
 
 mod batch;
+mod choices;
 #[cfg(feature = "dbus")]
 mod dbus;
 mod embeddings;
@@ -145,7 +146,8 @@ fn refusals_have_one_body_and_their_status() {
         ("POST", CHAT, text("{}"), 400, "missing_field", Some("messages")),
         ("POST", CHAT, text(r#"{"messages":[],"messages":[]}"#), 400, "invalid_json", None),
         ("POST", CHAT, json!({"messages": []}).to_string(), 400, "invalid_value", Some("messages")),
-        ("POST", CHAT, json!({"messages": hi(), "n": 2}).to_string(), 400, "unsupported_field", Some("n")),
+        ("POST", CHAT, json!({"messages": hi(), "n": 9}).to_string(), 400, "invalid_value", Some("n")),
+        ("POST", CHAT, json!({"messages": hi(), "n": 0}).to_string(), 400, "invalid_value", Some("n")),
         ("POST", CHAT, json!({"messages": hi(), "wat": 2}).to_string(), 400, "unknown_field", Some("wat")),
         (
             "POST",

@@ -4,6 +4,7 @@
 //! with all it holds: the generation's handle goes and cancels. The end of a caller's writing is no hang-up.
 
 mod body;
+mod choices;
 mod embeddings;
 mod error;
 mod logprobs;

@@ -8,11 +8,11 @@ use tokio::sync::oneshot;
 
 use crate::base::limits::NAME_SHOWN_BYTES_MAX;
 use crate::door::id::cut;
-use crate::door::queue::Generation;
 use crate::engine::{Caller, Code, Event, Fault, GenerationId, LoadRequest, ModelInfo};
 
 use super::HttpDoor;
 use super::body::{self, Body};
+use super::choices::Choices;
 use super::stream::{Framing, Printer, Shape, streamed};
 
 pub(super) fn list(door: &HttpDoor) -> Response<Body> {
@@ -69,10 +69,10 @@ pub(super) async fn load(
 ) -> Result<Response<Body>, Fault> {
     door.options().admins.check(caller.uid, "load models")?;
     let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin: true, n_ctx: None };
-    let printer = Printer::new(id.clone(), Shape::Native, Framing::Ndjson, false);
+    let printer = Printer::new(&door.engine, id.clone(), Shape::Native, Framing::Ndjson, false, 1);
     let keepalive = Duration::from_secs(door.options().keepalive_s);
     let begins = |event: &Event| matches!(event, Event::Loading { .. });
-    streamed(Generation::load(&door.engine, request)?, printer, keepalive, begins).await
+    streamed(Choices::load(&door.engine, request)?, printer, keepalive, begins).await
 }
 
 /// Unloads a model; `query` may ask for force.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::base::limits::N_TOP_LOGPROB_MAX;
+use crate::base::limits::{N_CHOICE_MAX, N_TOP_LOGPROB_MAX};
 use crate::door::ask::{self, Ask, TOOLS_NOT_YET};
 use crate::door::fields::{Fields, Kind, NotYet, invalid, missing, unsupported, wrong};
 use crate::door::sampling;
@@ -15,6 +15,8 @@ pub(super) struct Asked {
     pub(super) input_field: &'static str,
     pub(super) stream: bool,
     pub(super) usage: bool,
+    /// So many choices.
+    pub(super) n: usize,
 }
 
 /// Known to others and not to us: only null passes.
@@ -32,11 +34,8 @@ const fn rejected(key: &'static str) -> NotYet {
     NotYet { key, kind: Kind::Any, neutral: |_| false }
 }
 
-/// One answer is what this version gives.
-const N_NOT_YET: NotYet = NotYet { key: "n", kind: Kind::Number, neutral: |v| *v == 1 };
-
 const CHAT_NOT_YET: &[NotYet] =
-    &[N_NOT_YET, NotYet { key: "response_format", kind: Kind::Object, neutral: is_text_format }];
+    &[NotYet { key: "response_format", kind: Kind::Object, neutral: is_text_format }];
 
 fn is_text_format(value: &Value) -> bool {
     value
@@ -44,8 +43,14 @@ fn is_text_format(value: &Value) -> bool {
         .is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| *t == "text"))
 }
 
-/// What both shapes share.
-fn common(fields: &mut Fields) -> Result<(Ask, bool, bool), Fault> {
+/// What both shapes share beside the rest of a request.
+struct Common {
+    stream: bool,
+    usage: bool,
+    n: usize,
+}
+
+fn common(fields: &mut Fields) -> Result<(Ask, Common), Fault> {
     fields.not_yet(REJECTED)?;
     hints(fields)?;
     let mut ask = Ask::take(fields)?;
@@ -60,7 +65,8 @@ fn common(fields: &mut Fields) -> Result<(Ask, bool, bool), Fault> {
         options.flag("include_obfuscation")?;
         fields.close(options)?;
     }
-    Ok((ask, stream, usage))
+    let n = fields.whole("n", 1, N_CHOICE_MAX as u64)?.and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+    Ok((ask, Common { stream, usage, n }))
 }
 
 /// Fields that common clients send and that have no effect.
@@ -80,7 +86,7 @@ fn hints(fields: &mut Fields) -> Result<(), Fault> {
 
 /// A chat request.
 pub(super) fn chat(fields: &mut Fields) -> Result<Asked, Fault> {
-    let (mut ask, stream, usage) = common(fields)?;
+    let (mut ask, Common { stream, usage, n }) = common(fields)?;
     fields.not_yet(CHAT_NOT_YET)?;
     fields.not_yet(TOOLS_NOT_YET)?;
     let newer = ask::max_tokens(fields, "max_completion_tokens")?;
@@ -96,7 +102,7 @@ pub(super) fn chat(fields: &mut Fields) -> Result<Asked, Fault> {
     ask.check("sotto.min_tokens")?;
     let messages = fields.list("messages")?.ok_or_else(|| missing("messages", "give the conversation"))?;
     let input = Input::Chat(ask::messages(messages, "messages")?);
-    Ok(Asked { ask, input, input_field: "messages", stream, usage })
+    Ok(Asked { ask, input, input_field: "messages", stream, usage, n })
 }
 
 /// `logprobs` says whether, `top_logprobs` how many beside.
@@ -112,8 +118,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Fault> {
 
 /// A completion request: a prompt continued as it stands.
 pub(super) fn completion(fields: &mut Fields) -> Result<Asked, Fault> {
-    let (mut ask, stream, usage) = common(fields)?;
-    fields.not_yet(&[N_NOT_YET])?;
+    let (mut ask, Common { stream, usage, n }) = common(fields)?;
     ask.sampling.logprobs = sampling::logprobs(fields)?;
     ask.check("sotto.min_tokens")?;
     let input = match fields.take("prompt") {
@@ -125,5 +130,5 @@ pub(super) fn completion(fields: &mut Fields) -> Result<Asked, Fault> {
         Some(other) => return Err(wrong("prompt", &other, "a string or an array of token ids")),
         None => return Err(missing("prompt", "give the text to continue")),
     };
-    Ok(Asked { ask, input, input_field: "prompt", stream, usage })
+    Ok(Asked { ask, input, input_field: "prompt", stream, usage, n })
 }

@@ -10,14 +10,14 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::base::limits::{MESSAGE_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::base::limits::{MESSAGE_BYTES_MAX, N_CHOICE_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
-use crate::door::id::{cut, parse_id};
-use crate::door::queue::Generation;
+use crate::door::id::{after, cut, parse_id};
 use crate::engine::{Caller, Code, Event, Fault, GenerationId, RequestsLeft, Text, Tokenized};
 
 use super::body::{self, Body};
+use super::choices::Choices;
 use super::socket::Phase;
 use super::stream::{Framing, Printer, Shape, streamed, whole};
 use super::{HttpDoor, embeddings, error, metrics, models, openai, status};
@@ -197,20 +197,20 @@ async fn generate(
     let lenient = lenient(&head.headers, door.options().lenient);
     let (asked, ignored) = read(shape, &bytes, lenient).inspect_err(counted)?;
     drop(bytes);
-    let openai::Asked { ask, input, input_field, stream, usage } = asked;
+    let openai::Asked { ask, input, input_field, stream, usage, n } = asked;
     let accepted = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
         Framing::Ndjson
     } else {
         Framing::Sse
     };
-    let printer = Printer::new(id.clone(), shape, framing, usage);
-    let generation = Generation::start(&door.engine, ask.request(id.clone(), caller, input, input_field))?;
+    let printer = Printer::new(&door.engine, id.clone(), shape, framing, usage, n);
+    let choices = Choices::start(&door.engine, ask.request(id.clone(), caller, input, input_field), n)?;
     let response = if stream {
         let begins = |event: &Event| matches!(event, Event::Text { .. });
-        streamed(generation, printer, Duration::from_secs(door.options().keepalive_s), begins).await?
+        streamed(choices, printer, Duration::from_secs(door.options().keepalive_s), begins).await?
     } else {
-        whole(generation, printer).await?
+        whole(choices, printer).await?
     };
     Ok(tell_ignored(response, &ignored))
 }
@@ -247,7 +247,7 @@ fn read(shape: Shape, bytes: &[u8], lenient: bool) -> Result<(openai::Asked, Vec
         Shape::Native => {
             let (input, input_field) = ask::native_input(&mut fields)?;
             let ask = ask::native(&mut fields)?;
-            openai::Asked { ask, input, input_field, stream: true, usage: false }
+            openai::Asked { ask, input, input_field, stream: true, usage: false, n: 1 }
         }
         Shape::Chat => openai::chat(&mut fields)?,
         Shape::Completion => openai::completion(&mut fields)?,
@@ -255,13 +255,15 @@ fn read(shape: Shape, bytes: &[u8], lenient: bool) -> Result<(openai::Asked, Vec
     Ok((asked, fields.finish()?))
 }
 
-/// Cancels by id. One that has ended, or never was, is no error; another uid's is left alone.
+/// Cancels by id, all choices of a request by that of the first. One that has ended, or never was, is no error; another uid's is left alone.
 fn cancel(door: &HttpDoor, caller: Caller, id: &str) -> Result<Response<Body>, Fault> {
     let id = parse_id(id).ok_or_else(|| {
         Fault::new(Code::UnknownObject, "this is no id of a generation: it has 26 characters of 0-9, a-z")
             .at("id")
     })?;
-    door.engine.cancel(&id, caller.uid);
+    for i in 0..N_CHOICE_MAX {
+        door.engine.cancel(&after(&id, i), caller.uid);
+    }
     Ok(body::none(StatusCode::NO_CONTENT))
 }
 

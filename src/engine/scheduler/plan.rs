@@ -4,7 +4,7 @@ use super::room::{Holder, pages, safe};
 use super::{
     Action, Class, Cut, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, Wanted, Why, class,
 };
-use crate::base::limits::{ATTN_BLOCK, N_FEED_MAX};
+use crate::base::limits::{ATTN_BLOCK, N_FEED_MAX, PREFILL_CHUNK_MAX};
 
 /// What a chunk of a prompt may take while others want something, in microseconds.
 const SLICE: Micros = 50_000;
@@ -279,7 +279,8 @@ impl Scheduler {
 
     fn prefill_parts(&mut self, model: ModelKey, slots: &[(Micros, Slot)], actions: &mut Vec<Action>) {
         let at_pages = self.models.get(&model).is_some_and(|m| m.capacity.at_pages);
-        let mut left_of_chunk = self.limits.prefill_chunk;
+        // Tokens that are decoded share the step.
+        let mut left_of_chunk = self.limits.prefill_chunk.min(PREFILL_CHUNK_MAX - self.parts.len());
         if self.sequences.len() > 1 {
             let n = SLICE.checked_div(self.token_us).unwrap_or(Micros::MAX);
             left_of_chunk = left_of_chunk.min(usize::try_from(n).unwrap_or(usize::MAX).max(N_MEASURED));

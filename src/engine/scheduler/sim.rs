@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::base::limits::N_FEED_MAX;
+use crate::base::limits::{N_FEED_MAX, PREFILL_CHUNK_MAX};
 use crate::base::rng::Rng;
 
 /// What a simulated client knows of its request.
@@ -283,6 +283,8 @@ impl World {
             prompt += if part.n == 1 && part.draws { 0 } else { part.n };
         }
         assert!(prompt <= l.prefill_chunk, "seed {seed}: {parts:?}");
+        let all: usize = parts.iter().map(|part| part.n).sum();
+        assert!(all <= PREFILL_CHUNK_MAX, "seed {seed}: {all} tokens in a step: {parts:?}");
         for (key, loaded) in &self.scheduler.models {
             let of = |s: &&Sequence| s.ticket.model == *key;
             let held: usize = self.scheduler.sequences.values().filter(of).map(|s| s.n_pages).sum();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::limits::PREFILL_CHUNK_MAX;
 
 const LIMITS: Limits = Limits {
     queue_max: 3,
@@ -101,6 +102,15 @@ fn a_request_runs_through_its_phases() {
     assert_eq!(on(&mut s, 4, Input::Ended(Slot(1))), []);
     assert_eq!(on(&mut s, 4, Input::Cancel(Slot(1))), [], "an input after the end changes nothing");
     assert_eq!(plan(&mut s, 5).0, Step::Idle(None));
+}
+
+#[test]
+fn the_largest_chunk_leaves_room_for_those_who_decode() {
+    let mut s = ready(Limits { prefill_chunk: PREFILL_CHUNK_MAX, max_sequences: 2, ..LIMITS });
+    submit(&mut s, 0, 1, 0, Class::Interactive);
+    assert_eq!(run(&mut s, 0, 1), [(1, 20)]);
+    on(&mut s, 0, Input::Submit(Ticket { n_prompt: 300, ..ticket(2, 0, Class::Interactive) }));
+    assert_eq!(run(&mut s, 0, 1), [(1, 1), (2, PREFILL_CHUNK_MAX - 1)]);
 }
 
 #[test]
