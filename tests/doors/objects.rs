@@ -100,7 +100,7 @@ fn models_are_listed_loaded_pinned_and_unloaded() {
         assert_eq!((text(first, "State"), text(first, "Architecture")), ("available".into(), "llama".into()));
         assert_eq!(&*first["Aliases"], &Variant::new(vec!["default", "embed", "fast"]));
         assert_eq!(&*first["ContextMax"], &Variant::new(512_u32));
-        assert_eq!(&*first["Capabilities"], &Variant::new(vec!["generate"]));
+        assert_eq!(&*first["Capabilities"], &Variant::new(vec!["generate", "embed"]));
         let tree = at(&client, PATH, "org.freedesktop.DBus.ObjectManager").await;
         let (objects,): (HashMap<OwnedObjectPath, HashMap<String, Values>>,) =
             tree.call_method("GetManagedObjects", &()).await.unwrap().body().deserialize().unwrap();

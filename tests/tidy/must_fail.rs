@@ -201,8 +201,8 @@ fn dependencies_are_listed_and_lean() {
     refuses(dependencies, &[("Cargo.toml", &extra)], &wanted);
     let fewer = manifest(&|lines| drop(lines.remove(0)));
     refuses(dependencies, &[("Cargo.toml", &fewer)], "Cargo.toml:1 `arbtest` is in the list");
-    let fat = manifest(&|lines| lines[1] = "clap = \"4\"".into());
-    refuses(dependencies, &[("Cargo.toml", &fat)], "Cargo.toml:5 `clap` takes its default features");
+    let fat = manifest(&|lines| lines[2] = "clap = \"4\"".into());
+    refuses(dependencies, &[("Cargo.toml", &fat)], "Cargo.toml:6 `clap` takes its default features");
     let deny = "allow = [\"Apache-2.0\", \"BSL-1.0\", \"Unicode-3.0\"]\n";
     let said = said(dependencies, &[("Cargo.toml", &manifest(&|_| ())), ("deny.toml", deny)]);
     assert!(
