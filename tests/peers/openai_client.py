@@ -110,6 +110,23 @@ def models(sotto: openai.OpenAI):
     assert sotto.models.retrieve("default").id == "mock"
 
 
+def vectors(sotto: openai.OpenAI):
+    # The client asks for base64 by itself and makes numbers of it.
+    texts = ["the cat sat", "the cat sat down", "1234567890"]
+    one, near, far = (item.embedding for item in sotto.embeddings.create(model="embed", input=texts).data)
+    plain = sotto.embeddings.create(model="embed", input=texts[0], encoding_format="float").data[0].embedding
+    assert max(abs(a - b) for a, b in zip(one, plain)) < 1e-6
+
+    def dot(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert abs(dot(one, one) - 1) < 1e-5 and dot(one, near) > dot(one, far)
+    short = sotto.embeddings.create(model="embed", input=texts[0], dimensions=4)
+    assert len(short.data[0].embedding) == 4 and short.usage.total_tokens == len(texts[0])
+    refused(openai.BadRequestError, "invalid_value",
+            lambda: sotto.embeddings.create(model="embed", input=texts, dimensions=4000))
+
+
 def failures(sotto: openai.OpenAI):
     def ask(model="mock", **more):
         return lambda: sotto.chat.completions.create(model=model, messages=HI, **more)
@@ -170,7 +187,7 @@ def main():
         steps = [(real, sotto, path)]
     else:
         steps = [(chat, sotto), (stream, sotto), (cancel, sotto, path), (likelihoods, sotto), (several, sotto),
-                 (models, sotto), (failures, sotto), (retries, path)]
+                 (models, sotto), (vectors, sotto), (failures, sotto), (retries, path)]
     for step, *given in steps:
         step(*given)
         print(f"openai {openai.__version__}: {step.__name__}: ok")

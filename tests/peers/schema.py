@@ -173,13 +173,20 @@ def document() -> dict:
     texts["minLength"] = 1
     ids["items"]["maximum"] = 257
     schemas["NativeRequest"]["properties"]["tokens"]["items"]["maximum"] = 257
+    vectors = schemas["EmbeddingRequest"]["properties"]
+    _, texts, ids, several = vectors["input"]["oneOf"]
+    texts["items"]["minLength"] = 1
+    ids["items"]["maximum"] = several["items"]["items"]["maximum"] = 257
+    # As wide as the mock is.
+    vectors["dimensions"]["maximum"] = 32
     # Parts of another object by allOf: closed with the whole.
     parts = {"Sampling", "MoreSampling", "Hints"}
     made["components"]["schemas"] = {name: s if name in parts else closed(s) for name, s in schemas.items()}
-    for name in ["ChatRequest", "CompletionRequest", "NativeRequest", "TokenizeRequest"]:
+    for name in ["ChatRequest", "CompletionRequest", "NativeRequest", "TokenizeRequest",
+                 "EmbeddingRequest"]:
         made["components"]["schemas"][name]["properties"]["model"] = {"enum": MODELS}
     for name in [*parts, "SottoOptions", "Message", "ChatRequest", "CompletionRequest", "NativeRequest",
-                 "TokenizeRequest"]:
+                 "TokenizeRequest", "EmbeddingRequest"]:
         made["components"]["schemas"][name] = nullable(made["components"]["schemas"][name])
     made["components"]["parameters"]["ModelId"]["schema"] = {"enum": MODELS}
     for operation in operations(made):
