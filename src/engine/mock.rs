@@ -242,8 +242,8 @@ fn last_message(prompt: &[Token]) -> &[Token] {
     &said[..said.iter().position(|token| *token == END).unwrap_or(said.len())]
 }
 
-/// A GGUF file (version 3) of a llama of one layer whose weights are zeros but for the embedding, so that like texts have
-/// like vectors.
+/// A GGUF file (version 3) of a llama of one layer whose weights are zeros but for the embedding and the last norm, so that
+/// like texts have like vectors.
 fn file() -> Vec<u8> {
     let pieces: Vec<String> = (0..=255_u8)
         .map(|byte| letter_of(byte).to_string())
@@ -295,8 +295,9 @@ fn file() -> Vec<u8> {
         at += 4 * shape.iter().product::<usize>() as u64;
     }
     let start = out.len().next_multiple_of(32);
-    out.resize(start + at as usize - 4 * WIDTH * N_VOCAB, 0);
-    // The last tensor. Any numbers do that differ from byte to byte.
+    // The last two tensors. For the embedding any numbers do that differ from byte to byte.
+    out.resize(start + at as usize - 4 * WIDTH * (1 + N_VOCAB), 0);
+    out.extend((0..WIDTH).flat_map(|_| 1.0_f32.to_le_bytes()));
     let mut bits = 1_u32;
     out.extend((0..WIDTH * N_VOCAB).flat_map(|_| {
         bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
