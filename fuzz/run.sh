@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-600}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf packed safetensors tokenizer template)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf packed safetensors tokenizer template http bus)
 
 bad=tests/fixtures/bad
 for target in "${targets[@]}"; do
@@ -38,6 +38,10 @@ for target in "${targets[@]}"; do
         name=$(basename "$(dirname "$file")")-$(basename "$file")
         { printf "Hello, 123 w\xc3\xb6rld's <s>\n\0"; cat "$file"; } >"$corpus/$name"
       done
+      ;;
+    http | bus)
+      # Bodies that the doors take, behind the byte that chooses the route or the method.
+      python3 fuzz/seeds.py "$target" "$corpus"
       ;;
     template)
       for file in tests/fixtures/chat-templates/*.jinja ../shared/fixtures/chat-templates/*.jinja; do

@@ -9,6 +9,8 @@ mod choices;
 mod dbus;
 mod embeddings;
 #[cfg(feature = "dbus")]
+mod fuzzed;
+#[cfg(feature = "dbus")]
 mod objects;
 mod prefixes;
 mod settings;

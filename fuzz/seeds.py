@@ -1,0 +1,67 @@
+"""Writes what the targets of the doors begin with: seeds.py http|bus FOLDER."""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+TALK = [{"role": "user", "content": "Say hi"}]
+BODIES = {
+    0: [{"messages": TALK, "max_tokens": 5, "n": 2, "seed": 7, "logprobs": True, "top_logprobs": 2, "stop": ["x"]},
+        {"messages": TALK, "stream": True, "stream_options": {"include_usage": True}, "sotto": {"min_p": 0.1}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "tools": [], "user": "u"}],
+    1: [{"prompt": "ab", "max_tokens": 3, "logit_bias": {"97": 1.5}}, {"prompt": [97, 98], "stream": True}],
+    2: [{"input": "hi", "system": "s", "max_tokens": 4, "temperature": 0}, {"tokens": [1, 2], "mirostat": 2}],
+    3: [{"input": ["a", "b"], "dimensions": 4, "encoding_format": "base64"}, {"input": [[1, 2], [3]]}],
+    4: [{"text": "a", "add_special": True}, {"messages": TALK}],
+}
+RAW = [b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n",
+       b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n10\r\n{\"prompt\": \"abc\"}\r\n0\r\n\r\n",
+       b"GET /healthz HTTP/1.0\r\n\r\n"]
+
+
+def padded(made: bytes, to: int) -> bytes:
+    return made + bytes(-len(made) % to)
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<I", len(value.encode())) + value.encode() + b"\0"
+
+
+def options(made: bytes, **values) -> bytes:
+    """`a{sv}` behind what was made."""
+    head = padded(made, 4) + bytes(4)
+    start = padded(head, 8)
+    out = start
+    for key, (kind, value) in values.items():
+        out = padded(out, 8) + text(key) + bytes([len(kind)]) + kind.encode() + b"\0"
+        width = {"u": 4, "b": 4, "s": 4, "d": 8, "t": 8}[kind]
+        out = padded(out, width) + (text(value) if kind == "s" else struct.pack("<" + {"u": "I", "b": "I", "d": "d", "t": "Q"}[kind], value))
+    at = len(padded(made, 4))
+    return out[:at] + struct.pack("<I", len(out) - len(start)) + out[at + 4:]
+
+
+def arguments() -> list[tuple[int, bytes]]:
+    few = {"max_tokens": ("u", 5), "seed": ("t", 3), "temperature": ("d", 0.5), "raw": ("b", 1)}
+    texts = padded(struct.pack("<I", len(text("ab"))) + text("ab"), 4)
+    return [(0, options(text("hi"), **few)), (1, options(text("hi"), format=("s", "text"))),
+            (2, options(texts, dimensions=("u", 4))), (3, options(text("a"), add_special=("b", 1))),
+            (4, options(b"", system=("s", "be brief"))), (5, options(text("mock"), pin=("b", 0))),
+            (6, options(text("mock"), force=("b", 1))), (7, text("/org/sotto/Sotto1/generation/x")),
+            (8, padded(text("org.sotto.Sotto1.Manager"), 4) + text("State")), (9, text("org.sotto.Sotto1.Manager")),
+            (10, padded(text("a"), 4) + text("b") + b"\x01s\0" + bytes(3) + text("c")), (11, b"")]
+
+
+def main():
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind == "http":
+        made = [bytes([route]) + json.dumps(body).encode() for route, all in BODIES.items() for body in all]
+        made += [bytes([255]) + raw for raw in RAW]
+    else:
+        made = [bytes([method]) + body for method, body in arguments()]
+    for i, data in enumerate(made):
+        (folder / f"seed-{i}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
