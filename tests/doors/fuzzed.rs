@@ -18,7 +18,9 @@ fn doors_take_what_the_fuzzer_begins_with() {
         let seeds = folder.join(target);
         std::fs::create_dir(&seeds).unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds.py");
-        assert!(Command::new("/usr/bin/python3").arg(script).arg(target).arg(&seeds).status().unwrap().success());
+        assert!(
+            Command::new("/usr/bin/python3").arg(script).arg(target).arg(&seeds).status().unwrap().success()
+        );
         let files: Vec<_> = std::fs::read_dir(&seeds).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(files.len() >= n_least, "{target}: {}", files.len());
         for file in files {
