@@ -113,6 +113,10 @@ pub fn run() -> u8 {
 }
 
 fn start(args: &Args) -> Result<(), Stop> {
+    // What callers say is in memory.
+    if let Err(e) = os::process::forbid_dumps() {
+        log::warn!("an image of this process's memory may be written when it dies: {e}");
+    }
     let place = Place::new(args.config.as_deref());
     let read = Arc::new(place.read().map_err(Stop::usage)?);
     let config = &read.config;

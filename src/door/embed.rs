@@ -12,6 +12,8 @@ use super::fields::{Fields, invalid};
 use super::id::new_id;
 use super::queue::Generation;
 
+/// What the daemon can do beside text, as clients ask for it.
+pub(super) const FEATURES: [&str; 1] = ["embeddings"];
 /// How long a text waits that found the queue full, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 

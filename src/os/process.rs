@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 /// Bounds this process for the rest of its life: the kernel ends it past `cpu_s` seconds of processor time, refuses
 /// memory past `memory_bytes` of address space, and keeps no core file.
@@ -14,6 +14,15 @@ pub fn limit(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     setrlimit(Resource::Core, at(0))?;
     setrlimit(Resource::Cpu, at(cpu_s))?;
     Ok(setrlimit(Resource::As, at(memory_bytes))?)
+}
+
+/// From now on no image of this process's memory is written when it dies, whatever the limits say, and no other process of
+/// its user may look into it.
+///
+/// # Errors
+/// When the system refuses.
+pub fn forbid_dumps() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// The user that this process acts as.

@@ -67,7 +67,7 @@ fn the_daemon_says_how_it_is() {
         (&json!("ready"), &json!([])),
         "nothing was loaded: {status}"
     );
-    assert_eq!((&status["default_model"], &status["features"]), (&json!("inside"), &json!([])));
+    assert_eq!((&status["default_model"], &status["features"]), (&json!("inside"), &json!(["embeddings"])));
     house.0.engine.shut_down();
     let reply = house.send("GET", "/readyz", "", "");
     assert_eq!((reply.status, reply.code().as_str()), (503, "not_ready"));

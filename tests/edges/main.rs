@@ -9,6 +9,7 @@
 )]
 
 mod files;
+mod privacy;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -10,7 +10,7 @@ use zbus::{OwnedFd, OwnedVariant};
 use crate::base::limits::{
     INPUT_BYTES_MAX, KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_CTX_MAX, N_EMBED_BUS_MAX, REPLY_BYTES_MAX,
 };
-use crate::door::embed::{Embed, Vectors};
+use crate::door::embed::{Embed, FEATURES, Vectors};
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
@@ -34,7 +34,7 @@ impl Door {
         match name {
             "Version" => variant(env!("CARGO_PKG_VERSION")),
             "Tier" => variant(self.engine.tier()),
-            "Features" => variant(vec!["embeddings"]),
+            "Features" => variant(FEATURES.to_vec()),
             "State" => variant(self.engine.state().as_str()),
             "StateReason" => variant(self.engine.state().reason()),
             "DefaultModel" => variant(self.engine.resolve(None).unwrap_or_default()),

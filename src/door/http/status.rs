@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::HttpDoor;
 use super::body::{self, Body};
+use crate::door::embed::FEATURES;
 use crate::engine::{Caller, Engine, ModelState, Stage, Watched};
 use crate::os::memory::Memory;
 use crate::os::{process, thermal};
@@ -55,7 +56,7 @@ fn object(engine: &Engine, uid: u32) -> Value {
         "temperature_c": thermal::temperature_c(tree),
         "tier": engine.tier(),
         "threads": engine.threads(),
-        "features": [],
+        "features": FEATURES,
     })
 }
 
