@@ -439,7 +439,7 @@ impl Engine {
     /// # Errors
     /// As of [`Self::submit`].
     pub fn describe(&self, uid: u32, id: &str, tell: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-        self.enter(uid, true)?;
+        self.enter(uid, false)?;
         self.send(uid, ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }))
     }
 

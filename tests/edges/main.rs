@@ -159,11 +159,11 @@ fn wrong_requests_are_refused_by_field_and_number() {
         ),
         (
             "/v1/completions",
-            json!({"prompt": "x", "n": 3}),
+            json!({"prompt": "x", "n": 9}),
             400,
-            "unsupported_field",
+            "invalid_value",
             Some("n"),
-            &["n: not supported by this version"][..],
+            &["n: got 9", "1 to 8"][..],
         ),
     ] {
         let answer = ask(&daemon.socket, &post(path, body.to_string()));

@@ -20,8 +20,14 @@ pub(super) fn list(door: &HttpDoor) -> Response<Body> {
     body::json_text(format!("{}\n", json!({ "object": "list", "data": data })))
 }
 
-pub(super) fn one(door: &HttpDoor, name: &str) -> Result<Response<Body>, Fault> {
+/// One model, whose header is read for it if nobody has looked at it yet.
+pub(super) async fn one(door: &HttpDoor, caller: Caller, name: &str) -> Result<Response<Body>, Fault> {
     let id = known(door, name)?;
+    let (tell, read) = oneshot::channel();
+    // What cannot be read now is told of without its header.
+    if door.engine.describe(caller.uid, &id, || _ = tell.send(())).is_ok() {
+        let _ = read.await;
+    }
     let models = door.engine.models();
     let info = models.iter().find(|info| info.id == id).ok_or_else(|| unknown(&id))?;
     Ok(body::json_text(format!("{}\n", told(door, info))))

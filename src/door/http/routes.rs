@@ -160,7 +160,7 @@ async fn route(
         ["sotto", "v1", "generate"] => generate(door, caller, id, Shape::Native, request).await,
         ["v1", "embeddings"] => embeddings(door, caller, request).await,
         ["sotto", "v1", "generations", id] => cancel(door, caller, id),
-        ["v1", "models", name] => models::one(door, name),
+        ["v1", "models", name] => models::one(door, caller, name).await,
         ["v1", "models"] => Ok(models::list(door)),
         ["sotto", "v1", "models", name, "load"] => models::load(door, caller, id, name).await,
         ["sotto", "v1", "models", name, "unload"] => {
