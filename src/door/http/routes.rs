@@ -183,6 +183,21 @@ fn lenient(headers: &HeaderMap, otherwise: bool) -> bool {
     wishes.find_map(|wish| wish.strip_prefix("handling=")).map_or(otherwise, |how| how == "lenient")
 }
 
+/// What a body asks for, as `read` finds it, the fields in it that are ignored, and the head; what is wrong is counted.
+async fn asked<T>(
+    door: &HttpDoor,
+    request: Request<Incoming>,
+    read: impl FnOnce(&[u8], bool) -> Result<(T, Vec<String>), Fault>,
+) -> Result<(T, Vec<String>, HeaderMap), Fault> {
+    let (head, body) = request.into_parts();
+    let read = match body::read(body, &door.options()).await {
+        Ok(bytes) => read(&bytes, lenient(&head.headers, door.options().lenient)),
+        Err(fault) => Err(fault),
+    };
+    let (asked, ignored) = read.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
+    Ok((asked, ignored, head.headers))
+}
+
 /// Reads a body, starts the generation and answers as asked: whole, or as a stream.
 async fn generate(
     door: &HttpDoor,
@@ -191,14 +206,10 @@ async fn generate(
     shape: Shape,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
-    let (head, body) = request.into_parts();
-    let counted = |fault: &Fault| door.engine.metrics().error(fault.code);
-    let bytes = body::read(body, &door.options()).await.inspect_err(counted)?;
-    let lenient = lenient(&head.headers, door.options().lenient);
-    let (asked, ignored) = read(shape, &bytes, lenient).inspect_err(counted)?;
-    drop(bytes);
+    let (asked, ignored, headers) =
+        asked(door, request, |bytes, lenient| read(shape, bytes, lenient)).await?;
     let openai::Asked { ask, input, input_field, stream, usage, n } = asked;
-    let accepted = head.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
         Framing::Ndjson
     } else {
@@ -221,12 +232,7 @@ async fn embeddings(
     caller: Caller,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
-    let (head, body) = request.into_parts();
-    let counted = |fault: &Fault| door.engine.metrics().error(fault.code);
-    let bytes = body::read(body, &door.options()).await.inspect_err(counted)?;
-    let lenient = lenient(&head.headers, door.options().lenient);
-    let (asked, ignored) = embeddings::read(&bytes, lenient).inspect_err(counted)?;
-    drop(bytes);
+    let (asked, ignored, _) = asked(door, request, embeddings::read).await?;
     Ok(tell_ignored(embeddings::answer(&door.engine, caller, asked).await?, &ignored))
 }
 
