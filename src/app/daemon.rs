@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 #[cfg(feature = "dbus")]
 use tokio::time::timeout;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 #[cfg(feature = "http")]
 use super::api::{self, Api};
@@ -40,10 +41,10 @@ const BUS_BACK: Duration = Duration::from_secs(5);
 /// Pause between two tries to get back.
 #[cfg(feature = "dbus")]
 const BUS_PAUSE: Duration = Duration::from_millis(250);
-/// How often the engine is looked at.
+/// How often the engine and the machine are looked at while there is work.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks between two signs of life to systemd.
-const LOOKS_PER_WATCHDOG: u32 = 10;
+/// The same at rest, and the time between two signs of life to systemd: a daemon at rest wakes for nothing else.
+const SIGN: Duration = Duration::from_secs(10);
 
 /// Runs a language model as a system service: answers over D-Bus and a Unix socket.
 #[derive(Debug, Parser)]
@@ -182,9 +183,13 @@ async fn serve(
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) = signals else {
         return Err(Stop::internal("signals cannot be watched"));
     };
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut n_looks = 0;
+    let stirs = Arc::new(Notify::new());
+    let stirred = stirs.clone();
+    engine.on_stir(move || {
+        stirs.notify_one();
+        true
+    });
+    let (mut next_look, mut next_sign) = (Instant::now() + LOOK, Instant::now() + SIGN);
     #[cfg(feature = "http")]
     let mut quiet = Idle::new(Instant::now());
     let verdict = loop {
@@ -216,7 +221,8 @@ async fn serve(
                     log::info!(message_id = "8fc5b0b8da3f41adb70fdfedf73cc03d"; "the bus is back");
                 }
             }
-            _ = looks.tick() => {
+            () = stirred.notified() => next_look = next_look.min(Instant::now() + LOOK),
+            () = sleep_until(next_look) => {
                 if engine.died() {
                     break Err(Stop::internal("the engine stopped; restarting"));
                 }
@@ -239,9 +245,15 @@ async fn serve(
                     log::info!("nobody asks any more");
                     break Ok(());
                 }
-                n_looks += 1;
-                if n_looks % LOOKS_PER_WATCHDOG == 0 {
+                let now = Instant::now();
+                if now >= next_sign {
                     look_after(&engine);
+                    next_sign = now + SIGN;
+                }
+                next_look = if engine.rests() { next_sign } else { next_sign.min(now + LOOK) };
+                #[cfg(feature = "http")]
+                if let Some(due) = reloader.idle_exit().map(|after| quiet.due(after)) {
+                    next_look = next_look.min(due.max(now + LOOK));
                 }
             }
         }

@@ -24,7 +24,12 @@ impl Idle {
         if !quiet || layers != self.layers {
             (self.since, self.layers) = (now, layers);
         }
-        after.is_some_and(|after| now.duration_since(self.since) >= after)
+        after.is_some_and(|after| now >= self.due(after))
+    }
+
+    /// When it is, if nothing happens until then.
+    pub(super) fn due(&self, after: Duration) -> Instant {
+        self.since + after
     }
 }
 

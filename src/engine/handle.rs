@@ -133,6 +133,8 @@ pub(super) struct Shared {
     shutting_down: AtomicBool,
     pub dead: AtomicBool,
     watchers: Watchers,
+    /// Who is told when work begins where there was none, and when the engine thread has died.
+    pub(super) stirs: Watchers,
 }
 
 impl Shared {
@@ -347,6 +349,7 @@ impl Engine {
             shutting_down: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             watchers: Watchers::default(),
+            stirs: Watchers::default(),
         });
         let (commands, inbox) = mpsc::channel();
         let (admit, to_admit) = mpsc::channel();
@@ -398,7 +401,14 @@ impl Engine {
         let id = progress.id().clone();
         let (cancel, drained) = (AtomicBool::new(false), AtomicBool::new(false));
         let live = Arc::new(Live { cancel, drained, generates, progress });
-        self.shared.live().insert(id.as_str().to_owned(), live.clone());
+        let rested = {
+            let mut all = self.shared.live();
+            all.insert(id.as_str().to_owned(), live.clone());
+            all.len() == 1
+        };
+        if rested {
+            self.shared.stirs.tell();
+        }
         Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() }
     }
 
@@ -447,6 +457,17 @@ impl Engine {
     /// changes it, until it gives false. It must not block, nor look at the engine.
     pub fn on_change(&self, watcher: impl Fn() -> bool + Send + 'static) {
         self.shared.watchers.add(Box::new(watcher));
+    }
+
+    /// Whether there is no work: nobody holds the handle of a request.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.shared.live().is_empty()
+    }
+
+    /// As [`Self::on_change`], for work that begins where there was none, and for the death of the engine thread.
+    pub fn on_stir(&self, watcher: impl Fn() -> bool + Send + 'static) {
+        self.shared.stirs.add(Box::new(watcher));
     }
 
     /// Makes tokens of `text` for `uid`, with the vocabulary of `model` (an id, an alias, or the default); `tell` hears of

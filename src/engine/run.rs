@@ -171,6 +171,7 @@ impl Runner {
         for d in &mut self.draining {
             d.sink.offer(&Event::Failed(Fault::new(Code::Internal, message)));
         }
+        self.shared.stirs.tell();
     }
 
     fn serve(&mut self, inbox: &Receiver<Command>) {

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on stops, and says what it measured"
 )]
 
+mod faults;
 mod files;
 mod privacy;
 #[path = "../support/mod.rs"]
