@@ -14,6 +14,9 @@
 
 mod support;
 
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,7 +25,8 @@ use serde_json::json;
 use sotto::door::http::HttpOptions;
 use sotto::os::clock;
 use support::http::{Call, ask, post};
-use support::{Daemon, Folder, Inside, Running, bus, engine, have, sotto};
+use support::{Daemon, Folder, Inside, Running, bus, engine, have, sotto, stories};
+use zbus::zvariant::Variant;
 
 fn shape() -> PathBuf {
     std::env::var_os("SOTTO_SHAPE").expect("SOTTO_SHAPE names a model file").into()
@@ -53,6 +57,150 @@ fn an_idle_daemon_is_small() {
     let (rss, anonymous) = (daemon.memory_kib("VmRSS"), daemon.memory_kib("RssAnon"));
     println!("idle without a model: VmRSS {rss} KiB, of them {anonymous} anonymous");
     assert!(rss * 1024 <= 6_000_000, "{rss} KiB, at most 6 MB");
+}
+
+/// How often threads of a process went to sleep of their own accord.
+fn n_sleeps(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let of = |task: std::fs::DirEntry| -> Option<u64> {
+        let text = std::fs::read_to_string(task.path().join("status")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    tasks.filter_map(|t| of(t.ok()?)).sum()
+}
+
+/// Signs of life go out every 10 s; nothing else wakes an idle daemon, with a model in memory or without.
+#[test]
+#[ignore = "slow: waits for a minute"]
+fn an_idle_daemon_wakes_for_its_watchdog_alone() {
+    let folders = [Folder::new(), Folder::new()];
+    let on_bus = have("dbus-daemon", "idle on a bus").then(|| bus(&folders[0]));
+    let address = on_bus.as_ref().map(|(_, address)| address.as_str());
+    let with = Daemon::start_on(&folders[0], Some(&stories()), "", address);
+    let without = Daemon::start_on(&folders[1], None, "", address);
+    ask(&with.socket, &post("/sotto/v1/generate", r#"{"input": "Once", "raw": true, "max_tokens": 4}"#));
+    std::thread::sleep(Duration::from_secs(3));
+    let pids = [with.process.pid(), without.process.pid()];
+    let before = pids.map(n_sleeps);
+    std::thread::sleep(Duration::from_secs(60));
+    let woken = [0, 1].map(|i| n_sleeps(pids[i]) - before[i]);
+    println!("woken in 60 s: {} times with a model, {} without", woken[0], woken[1]);
+    assert!(woken.iter().all(|n| *n <= 6), "{woken:?}");
+}
+
+/// Tokens of one answer in a second, and in all.
+const PER_S: u64 = 2_000;
+const N_TOKENS: u64 = 8_000;
+
+/// Processor time of a thread that writes as many lines as an answer has tokens, as fast, to `to`, in microseconds each.
+fn bare_write_us(mut to: impl Write, line: &[u8]) -> f64 {
+    let own = || {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("the kernel counts it");
+        text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).expect("a number") / 1e3
+    };
+    let (before, began) = (own(), clock::now_us());
+    for i in 0..N_TOKENS {
+        let due = began + i * 1_000_000 / PER_S;
+        std::thread::sleep(Duration::from_micros(due.saturating_sub(clock::now_us())));
+        to.write_all(line).expect("it is read");
+    }
+    (own() - before) / N_TOKENS as f64
+}
+
+/// Reads to the end, as a client does: what comes, when it comes. The first piece, and how many.
+fn drained(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<(Vec<u8>, u64)> {
+    let read = move || {
+        let (mut bytes, mut first, mut n) = ([0; 4_096], Vec::new(), 0);
+        while let Some(len) = from.read(&mut bytes).ok().filter(|len| *len > 0) {
+            n += 1;
+            if n == 100 {
+                first = bytes[..len].to_vec();
+            }
+        }
+        (first, n)
+    };
+    sotto::os::thread::start("reader", read).expect("a thread")
+}
+
+/// What a token costs on its way out, in microseconds of processor time of the whole daemon, beside a thread that does
+/// nothing but write as much as often.
+#[test]
+#[ignore = "slow, and wants a quiet machine"]
+fn a_token_costs_little_on_its_way_out() {
+    let folder = Folder::new();
+    if !have("dbus-daemon", "what a token costs") {
+        return;
+    }
+    let (_bus, address) = bus(&folder);
+    let daemon = Daemon::mock(&folder, &format!("tokens_per_s={PER_S}"), "", Some(&address));
+    let pid = daemon.process.pid();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = runtime
+        .block_on(async { zbus::connection::Builder::address(address.as_str()).build().await })
+        .unwrap();
+    let cost = |from: Box<dyn Read + Send>| {
+        let before = cpu_s(pid);
+        let (line, n) = drained(from).join().expect("it reads");
+        ((cpu_s(pid) - before) * 1e6 / N_TOKENS as f64, line, n)
+    };
+    let pipe = || {
+        let options = HashMap::from([
+            ("model", Variant::from("mock-endless")),
+            ("max_tokens", Variant::from(N_TOKENS as u32)),
+        ]);
+        let manager = Some("org.sotto.Sotto1.Manager");
+        let (name, path) = (Some("org.sotto.Sotto1"), "/org/sotto/Sotto1");
+        let reply = runtime
+            .block_on(client.call_method(
+                name,
+                path,
+                manager,
+                "StartGeneration",
+                &("again and again", options),
+            ))
+            .unwrap();
+        let (_, pipe): (zbus::OwnedObjectPath, zbus::OwnedFd) = reply.body().deserialize().unwrap();
+        cost(Box::new(std::fs::File::from(std::os::fd::OwnedFd::from(pipe))))
+    };
+    let socket = || {
+        let body = json!({"model": "mock-endless", "input": "again and again", "max_tokens": N_TOKENS});
+        let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+        stream.write_all(&post("/sotto/v1/generate", body.to_string())).unwrap();
+        cost(Box::new(stream))
+    };
+    let bare_pipe = |line: &[u8]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let reader = drained(reader);
+        let us = bare_write_us(writer, line);
+        reader.join().unwrap();
+        us
+    };
+    let bare_socket = |line: &[u8]| {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let reader = drained(reader);
+        let us = bare_write_us(writer, line);
+        reader.join().unwrap();
+        us
+    };
+    pipe();
+    let mut above = [Vec::new(), Vec::new()];
+    for _ in 0..5 {
+        let (piped, line, n_pipe) = pipe();
+        let pipe = bare_pipe(&line);
+        let (sent, line, n_socket) = socket();
+        let socket = bare_socket(&line);
+        println!(
+            "pipe {piped:.1} us a token, bare {pipe:.1}, {n_pipe} pieces; socket {sent:.1}, bare {socket:.1}, {n_socket} pieces"
+        );
+        above[0].push(piped - pipe);
+        above[1].push(sent - socket);
+    }
+    let [pipe, socket] = above.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[2]
+    });
+    println!("above a bare write, median of 5: pipe {pipe:.1} us, socket {socket:.1} us");
+    assert!(pipe <= 10.0 && socket <= 30.0, "pipe {pipe}, socket {socket}");
 }
 
 #[test]

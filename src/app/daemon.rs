@@ -227,6 +227,8 @@ async fn serve(
                     break Err(Stop::internal("the engine stopped; restarting"));
                 }
                 engine.look_at_machine();
+                // Each look counts: what has not moved is known by when it last had.
+                let moves = engine.moves();
                 #[cfg(all(feature = "dbus", feature = "http"))]
                 let n_open = http::n_connections(&closing) + bus.as_ref().map_or(0, DbusDoor::n_open);
                 #[cfg(all(not(feature = "dbus"), feature = "http"))]
@@ -247,7 +249,7 @@ async fn serve(
                 }
                 let now = Instant::now();
                 if now >= next_sign {
-                    look_after(&engine);
+                    tell_state(&engine, moves);
                     next_sign = now + SIGN;
                 }
                 next_look = if engine.rests() { next_sign } else { next_sign.min(now + LOOK) };
@@ -300,8 +302,8 @@ fn stays(engine: &Engine) -> bool {
 }
 
 /// Tells systemd that there is progress; silence lets its watchdog act.
-fn look_after(engine: &Engine) {
-    if engine.moves() {
+fn tell_state(engine: &Engine, moves: bool) {
+    if moves {
         let s = engine.status();
         let mut status = format!("{} running, {} waiting", s.active_generations, s.queue_length);
         if s.rest > 0 {

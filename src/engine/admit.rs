@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
 
@@ -331,6 +332,7 @@ impl Admission {
         match (opened.unwrap_or_else(|_| Err(unprepared())), asker) {
             (Ok(model), asker) => {
                 // A stopped engine lets go of the sink, and who reads it is told.
+                self.shared.busy.store(true, Ordering::Release);
                 drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
             }
             (Err(fault), Some(mut asker)) => {
@@ -389,6 +391,7 @@ impl Admission {
                     n_common,
                     submitted_us: s.submitted_us,
                 };
+                self.shared.busy.store(true, Ordering::Release);
                 if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
                     && let Command::Run(mut job) = e.0
                 {

@@ -127,7 +127,7 @@ pub(super) struct Shared {
     pub layers: AtomicU64,
     /// Counts everything that the engine thread finishes.
     pub progress: AtomicU64,
-    /// The engine thread has work.
+    /// The engine thread has work, or somebody has sent it some.
     pub busy: AtomicBool,
     seen: Mutex<Seen>,
     shutting_down: AtomicBool,
