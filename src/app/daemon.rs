@@ -174,6 +174,8 @@ async fn serve(
         message_id = "af0d7c654813478785adc4676c3c6cc9";
         "ready, kernels {}, {} threads, {} models", engine.tier(), engine.threads(), engine.models().len()
     );
+    // The start is over, and may have been the last thing to do for long.
+    os::process::let_go_of_code();
     for id in preload {
         engine.preload(id, config.models.preload.contains(id));
     }

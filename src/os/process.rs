@@ -25,6 +25,28 @@ pub fn forbid_dumps() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Takes the machine code that was used so far out of this process's memory: what is needed again is mapped again out of
+/// the file, without reading it while the system keeps it. A start uses much that nothing uses after it.
+pub fn let_go_of_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, len) in maps.lines().filter_map(code) {
+        let start = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is a private map of a file that may be executed and not written (see `code`), so none of its
+        // pages differs from the file's: one that is used again, by any thread, is the same again.
+        let _ = unsafe { rustix::mm::madvise(start, len, rustix::mm::Advice::LinuxDontNeed) };
+    }
+}
+
+/// Beginning and length of what a line of `/proc/PID/maps` tells of, where that is machine code of a file (proc(5)).
+fn code(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (mode, file) = (fields.next()?, fields.nth(3)?);
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    (mode == "r-xp" && file.starts_with('/')).then_some((start, end.checked_sub(start)?))
+}
+
 /// The user that this process acts as.
 #[must_use]
 pub fn uid() -> u32 {
@@ -74,6 +96,31 @@ pub fn usage() -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_that_was_let_go_of_runs_on() {
+        let line = "55e0a000-55e0c000 r-xp 00001000 fd:00 131 /usr/bin/a name";
+        assert_eq!(code(line), Some((0x55e0_a000, 0x2000)));
+        for other in [
+            line.replace("r-xp", "r--p"),
+            line.replace("r-xp", "rwxp"),
+            line.replace("r-xp", "r-xs"),
+            line.replace("/usr/bin/a name", "[vdso]"),
+            line.replace(" /usr/bin/a name", ""),
+            String::new(),
+        ] {
+            assert_eq!(code(&other), None, "{other}");
+        }
+        let mapped = || {
+            let text = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
+            let line = text.lines().find_map(|line| line.strip_prefix("RssFile:")).expect("a line");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        };
+        let before = mapped();
+        let_go_of_code();
+        assert!(mapped() < before);
+        assert_eq!(format!("{:?}", vec![1, 2]), "[1, 2]");
+    }
 
     #[test]
     fn usage_is_that_of_this_process() {

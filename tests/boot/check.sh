@@ -1,0 +1,123 @@
+#!/bin/bash
+# What must hold for sotto in a booted system; run inside it, as root, by run.sh.
+set -u
+socket=/run/sotto/api.sock
+name=org.sotto.Sotto1 path=/org/sotto/Sotto1
+n_failed=0
+ok() { # WHAT COMMAND...
+  local what=$1
+  shift
+  if "$@"; then
+    echo "ok $what"
+  else
+    echo "FAILED $what: $*"
+    n_failed=$((n_failed + 1))
+  fi
+}
+is() { [ "$(systemctl show "$1" -p "$2" --value)" = "$3" ]; }
+http() { curl -s --max-time 60 --unix-socket $socket "http://sotto$1" "${@:2}"; }
+answers() { http /v1/completions -d '{"prompt":"Once upon a time","max_tokens":8,"temperature":0}' | grep -q '"text":"[^"]'; }
+called() { busctl --timeout=60 call $name $path $name.Manager Generate 'sa{sv}' 'Once upon a time' 2 max_tokens u 8 raw b true >/dev/null; }
+stop() {
+  systemctl stop sottod.service 2>/dev/null
+  systemctl reset-failed sottod.service 2>/dev/null
+}
+active() { # within 10 s
+  for _ in $(seq 100); do
+    is sottod.service ActiveState active && return
+    sleep 0.1
+  done
+  return 1
+}
+
+ok "the socket listens after the installation" is sottod.socket ActiveState active
+ok "nobody asked yet" is sottod.service ActiveState inactive
+ok "the socket is for the group" [ "$(stat -c '%a %U %G' $socket)" = "660 root sotto" ]
+ok "models belong to root" [ "$(stat -c '%a %U' /var/lib/sotto/models)" = "755 root" ]
+
+# 20 starts: by the socket and by the bus in turn.
+for i in $(seq 20); do
+  stop
+  began=$(date +%s%N)
+  if [ $((i % 2)) = 1 ]; then
+    ok "start $i, by the socket" answers
+  else
+    ok "start $i, by the bus" called
+  fi
+  echo "  first answer after $((($(date +%s%N) - began) / 1000000)) ms"
+  ok "start $i is active" active
+done
+stop
+
+ok "it acts as its own user" [ "$(answers && ps -o user= -C sottod)" = sotto ]
+ok "its name is on the bus" sh -c "busctl status $name >/dev/null"
+ok "health" [ "$(http /healthz)" = ok ]
+ok "status line" grep -q 'running' <(sleep 11; systemctl show sottod -p StatusText --value)
+ok "another user is not let in" sh -c "! setpriv --reuid=nobody --regid=nogroup --clear-groups curl -s --max-time 5 --unix-socket $socket http://sotto/healthz"
+ok "a member of the group is" setpriv --reuid=nobody --regid=nogroup --groups="$(getent group sotto | cut -d: -f3)" curl -sf --max-time 5 --unix-socket $socket http://sotto/v1/models -o /dev/null
+ok "polkit knows its actions" sh -c "pkaction | grep -q org.sotto"
+ok "a stranger may not load" sh -c "! setpriv --reuid=nobody --regid=nogroup --clear-groups busctl --timeout=20 call $name $path $name.Manager LoadModel 'sa{sv}' story-2.8m-q8_0 0"
+ok "root may load" busctl --timeout=20 call $name $path $name.Manager LoadModel 'sa{sv}' story-2.8m-q8_0 0
+ok "its log level changes" sh -c "systemctl service-log-level sottod debug && [ \$(systemctl service-log-level sottod) = debug ]"
+systemctl service-log-level sottod info
+ok "a reload is taken" systemctl reload sottod
+ok "the journal has fields" sh -c "journalctl -u sottod -o json | grep -q MESSAGE_ID"
+ok "the catalog explains" sh -c "journalctl -u sottod -x | grep -q 'Subject:\|-- '"
+
+# kill -9: systemd starts it again, and the next request is served.
+stop
+answers
+before=$(systemctl show sottod -p MainPID --value)
+curl -sN --max-time 60 --unix-socket $socket http://sotto/sotto/v1/generate \
+  -d '{"input":"Once","raw":true,"max_tokens":400,"min_tokens":400}' >/tmp/stream &
+until grep -q token /tmp/stream; do :; done
+kill -9 "$before"
+wait $!
+ok "a killed stream has no last word" sh -c "! grep -q 'done\|\"error\"' /tmp/stream"
+ok "the next request is served" answers
+ok "by another process" [ "$(systemctl show sottod -p MainPID --value)" != "$before" ]
+
+# A frozen engine thread: the watchdog notices, and it starts anew.
+stop
+curl -s --unix-socket $socket http://sotto/sotto/v1/generate -o /dev/null \
+  -d '{"input":"Once upon a time","raw":true,"max_tokens":400,"temperature":0}'
+before=$(systemctl show sottod -p MainPID --value)
+engine=$(grep -lx engine /proc/"$before"/task/*/comm | head -n 1 | cut -d/ -f5)
+python3 - "$engine" <<'P' &
+import ctypes, sys, time
+libc, tid = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
+for request in 0x4206, 0x4207:  # seize, interrupt
+    if libc.ptrace(request, tid, None, None) != 0:
+        sys.exit(f"errno {ctypes.get_errno()}")
+time.sleep(100)
+P
+freezer=$!
+sleep 1
+curl -s --max-time 80 --unix-socket $socket http://sotto/sotto/v1/generate -o /dev/null -d '{"input":"Once","raw":true}' &
+for _ in $(seq 80); do
+  now=$(systemctl show sottod -p MainPID --value)
+  [ "$now" != "$before" ] && [ "$now" != 0 ] && break
+  sleep 1
+done
+kill $freezer
+ok "a frozen engine is started anew" [ "$now" != "$before" ]
+ok "systemd says why" sh -c "journalctl -u sottod | grep -qi 'watchdog timeout'"
+ok "and it answers" answers
+
+# A mistake in the configuration is not mended by restarts.
+stop
+mkdir -p /etc/sotto
+echo 'version = 1
+[engine]
+threads = "many"' >/etc/sotto/sotto.toml
+http /healthz >/dev/null
+sleep 3
+ok "a mistake ends in failure at once" [ "$(systemctl show sottod -p NRestarts --value)" = 0 ]
+ok "and is told" sh -c "journalctl -u sottod | grep -q 'engine.threads\|threads'"
+rm /etc/sotto/sotto.toml
+systemctl reset-failed sottod.service sottod.socket
+systemctl start sottod.socket
+ok "mended, it answers" answers
+systemd-analyze security sottod.service --no-pager | tail -n 1
+echo "$n_failed failed"
+[ "$n_failed" = 0 ]
