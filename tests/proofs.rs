@@ -94,7 +94,9 @@ fn an_idle_daemon_wakes_for_its_watchdog_alone() {
 
 /// Tokens of one answer in a second, and in all.
 const PER_S: u64 = 2_000;
-const N_TOKENS: u64 = 8_000;
+const N_TOKENS: u64 = 1_000;
+/// Pairs that are measured. What the mock itself takes for a token is most of it, and grows with the answer.
+const N_PAIRS: usize = 15;
 
 /// Processor time of a thread that calls `write` as often as an answer has tokens, and as fast, in microseconds each.
 fn paced_us(mut write: impl FnMut()) -> f64 {
@@ -231,7 +233,7 @@ fn a_token_costs_little_on_its_way_out() {
     unheard_us(&engine);
     pipe();
     let mut above = [Vec::new(), Vec::new()];
-    for _ in 0..5 {
+    for _ in 0..N_PAIRS {
         let unheard = unheard_us(&engine);
         let (piped, line, n_pipe) = pipe();
         let pipe = bare_pipe(&line);
@@ -246,9 +248,9 @@ fn a_token_costs_little_on_its_way_out() {
     }
     let [pipe, socket] = above.map(|mut all| {
         all.sort_by(f64::total_cmp);
-        all[2]
+        all[N_PAIRS / 2]
     });
-    println!("above a bare write, median of 5: pipe {pipe:.1} us, socket {socket:.1} us");
+    println!("above a bare write, medians: pipe {pipe:.1} us, socket {socket:.1} us");
     assert!(pipe <= 10.0 && socket <= 30.0, "pipe {pipe}, socket {socket}");
 }
 

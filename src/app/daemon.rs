@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 #[cfg(feature = "dbus")]
 use tokio::time::timeout;
-use tokio::time::{Instant, sleep_until};
 
 #[cfg(feature = "http")]
 use super::api::{self, Api};
@@ -191,6 +191,8 @@ async fn serve(
         stirs.notify_one();
         true
     });
+    let timer =
+        os::timer::Timer::new().map_err(|e| Stop::internal(format_args!("no timer can be had: {e}")))?;
     let (mut next_look, mut next_sign) = (Instant::now() + LOOK, Instant::now() + SIGN);
     #[cfg(feature = "http")]
     let mut quiet = Idle::new(Instant::now());
@@ -224,7 +226,7 @@ async fn serve(
                 }
             }
             () = stirred.notified() => next_look = next_look.min(Instant::now() + LOOK),
-            () = sleep_until(next_look) => {
+            _ = timer.wait(next_look.saturating_duration_since(Instant::now())) => {
                 if engine.died() {
                     break Err(Stop::internal("the engine stopped; restarting"));
                 }

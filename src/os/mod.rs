@@ -13,5 +13,6 @@ pub mod process;
 pub mod socket;
 pub mod thermal;
 pub mod thread;
+pub mod timer;
 pub mod tree;
 pub mod user;
