@@ -5,8 +5,9 @@ usage: benches/load.py SOTTOD MODEL [--seconds 300] [--limits raised|default] [-
 
 Root starts one process for each of eight users, each with eight clients: six at the socket, two on a bus of its own.
 Users 0 to 5 ask alike, user 6 in class `background`, user 7 for long answers only. Every answer is compared with the
-same request's when it was alone. Ends with 1 where an answer differs, a stream breaks off, or a refusal is none of the
-documented ones (with raised limits: where there is any). Needs python3-dbus for the bus; without it all go to the socket.
+same request's when it was alone. Ends with 1 where an answer differs, a stream breaks off, a refusal is none of the
+documented ones (with raised limits: where there is any), memory grows, or the engine's time is further apart between
+users 0 to 5 than 10 % over the run or 25 % in any 10 s. Needs python3-dbus for the bus; without it all go to the socket.
 """
 
 import argparse
@@ -35,6 +36,8 @@ FIRST_UID = 1
 N_KINDS = 24
 BACKGROUND, LONG = 6, 7
 # What a full queue says, and what a busy daemon may.
+# How far the engine's time may be apart, and by how much the daemon's own memory may grow after a third of the run.
+SPREAD_MAX, SPREAD_10_S_MAX, GROWTH_MAX = 0.10, 0.25, 1.05
 DOCUMENTED = {"queue_full", "rate_limited", "deadline_exceeded", "stalled"}
 WORDS = "once there was a small red house on the hill and a cat who liked the rain very much".split()
 
@@ -97,14 +100,15 @@ def over_bus(address, body):
 
 def run(ask, body):
     """One request to its end: when it began, its token times, its text, and how it ended."""
-    began, tokens, text, end = time.monotonic(), [], "", "broken off"
+    began, tokens, text, end, engine_s = time.monotonic(), [], "", "broken off", 0
     for at, event in ask(body):
         if event["event"] == "token":
             tokens.append(at)
             text += event["text"]
         elif event["event"] in ("done", "error"):
             end = event.get("finish_reason") or event["code"]
-    return {"began": began, "tokens": tokens, "text": text, "end": end}
+            engine_s = event.get("timings", {}).get("engine_ms", 0) / 1000
+    return {"began": began, "tokens": tokens, "text": text, "end": end, "engine_s": engine_s}
 
 
 def client(ask, uid, index, until, out, lock):
@@ -114,7 +118,7 @@ def client(ask, uid, index, until, out, lock):
         try:
             record = run(ask, request(kind, uid))
         except Exception as e:  # noqa: BLE001 (whatever it is, it is told)
-            record = {"began": time.monotonic(), "tokens": [], "text": "", "end": f"failed: {e!r}"}
+            record = {"began": time.monotonic(), "tokens": [], "text": "", "end": f"failed: {e!r}", "engine_s": 0}
         record.update(uid=uid, kind=kind)
         with lock:
             print(json.dumps(record), file=out, flush=True)
@@ -157,6 +161,16 @@ def spread(counts):
     return (max(counts) - min(counts)) / mean if mean else float("nan")
 
 
+def engine_s(records, uid, first, last):
+    """What a user had of the engine's time between two moments, if each answer had its own evenly while it was written."""
+    total = 0
+    for r in records:
+        if r["uid"] == uid and r["tokens"]:
+            start, end = r["tokens"][0], max(r["tokens"][-1], r["tokens"][0] + 1e-3)
+            total += r["engine_s"] * max(0, min(end, last) - max(start, first)) / (end - start)
+    return total
+
+
 def report(args, records, wanted, began, memory):
     ends = {}
     for r in records:
@@ -167,27 +181,30 @@ def report(args, records, wanted, began, memory):
     print(f"requests: {len(records)}, ends: {ends}")
     print(f"answers that differ from the same request alone: {len(differ)}")
     alike = range(BACKGROUND)
-    times = {uid: sorted(t for r in records if r["uid"] == uid for t in r["tokens"]) for uid in range(N_UIDS)}
     # At the ends not all are there yet, or any more.
     first, last = began + 5, began + args.seconds - 5
-    within = {uid: [t for t in ts if first <= t < last] for uid, ts in times.items()}
-    print(f"tokens by user: {[len(within[uid]) for uid in range(N_UIDS)]} (6: background, 7: long answers)")
-    print(f"spread over the run: {spread([len(within[uid]) for uid in alike]):.1%}")
-    windows, at = [], first
+    print(f"tokens by user: {[sum(len(r['tokens']) for r in records if r['uid'] == u) for u in range(N_UIDS)]}")
+    had = [engine_s(records, uid, first, last) for uid in range(N_UIDS)]
+    print(f"engine time by user, s: {[round(s, 2) for s in had]} (6: background, 7: long answers)")
+    over_run = spread([had[uid] for uid in alike])
+    windows = []
+    at = first
     while at + 10 <= last:
-        windows.append(spread([sum(at <= t < at + 10 for t in within[uid]) for uid in alike]))
-        at += 10
-    print(f"spread over 10 s: median {percentile(windows, 0.5):.1%}, most {max(windows, default=float('nan')):.1%}")
+        windows.append(spread([engine_s(records, uid, at, at + 10) for uid in alike]))
+        at += 1
+    over_10_s = max(windows, default=0)
+    print(f"spread over the run: {over_run:.1%}; over any 10 s: median {percentile(windows, 0.5):.1%}, most {over_10_s:.1%}")
     for name, uids in [("users 0 to 5", alike), ("background", [BACKGROUND]), ("long answers", [LONG])]:
         waits = [r["tokens"][0] - r["began"] for r in records if r["uid"] in uids and r["tokens"]]
         print(f"first token, {name}: median {percentile(waits, 0.5):.2f} s, 95 % {percentile(waits, 0.95):.2f} s, {len(waits)} requests")
     third = max(1, len(memory) // 3)
     early, late = max(memory[:third]), max(memory[-third:])
     print(f"memory of its own: first third at most {early} KiB, last third {late} KiB")
-    if wrong or differ:
-        print(f"wrong: {wrong}, {len(differ)} answers differ")
-        return 1
-    return 0
+    faults = [f"ends: {wrong}"] * bool(wrong) + [f"{len(differ)} answers differ"] * bool(differ)
+    faults += ["the run is uneven"] * (over_run > SPREAD_MAX) + ["10 s are uneven"] * (over_10_s > SPREAD_10_S_MAX)
+    faults += ["memory grows"] * (late > early * GROWTH_MAX)
+    print(f"wrong: {'; '.join(faults) or 'nothing'}")
+    return 1 if faults else 0
 
 
 def main():

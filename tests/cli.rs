@@ -102,7 +102,13 @@ fn one_object_has_the_same_fields_from_daemon_and_process() {
     for answer in [&here, &there] {
         let all = ["finish_reason", "id", "model", "seed", "stop_detail", "text", "timings", "usage"];
         assert_eq!(keys(answer), all);
-        assert_eq!(keys(&answer["timings"]), ["decode_ms", "load_ms", "prefill_ms", "queue_ms", "ttft_ms"]);
+        assert_eq!(
+            keys(&answer["timings"]),
+            ["decode_ms", "engine_ms", "load_ms", "prefill_ms", "queue_ms", "ttft_ms"]
+        );
+        let ms = |key: &str| answer["timings"][key].as_f64().unwrap();
+        // It was alone: what it had of the engine is what it took.
+        assert!(ms("engine_ms") > 0.0 && ms("engine_ms") <= ms("prefill_ms") + ms("decode_ms"), "{answer}");
         assert_eq!(
             (&answer["finish_reason"], &answer["stop_detail"]),
             (&"length".into(), &"max_tokens".into())

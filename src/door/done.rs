@@ -53,5 +53,6 @@ pub(super) fn timings(t: &Timings) -> Value {
         "prefill_ms": ms(t.prefill_ms),
         "decode_ms": ms(t.decode_ms),
         "ttft_ms": ms(t.ttft_ms),
+        "engine_ms": ms(t.engine_ms),
     })
 }

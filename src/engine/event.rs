@@ -174,6 +174,9 @@ pub struct Timings {
     pub decode_ms: f64,
     /// From submission to the first text.
     pub ttft_ms: f64,
+    /// Its share of the engine's time, which is what users are served in turn by: a step that several share is divided
+    /// by their tokens in it.
+    pub engine_ms: f64,
 }
 
 /// The end of a complete answer.

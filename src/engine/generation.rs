@@ -58,6 +58,8 @@ pub(super) struct Generation {
     scopes: [Scope; 2],
     /// Tokens that its sequence keeps.
     n_kept: usize,
+    /// What it had of the engine's time.
+    engine_us: Micros,
     /// Tokens of the prompt that were read or taken from the prefix cache, and those of them that were taken.
     n_prefilled: usize,
     n_cached: usize,
@@ -128,6 +130,7 @@ impl Generation {
             scopes,
             tokens,
             n_kept: 0,
+            engine_us: 0,
             n_prefilled: 0,
             n_cached: 0,
             n_max,
@@ -258,9 +261,10 @@ impl Generation {
         &self.tokens[self.n_kept..self.n_kept + n]
     }
 
-    /// It keeps `n` tokens more; tells the caller of the prompt, at the end of it and `every` so often.
-    pub(super) fn stepped(&mut self, n: usize, now: Micros, every: Micros) {
+    /// It keeps `n` tokens more, which took `us` of the engine's time; tells the caller of the prompt, at the end of it and `every` so often.
+    pub(super) fn stepped(&mut self, n: usize, us: Micros, now: Micros, every: Micros) {
         self.n_kept += n;
+        self.engine_us += us;
         self.live.progress.keeps(self.n_kept, now);
         let read = self.n_kept.min(self.n_prompt);
         if self.n_prefilled >= read {
@@ -414,6 +418,7 @@ impl Generation {
             prefill_ms: ms(self.loaded, self.prefilled),
             decode_ms: ms(self.prefilled, None),
             ttft_ms: ms(self.first_text.map(|_| self.submitted), self.first_text),
+            engine_ms: self.engine_us as f64 / 1e3,
         }
     }
 

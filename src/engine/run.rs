@@ -538,6 +538,7 @@ impl Runner {
         let began = clock::now_us();
         let drawn = (!going.is_empty()).then(|| self.advance(inbox, &mut ready, &pool, &mut going, &tokens));
         let now = clock::now_us();
+        let us = now.saturating_sub(began);
         let through = drawn.as_ref().is_some_and(Option::is_some);
         let mut vectors = Vec::new();
         for (share, mut kept) in going {
@@ -547,7 +548,12 @@ impl Runner {
             match self.jobs.get_mut(&share.slot) {
                 Some(job) => {
                     if through {
-                        job.stepped(share.n, now, PROGRESS_EVERY);
+                        job.stepped(
+                            share.n,
+                            us * share.n as u64 / tokens.len().max(1) as u64,
+                            now,
+                            PROGRESS_EVERY,
+                        );
                         ready.keep_beginning(job, &kept.kv, share.n);
                     }
                     self.kept.insert(share.slot, kept);
@@ -557,13 +563,13 @@ impl Runner {
             }
         }
         ready.tell();
-        self.shared.metrics.busy_us.add(now.saturating_sub(began));
-        self.rest_until = now.saturating_add(self.shared.orders.rest_after(now.saturating_sub(began)));
+        self.shared.metrics.busy_us.add(us);
+        self.rest_until = now.saturating_add(self.shared.orders.rest_after(us));
         self.ready.insert(key, ready);
         self.settle();
         (self.pool, self.tokens) = (Some(pool), tokens);
         if let Some(drawn) = drawn.flatten() {
-            self.input(Input::StepDone(now.saturating_sub(began)));
+            self.input(Input::StepDone(us));
             for (slot, token) in drawn {
                 self.emit(slot, token, now);
             }

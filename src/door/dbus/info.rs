@@ -37,6 +37,7 @@ pub(super) fn of(done: &Done) -> Info {
         ("prefill_ms", done.timings.prefill_ms),
         ("decode_ms", done.timings.decode_ms),
         ("ttft_ms", done.timings.ttft_ms),
+        ("engine_ms", done.timings.engine_ms),
     ]);
     collect([
         ("id", variant(done.id.as_str())),
