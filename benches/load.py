@@ -35,9 +35,9 @@ N_UIDS = 8
 FIRST_UID = 1
 N_KINDS = 24
 BACKGROUND, LONG = 6, 7
-# What a full queue says, and what a busy daemon may.
 # How far the engine's time may be apart, and by how much the daemon's own memory may grow after a third of the run.
 SPREAD_MAX, SPREAD_10_S_MAX, GROWTH_MAX = 0.10, 0.25, 1.05
+# What a full queue says, and what a busy daemon may.
 DOCUMENTED = {"queue_full", "rate_limited", "deadline_exceeded", "stalled"}
 WORDS = "once there was a small red house on the hill and a cat who liked the rain very much".split()
 

@@ -18,8 +18,8 @@ use crate::os;
 /// The door being served.
 pub(super) struct Api {
     task: JoinHandle<()>,
-    /// The socket's path where it is ours to remove.
-    own: Option<PathBuf>,
+    /// The socket's path where it is ours to remove, and the file that it named when it was bound.
+    own: Option<(PathBuf, Option<(u64, u64)>)>,
     /// The socket, where systemd passed it: it outlives this process.
     passed: Passed,
 }
@@ -39,6 +39,7 @@ pub(super) fn open(
         return Ok(None);
     }
     let (listener, own, passed) = listen(socket, config)?;
+    let own = own.map(|path| (path.clone(), os::socket::named(&path)));
     let task = tokio::spawn(http::serve(engine.clone(), listener, options, closed));
     Ok(Some(Api { task, own, passed }))
 }
@@ -53,7 +54,8 @@ impl Api {
     /// Waits for the last events of a door that was told to close, at most `longest`.
     pub(super) async fn finish(self, longest: Duration) {
         drop(timeout(longest, self.task).await);
-        if let Some(path) = self.own {
+        // Another process may have it by now.
+        if let Some((path, _)) = self.own.filter(|(path, bound)| os::socket::named(path) == *bound) {
             drop(std::fs::remove_file(path));
         }
     }
@@ -87,8 +89,11 @@ type Passed = Option<std::os::unix::net::UnixListener>;
 
 /// The socket that systemd passed, once more by itself, or one of our own; with its path where it is ours to remove.
 fn listen(socket: Option<&Path>, config: &Config) -> Result<(UnixListener, Option<PathBuf>, Passed), Stop> {
-    let passed = os::socket::passed_listener("api")
-        .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?;
+    let passed = is_passed().then(|| os::socket::passed_listener("api"));
+    let passed = passed
+        .transpose()
+        .map_err(|e| Stop::usage(format!("the socket that systemd passed cannot be used: {e}")))?
+        .flatten();
     if let Some(listener) = passed {
         if let Some(path) = socket {
             log::warn!("--socket {} has no effect: systemd passed a socket", path.display());
@@ -99,6 +104,12 @@ fn listen(socket: Option<&Path>, config: &Config) -> Result<(UnixListener, Optio
     let path = socket.unwrap_or(&config.api.socket);
     let listener = bind(path, config)?;
     Ok((UnixListener::from_std(listener).map_err(Stop::usage)?, Some(path.to_owned()), None))
+}
+
+/// Whether sockets were passed to this process, and not to one that started it (sd_listen_fds(3)).
+#[expect(clippy::disallowed_methods, reason = "it is said in the environment")]
+fn is_passed() -> bool {
+    std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
 fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, Stop> {

@@ -28,7 +28,7 @@ use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions, LogTarget, Reload};
 use crate::door::http;
 #[cfg(feature = "http")]
 use crate::engine::ModelState;
-use crate::engine::{Engine, Fault, Mock};
+use crate::engine::{Engine, Fault};
 use crate::os;
 
 /// Longest wait for running generations after SIGTERM.
@@ -133,7 +133,7 @@ fn start(args: &Args) -> Result<(), Stop> {
     if let Some(path) = args.model.as_ref().filter(|path| !path.exists()) {
         return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
     }
-    let mut settings = reload::settings(config, args.model.as_ref());
+    let settings = reload::settings(config, args.model.as_ref(), args.mock.is_some());
     reload::warn_of(config, &settings);
     let mut preload = config.models.preload.clone();
     if args.model.is_some() {
@@ -142,8 +142,6 @@ fn start(args: &Args) -> Result<(), Stop> {
     if let Some(behaviour) = &args.mock {
         let mock = behaviour.parse().map_err(|f: Fault| Stop::usage(format!("--mock: {}", f.message)))?;
         options.mock = Some(mock);
-        settings.models = Mock::models();
-        settings.default_model = settings.models.first().map(|m| m.id.clone());
         log::warn!("--mock: there is no model, answers repeat what was asked");
     }
     let engine = Engine::start(kernels, options, settings)
@@ -161,6 +159,12 @@ async fn serve(
     reloader: &Arc<Reloader>,
     preload: &[String],
 ) -> Result<(), Stop> {
+    // Before anybody is told that there is somebody to signal.
+    let signals =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) = signals else {
+        return Err(Stop::internal("signals cannot be watched"));
+    };
     #[cfg(feature = "http")]
     let (closing, _) = tokio::sync::watch::channel(false);
     #[cfg(feature = "http")]
@@ -180,11 +184,6 @@ async fn serve(
         engine.preload(id, config.models.preload.contains(id));
     }
 
-    let signals =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) = signals else {
-        return Err(Stop::internal("signals cannot be watched"));
-    };
     let stirs = Arc::new(Notify::new());
     let stirred = stirs.clone();
     engine.on_stir(move || {

@@ -15,7 +15,7 @@ use super::daemon::tell;
 use crate::door::dbus::SessionLimits;
 #[cfg(feature = "http")]
 use crate::door::http::HttpOptions;
-use crate::engine::{Code, Engine, Fault, Settings};
+use crate::engine::{Code, Engine, Fault, Mock, Settings};
 use crate::os::user;
 
 /// What is told the new configuration.
@@ -92,7 +92,7 @@ impl Reloader {
         // One at a time: two that came at once would mix.
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         log::set_max_level(new.config.daemon.log_level.filter());
-        let settings = settings(&new.config, self.model.as_ref());
+        let settings = settings(&new.config, self.model.as_ref(), self.engine.options().mock.is_some());
         warn_of(&new.config, &settings);
         self.engine.reload(settings);
         #[cfg(feature = "http")]
@@ -122,8 +122,12 @@ fn session_limits(config: &Config) -> SessionLimits {
 }
 
 /// What the engine is told of `config`; a `model` that was named by a flag is the default.
-pub(super) fn settings(config: &Config, model: Option<&PathBuf>) -> Settings {
+pub(super) fn settings(config: &Config, model: Option<&PathBuf>, mock: bool) -> Settings {
     let mut settings = config.settings();
+    if mock {
+        settings.models = Mock::models();
+        settings.default_model = settings.models.first().map(|model| model.id.clone());
+    }
     if let Some(path) = model {
         let model = catalog::file(path);
         settings.models.retain(|m| m.id != model.id);

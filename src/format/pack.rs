@@ -2,7 +2,6 @@
 //! word about what they were made of (`docs/formats.md`). Reading them is the reader of GGUF; this file has what is
 //! different.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::checkpoint::{Checkpoint, TensorInfo, narrow};
 use super::{Array, FormatError, Kind, Value, split};
 use crate::base::{Numbers, Strings};
+use crate::os::file;
 use crate::quant::Quant;
 use crate::quant::packed;
 
@@ -173,11 +173,7 @@ pub fn in_order(file: &Checkpoint) -> Vec<(&str, &TensorInfo)> {
 pub fn identity(path: &Path) -> io::Result<String> {
     let mut lines = Vec::new();
     for path in split::set_of(path) {
-        let (file, mut head) = (File::open(&path)?, Vec::new());
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
+        let ((file, meta), mut head) = (file::open(&path)?, Vec::new());
         file.take(HEAD).read_to_end(&mut head)?;
         lines.push(format!(
             "{} {} {}.{:09} {} {:016x}",

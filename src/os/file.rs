@@ -10,17 +10,26 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
+/// Opens a regular file to be read. Nothing else is waited for: a pipe opens only once somebody writes.
+///
+/// # Errors
+/// When it cannot be opened, or is something else.
+pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let meta = file.metadata()?;
+    if meta.is_file() {
+        return Ok((file, meta));
+    }
+    Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))
+}
+
 /// The text of a regular file of at most `bytes_max`: a device or a pipe might never end.
 ///
 /// # Errors
 /// When it cannot be read, is something else than a regular file or no text, or longer.
 pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
     let wrong = |what: String| io::Error::new(ErrorKind::InvalidInput, what);
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(wrong("not a regular file".into()));
-    }
+    let (file, meta) = open(path)?;
     let mut text = String::new();
     // It may grow meanwhile.
     file.take(bytes_max + 1).read_to_string(&mut text)?;

@@ -2,14 +2,15 @@
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::user;
 
@@ -23,9 +24,26 @@ pub fn passed_listener(name: &str) -> io::Result<Option<UnixListener>> {
     // SAFETY: systemd opened this descriptor for us and nothing else in the process uses it (the list is read once,
     // at the start).
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if !listens(&fd) {
+        let what =
+            format!("descriptor {} named {name} is no listening stream socket of Unix", fd.as_raw_fd());
+        return Err(io::Error::new(ErrorKind::InvalidInput, what));
+    }
     fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
     Ok(Some(UnixListener::from(fd)))
+}
+
+fn listens(fd: &OwnedFd) -> bool {
+    sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
+        && sockopt::socket_acceptconn(fd) == Ok(true)
+}
+
+/// Which file a socket's path names now: its device and inode.
+#[must_use]
+pub fn named(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Whether somebody has connected to `listener` and was not taken yet.
@@ -66,6 +84,20 @@ pub fn bind(path: &Path, mode: u32, group: &str) -> io::Result<(UnixListener, bo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_listen_is_known() {
+        let path = std::env::temp_dir().join(format!("sotto-listens-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).expect("a socket");
+        assert!(listens(&listener.into()));
+        assert!(named(&path).is_some());
+        std::fs::remove_file(&path).expect("it is ours");
+        assert_eq!(named(&path), None);
+        let (one, _other) = UnixStream::pair().expect("two sockets");
+        assert!(!listens(&one.into()));
+        assert!(!listens(&std::net::TcpListener::bind("127.0.0.1:0").expect("a port").into()));
+        assert!(!listens(&std::fs::File::open("/dev/null").expect("a device").into()));
+    }
 
     #[test]
     fn who_waits_is_seen_until_taken() {

@@ -87,6 +87,19 @@ fn a_mock_fails_with_every_code_that_a_request_alone_cannot_cause() {
 }
 
 #[test]
+fn a_mock_stays_one_over_a_reload() {
+    let folder = Folder::new();
+    let mut daemon = Daemon::mock(&folder, "", "", None);
+    let listed = || ask(&daemon.socket, &get("/v1/models")).json()["data"].as_array().unwrap().len();
+    let before = listed();
+    daemon.process.signal(rustix::process::Signal::HUP);
+    assert!(daemon.logged("configuration read again").contains(&format!("{before} models")));
+    let listed = ask(&daemon.socket, &get("/v1/models")).json()["data"].as_array().unwrap().len();
+    assert_eq!(listed, before);
+    assert_eq!(chat(&daemon.socket, "mock", json!({})).status, 200);
+}
+
+#[test]
 fn a_mock_fails_in_turn_and_takes_its_time() {
     let folder = Folder::new();
     let behaviour = "tokens_per_s=200,prefill_tokens_per_s=1000,load_ms=100,fail=queue_full@3";

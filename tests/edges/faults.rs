@@ -257,3 +257,32 @@ fn a_model_that_was_packed_earlier_does_not_need_its_file() {
     std::fs::OpenOptions::new().write(true).open(&model).unwrap().set_len(100).unwrap();
     assert_eq!(answers(&daemon), before);
 }
+
+/// A pipe with the name of a model, which nobody writes to, costs its own request alone.
+#[test]
+fn a_pipe_is_no_model() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    std::fs::copy(stories(), models.join("story.gguf")).unwrap();
+    let made = Command::new("mkfifo").arg(models.join("pipe.gguf")).status().unwrap();
+    assert!(made.success());
+    let config = format!("[models]\ndirs = [{models:?}]\ndefault = \"story\"\n");
+    let daemon = Daemon::start_on(&folder, None, &config, None);
+    let body = json!({"model": "pipe", "input": "Once", "raw": true}).to_string();
+    let refused = ask(&daemon.socket, &post(NATIVE, body));
+    assert!(refused.status >= 400, "{refused:?}");
+    answers(&daemon);
+}
+
+/// Who starts where the socket of another was removed has the path from then on.
+#[test]
+fn the_end_of_a_daemon_leaves_the_socket_of_another() {
+    let folder = Folder::new();
+    let mut first = Daemon::start(&folder, &stories(), "");
+    std::fs::remove_file(&first.socket).unwrap();
+    let second = Daemon::start(&folder, &stories(), "");
+    first.process.signal(Signal::TERM);
+    assert!(first.process.ended("the first daemon").success());
+    answers(&second);
+}

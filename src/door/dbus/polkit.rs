@@ -56,6 +56,21 @@ impl Permit {
     }
 }
 
+/// What the bus says where there is no polkit.
+const ABSENT: [&str; 2] =
+    ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
+
+/// What polkit says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Yes,
+    No,
+    /// It is not on the bus.
+    Absent,
+    /// It is, and does not answer, or does not know the action.
+    Nothing,
+}
+
 /// Asks polkit.
 #[derive(Debug, Default)]
 pub(super) struct Polkit {
@@ -90,46 +105,60 @@ impl Polkit {
                 self.ask(connection, &OwnedUniqueName::from(sender.to_owned()), permit, asked).await
             }
             // There is no bus to ask on.
-            None => None,
+            None => Said::Absent,
+        };
+        let refused = |why: &str| {
+            let (uid, action) = (caller.uid, permit.action());
+            let message = format!("user {uid} may not {}: polkit {why} {action}", permit.what());
+            Err(Fault::new(Code::NotAuthorized, message))
         };
         match (said, permit) {
-            (Some(true), _) | (None, Permit::Generate) => Ok(()),
-            (Some(false), _) => {
-                let (uid, action) = (caller.uid, permit.action());
-                let message = format!("user {uid} may not {}: polkit refuses {action}", permit.what());
-                Err(Fault::new(Code::NotAuthorized, message))
-            }
-            (None, _) => self.admins.check(caller.uid, permit.what()),
+            (Said::Yes, _) | (Said::Absent, Permit::Generate) => Ok(()),
+            (Said::Absent, _) => self.admins.check(caller.uid, permit.what()),
+            (Said::No, _) => refused("refuses"),
+            (Said::Nothing, _) => refused("is there and says nothing of"),
         }
     }
 
-    /// What polkit says; `None`: it is not on the bus, or does not answer.
     async fn ask(
         &self,
         connection: &Connection,
         name: &OwnedUniqueName,
         permit: Permit,
         interactive: bool,
-    ) -> Option<bool> {
+    ) -> Said {
         let key = (name.clone(), permit);
         {
             let mut yes = self.yes.lock().unwrap_or_else(PoisonError::into_inner);
             yes.retain(|_, at| at.elapsed() < KEPT);
             if yes.contains_key(&key) {
-                return Some(true);
+                return Said::Yes;
             }
         }
         let subject = ("system-bus-name", HashMap::from([("name", Variant::from(name.as_str()))]));
         let details = HashMap::<&str, &str>::new();
         let body = (subject, permit.action(), details, u32::from(interactive), "");
         let asked = connection.call_method(Some(NAME), PATH, Some(AUTHORITY), "CheckAuthorization", &body);
-        let reply = timeout(if interactive { PATIENCE_ASKED } else { PATIENCE }, asked).await.ok()?.ok()?;
+        let reply = match timeout(if interactive { PATIENCE_ASKED } else { PATIENCE }, asked).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(zbus::Error::MethodError(name, ..))) if ABSENT.contains(&name.as_str()) => {
+                return Said::Absent;
+            }
+            // Whoever cannot ask may not take silence for a yes.
+            Ok(Err(e)) => {
+                log::warn!("polkit: {}: {e}", permit.action());
+                return Said::Nothing;
+            }
+            Err(_) => return Said::Nothing,
+        };
         let body = reply.body();
-        let ((yes, _, _),) = body.deserialize::<((bool, bool, HashMap<String, String>),)>().ok()?;
+        let Ok(((yes, _, _),)) = body.deserialize::<((bool, bool, HashMap<String, String>),)>() else {
+            return Said::Nothing;
+        };
         let mut kept = self.yes.lock().unwrap_or_else(PoisonError::into_inner);
         if yes && kept.len() < N_CALLER_MAX {
             kept.insert(key, Instant::now());
         }
-        Some(yes)
+        if yes { Said::Yes } else { Said::No }
     }
 }

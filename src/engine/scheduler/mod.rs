@@ -436,10 +436,10 @@ impl Scheduler {
         let free = l.max_sequences.min(ticket.max_sequences).saturating_sub(placed);
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
         if waiting >= l.queue_max + free {
-            return actions.push(full(waiting, l.queue_max, false));
+            return actions.push(full(waiting - free, l.queue_max, false));
         }
         if of_uid >= l.queue_max_per_uid + free {
-            return actions.push(full(of_uid, l.queue_max_per_uid, true));
+            return actions.push(full(of_uid - free, l.queue_max_per_uid, true));
         }
         self.accounts[class(ticket.class)].enter(ticket.uid);
         let sequence = Sequence {
