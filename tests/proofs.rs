@@ -83,7 +83,8 @@ fn an_idle_daemon_wakes_for_its_watchdog_alone() {
     let with = Daemon::start_on(&folders[0], Some(&stories()), "", address);
     let without = Daemon::start_on(&folders[1], None, "", None);
     ask(&with.socket, &post("/sotto/v1/generate", r#"{"input": "Once", "raw": true, "max_tokens": 4}"#));
-    std::thread::sleep(Duration::from_secs(3));
+    // Until the last look of those that work asks for is over.
+    std::thread::sleep(Duration::from_secs(12));
     let pids = [with.process.pid(), without.process.pid()];
     let before = pids.map(n_sleeps);
     std::thread::sleep(Duration::from_secs(60));
