@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use zbus::message::{Flags, Header};
 use zbus::names::OwnedUniqueName;
-use zbus::{Connection, Variant};
+use zbus::{Connection, Variant, fdo};
 
 use crate::base::limits::N_CALLER_MAX;
 use crate::door::admins::Admins;
@@ -55,10 +55,6 @@ impl Permit {
         }
     }
 }
-
-/// What the bus says where there is no polkit.
-const ABSENT: [&str; 2] =
-    ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
 
 /// What polkit says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +137,9 @@ impl Polkit {
         let asked = connection.call_method(Some(NAME), PATH, Some(AUTHORITY), "CheckAuthorization", &body);
         let reply = match timeout(if interactive { PATIENCE_ASKED } else { PATIENCE }, asked).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(zbus::Error::MethodError(name, ..))) if ABSENT.contains(&name.as_str()) => {
+            Ok(Err(zbus::Error::FDO(e)))
+                if matches!(*e, fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_)) =>
+            {
                 return Said::Absent;
             }
             // Whoever cannot ask may not take silence for a yes.
