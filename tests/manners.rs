@@ -332,9 +332,6 @@ fn a_thousand_cold_starts() {
     let mut house = Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None };
     let model = stories().display().to_string();
     let body = json!({"input": "Once", "raw": true, "max_tokens": 4, "temperature": 0}).to_string();
-    let tokens = |text: &str| {
-        text.lines().filter(|line| line.contains("\"token\"")).map(str::to_owned).collect::<Vec<_>>()
-    };
     let (mut first, mut times) = (None, Vec::new());
     for i in 0..N {
         let waiting = Call::send(&path, &post(NATIVE, &body));
@@ -343,7 +340,7 @@ fn a_thousand_cold_starts() {
         let answer = waiting.finish();
         times.push((clock::now_us() - began) / 1_000);
         assert_eq!(answer.status, 200, "start {i}: {answer:?}");
-        let said = tokens(answer.text());
+        let said: Vec<String> = answer.tokens().into_iter().map(str::to_owned).collect();
         assert!(said.len() == 4 && *first.get_or_insert_with(|| said.clone()) == said, "start {i}: {said:?}");
         let hard = i % 4 == 3;
         daemon.signal(if hard { Signal::KILL } else { Signal::TERM });

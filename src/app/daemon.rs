@@ -225,7 +225,10 @@ async fn serve(
                 }
             }
             () = stirred.notified() => next_look = next_look.min(Instant::now() + LOOK),
-            _ = timer.wait(next_look.saturating_duration_since(Instant::now())) => {
+            over = timer.wait(next_look.saturating_duration_since(Instant::now())) => {
+                if let Err(e) = over {
+                    break Err(Stop::internal(format_args!("the timer fails: {e}")));
+                }
                 if engine.died() {
                     break Err(Stop::internal("the engine stopped; restarting"));
                 }

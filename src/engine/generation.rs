@@ -261,7 +261,8 @@ impl Generation {
         &self.tokens[self.n_kept..self.n_kept + n]
     }
 
-    /// It keeps `n` tokens more, which took `us` of the engine's time; tells the caller of the prompt, at the end of it and `every` so often.
+    /// It keeps `n` tokens more, which took `us` of the engine's time; tells the caller of the prompt, at the end of it
+    /// and `every` so often.
     pub(super) fn stepped(&mut self, n: usize, us: Micros, now: Micros, every: Micros) {
         self.n_kept += n;
         self.engine_us += us;

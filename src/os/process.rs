@@ -116,9 +116,13 @@ mod tests {
             let line = text.lines().find_map(|line| line.strip_prefix("RssFile:")).expect("a line");
             line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
         };
-        let before = mapped();
-        let_go_of_code();
-        assert!(mapped() < before);
+        // Other threads map files meanwhile.
+        let fewer = (0..20).any(|_| {
+            let before = mapped();
+            let_go_of_code();
+            mapped() < before
+        });
+        assert!(fewer);
         assert_eq!(format!("{:?}", vec![1, 2]), "[1, 2]");
     }
 

@@ -25,6 +25,11 @@ impl Answer {
         std::str::from_utf8(&self.body).expect("the body is text")
     }
 
+    /// The lines of a stream of events that have text.
+    pub(crate) fn tokens(&self) -> Vec<&str> {
+        self.text().lines().filter(|line| line.contains("\"token\"")).collect()
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
