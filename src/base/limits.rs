@@ -88,6 +88,8 @@ pub const EMBED_NUMBERS_MAX: usize = 2 << 20;
 pub const TEXT_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longest line of an event stream with its newline: PIPE_BUF, the size up to which a pipe writes all or nothing.
 pub const EVENT_BYTES_MAX: usize = 4_096;
+/// Longest text that is read beside another one: some ten milliseconds of a slow board. Longer ones wait for each other.
+pub const LONG_TEXT_BYTES: usize = 32 << 10;
 /// Requests and texts waiting to be tokenized: a little more than the largest queue, so that the scheduler answers
 /// `queue_full`.
 pub const ADMIT_QUEUE_MAX: usize = 256;

@@ -1,571 +1,414 @@
-//! Admission: everything that is decided before a request may wait. Model known and readable, template rendered,
-//! text tokenized, prompt within the context. Runs on a thread of its own, so that a long text stops nobody.
+//! Admission: everything that is decided before a request may wait. Model known and readable, template rendered, text
+//! tokenized, prompt within the context. A few threads read texts, those of each uid in turn ([`Waiting`]); others open
+//! model files, and what needs a file waits aside for it, so that neither a long text nor a disk that does not answer
+//! stops another's request.
+
+mod decide;
+mod item;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Weak};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use std::{io, mem};
 
-use super::handle::{Live, Shared};
-use super::manners::Short;
-use super::mock::Play;
-use super::models::{Asker, Wish};
-use super::prompt::{Common, bounded, encode_chat, tokenize};
+use decide::{Prompt, admit, check, read};
+use item::Item;
+pub(super) use item::{Submission, ToAdmit, ToDescribe, ToLoad, ToTokenize};
+pub use item::{Text, Tokenized};
+use waiting::Waiting;
+
+use super::handle::{Shared, engine_gone};
+use super::loaded::{Loaded, Opening, load_fault};
+use super::metrics::lock;
+use super::models::Wish;
 use super::run::{Command, Job};
-use super::scheduler::ModelKey;
-use super::{
-    Admitted, Caching, Code, Effort, Event, Fault, Input, Message, Mock, ModelFile, ModelHeader,
-    ModelSettings, Options, Request, Sink, Task,
-};
-use crate::base::Token;
-use crate::base::limits::{N_STOP_MAX, STOP_BYTES_MAX, TEMPLATE_BYTES_MAX};
-use crate::format::{self, Checkpoint};
-use crate::model::{KvType, Model, ModelError, vocab};
-use crate::os::file::read_text;
+use super::scheduler::{Micros, ModelKey};
+use super::{Admitted, Code, Event, Fault, ModelFile};
+use crate::os::{clock, thread};
 
-use crate::text::{Special, Tokenizer};
+/// Threads that read texts; one of them may be at a long one. Started when there is something for them.
+const N_READERS: usize = 3;
+/// Threads that open files: so many may hang on a disk before others wait for them.
+const N_OPENERS: usize = 4;
+/// Time after which a file that is not open is told of in the log.
+const SLOW_US: Micros = 10_000_000;
+/// Longest time at one text before its reader counts as stuck: the longest text takes seconds on a slow board.
+const STUCK_US: Micros = 60_000_000;
 
-const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
-const LICENSE: &str = "general.license";
+/// The doors' end of admission. The last to go closes it.
+#[derive(Debug)]
+pub(super) struct Entrance(Arc<Admission>);
 
-/// A model with what admission needs of it.
-pub(super) struct Loaded {
-    /// Names it in the scheduler.
-    pub key: ModelKey,
-    pub id: String,
-    /// Its file.
-    pub path: PathBuf,
-    /// As the file has it, or its packed form.
-    pub model: Arc<Model>,
-    pub tokenizer: Tokenizer,
-    /// Positions that a sequence of it may have.
-    pub n_ctx: usize,
-    /// How keys and values are kept.
-    pub kv: KvType,
-    /// Sequences that are decoded together.
-    pub max_sequences: usize,
-    /// The chat template in place of its own.
-    template: Option<String>,
-    /// What it does, if it is one of a mock.
-    pub play: Option<Play>,
-    /// What prompts in its template begin with.
-    common: Common,
-}
-
-impl Loaded {
-    /// Opens a model file with its tokenizer and template, for what it has of its `own` or else of `options`, and with
-    /// `n_ctx` positions if they are given; its packed form where the cache has one.
-    pub(super) fn open(
-        key: ModelKey,
-        file: &ModelFile,
-        options: &Options,
-        own: Option<&ModelSettings>,
-        n_ctx: Option<usize>,
-    ) -> Result<Self, ModelError> {
-        let (id, path) = (&file.id, &file.path);
-        let new = |checkpoint| Self::new(key, file, options, own, n_ctx, checkpoint);
-        let packed = match options.used_cache().map(|cache| cache.find(path)) {
-            None | Some(Ok(None)) => None,
-            Some(Ok(Some(found))) => Some(new(found)),
-            Some(Err(e)) => Some(Err(e)),
-        };
-        match packed {
-            Some(Ok(loaded)) => return Ok(loaded),
-            Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
-            None => {}
-        }
-        new(format::open(path)?)
+impl Entrance {
+    /// Starts the first thread.
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub(super) fn open(shared: Arc<Shared>, engine: Sender<Command>) -> io::Result<Self> {
+        let state = State { n_readers: 1, ..State::default() };
+        let admission =
+            Arc::new(Admission { shared, engine, state: Mutex::new(state), bell: Condvar::new() });
+        let first = admission.clone();
+        thread::start("admit", move || first.serve())?;
+        Ok(Self(admission))
     }
 
-    /// One of a mock's.
-    fn mock(
-        key: ModelKey,
-        file: &ModelFile,
-        options: &Options,
-        own: Option<&ModelSettings>,
-        n_ctx: Option<usize>,
-        mock: Mock,
-    ) -> Result<Self, ModelError> {
-        let loaded = Self::new(key, file, options, own, n_ctx, Mock::checkpoint(&file.id)?)?;
-        Ok(Self { play: Some(Play::new(&file.id, mock)), ..loaded })
+    /// Takes what [`Shared::enter`] let in; admission lets it leave.
+    pub(super) fn push(&self, what: ToAdmit) {
+        let item = Item::new(what, clock::now_us(), &self.0.shared.settings());
+        let mut state = self.0.state();
+        state.waiting.push(item);
+        self.0.call_reader(&mut state);
     }
 
-    fn new(
-        key: ModelKey,
-        file: &ModelFile,
-        options: &Options,
-        own: Option<&ModelSettings>,
-        n_ctx: Option<usize>,
-        checkpoint: Checkpoint,
-    ) -> Result<Self, ModelError> {
-        let ModelFile { id, path } = file.clone();
-        let model = Model::new(Arc::new(checkpoint))?;
-        let tokenizer = vocab::tokenizer(model.checkpoint())?;
-        if tokenizer.n_vocab() > model.hyper().n_vocab {
-            return Err(ModelError::Hyper {
-                file: model.checkpoint().file().into(),
-                key: format!("the length of {}", vocab::pieces_key(model.checkpoint())),
-                found: tokenizer.n_vocab().to_string(),
-                wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
-            });
-        }
-        // A value that is no text is refused here, not when somebody asks.
-        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?;
-        let template = own.and_then(|own| own.template.as_deref()).map(template).transpose()?;
-        let tokenizer = tokenizer.with_template(template.as_deref().or(own_template).unwrap_or_default());
-        let n_ctx = n_ctx.or(own.and_then(|own| own.n_ctx)).unwrap_or(options.n_ctx);
-        Ok(Self {
-            key,
-            id,
-            path,
-            tokenizer,
-            n_ctx: n_ctx.min(model.hyper().n_ctx_train),
-            kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
-            max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
-            template,
-            play: None,
-            common: Common::default(),
-            model: Arc::new(model),
-        })
-    }
-
-    /// The source of its chat template.
-    pub(super) fn template(&self) -> Option<&str> {
-        self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
-    }
-
-    /// What the doors tell of it.
-    pub(super) fn header(&self) -> ModelHeader {
-        let h = self.model.hyper();
-        ModelHeader {
-            architecture: self.model.architecture().into(),
-            quantization: self.model.quantization().into(),
-            parameters: self.model.parameters(),
-            n_ctx: self.n_ctx,
-            n_ctx_train: h.n_ctx_train,
-            chat: self.template().is_some(),
-            embeds: self.model.pooling().is_some(),
-            license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
+    /// The flag of something under way has changed: if it is here, it is looked at.
+    pub(super) fn look(&self) {
+        let state = self.0.state();
+        if state.items().next().is_some() {
+            self.0.bell.notify_one();
         }
     }
+
+    /// Whether no text has been read for too long.
+    pub(super) fn moves(&self, now: Micros) -> bool {
+        self.0.state().waiting.reads_since().is_none_or(|since| now.saturating_sub(since) < STUCK_US)
+    }
 }
 
-/// The chat template in a file.
-fn template(file: &Path) -> Result<String, ModelError> {
-    read_text(file, TEMPLATE_BYTES_MAX as u64)
-        .map_err(|source| ModelError::Template { file: file.display().to_string(), source })
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        self.0.state().closed = true;
+        self.0.bell.notify_all();
+    }
 }
 
-/// A prompt that was admitted.
-struct Prompt {
-    model: Arc<Loaded>,
-    tokens: Vec<Token>,
-    /// Those that any conversation begins with.
-    n_common: usize,
-    /// It is a conversation and the model has no template.
-    no_template: bool,
+/// What waits for the file of one model.
+struct Parked {
+    items: Vec<Item>,
+    since: Micros,
+    /// It is told of in the log.
+    told: bool,
 }
 
-/// A request on its way to admission.
-pub(super) struct Submission {
-    pub request: Request,
-    pub sink: Box<dyn Sink>,
-    pub live: Arc<Live>,
-    pub submitted_us: u64,
-}
-
-/// What is to become tokens.
-#[derive(Clone, Debug)]
-pub enum Text {
-    /// A text as it stands.
-    Plain {
-        /// The text.
-        text: String,
-        /// With the token that begins every text, if the model has one.
-        add_special: bool,
-        /// Names of control tokens in it become those tokens.
-        parse_special: bool,
-    },
-    /// A conversation in the model's template.
-    Chat(Vec<Message>),
-}
-
-/// A text as tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokenized {
-    /// The tokens.
-    pub tokens: Vec<Token>,
-    /// Of a conversation, its text in the model's template.
-    pub prompt: Option<String>,
-}
-
-/// A text on its way to the admission thread, and who is told of its tokens.
-pub(super) struct ToTokenize {
-    pub uid: u32,
-    pub model: Option<String>,
-    pub text: Text,
-    pub tell: Box<dyn FnOnce(Result<Tokenized, Fault>) + Send>,
-}
-
-/// A model that is to be loaded.
-pub(super) struct ToLoad {
-    pub uid: u32,
-    pub model: String,
-    pub pin: bool,
-    /// Positions of its sequences; `None`: as it is loaded, or as configured.
-    pub n_ctx: Option<usize>,
-    /// `None`: the daemon's own wish.
-    pub asker: Option<Asker>,
-}
-
-/// A model whose header is to be read, if that was not done yet.
-pub(super) struct ToDescribe {
-    pub uid: u32,
-    pub id: String,
-    pub tell: Box<dyn FnOnce() + Send>,
-}
-
-/// What the admission thread takes.
-pub(super) enum ToAdmit {
-    Submit(Box<Submission>),
-    Tokenize(Box<ToTokenize>),
-    Load(Box<ToLoad>),
-    Describe(ToDescribe),
-}
-
-/// What waits to be read, of each uid by itself: a long text of one keeps no other waiting for more than itself.
 #[derive(Default)]
-struct Waiting {
-    of_uid: BTreeMap<u32, VecDeque<ToAdmit>>,
-    /// Whose turn it is.
-    turn: VecDeque<u32>,
-}
-
-impl Waiting {
-    fn push(&mut self, item: ToAdmit) {
-        let uid = match &item {
-            ToAdmit::Submit(s) => s.request.caller.uid,
-            ToAdmit::Tokenize(t) => t.uid,
-            ToAdmit::Load(l) => l.uid,
-            ToAdmit::Describe(d) => d.uid,
-        };
-        let own = self.of_uid.entry(uid).or_default();
-        if own.is_empty() {
-            self.turn.push_back(uid);
-        }
-        own.push_back(item);
-    }
-
-    fn pop(&mut self) -> Option<ToAdmit> {
-        let uid = self.turn.pop_front()?;
-        let own = self.of_uid.get_mut(&uid)?;
-        let item = own.pop_front();
-        if own.is_empty() {
-            self.of_uid.remove(&uid);
-        } else {
-            self.turn.push_back(uid);
-        }
-        item
-    }
-}
-
-/// The admission thread.
-pub(super) struct Admission {
-    shared: Arc<Shared>,
-    engine: Sender<Command>,
+struct State {
+    waiting: Waiting,
+    /// By the model's id.
+    parked: BTreeMap<String, Parked>,
+    /// Those of them that no thread opens yet.
+    to_open: VecDeque<String>,
     /// Opened models; one whose last user is gone is opened anew.
     opened: HashMap<String, Weak<Loaded>>,
     /// Models opened so far.
     n_opened: u32,
+    n_openers: usize,
+    n_readers: usize,
+    n_idle: usize,
+    closed: bool,
+}
+
+/// What is due at a moment.
+struct Due {
+    over: Vec<(Item, Fault)>,
+    /// Models whose files take long to open.
+    slow: Vec<String>,
+}
+
+impl State {
+    fn items(&self) -> impl Iterator<Item = &Item> {
+        self.waiting.items().chain(self.parked.values().flat_map(|p| &p.items))
+    }
+
+    /// Takes out what is over at `now`, and what is to be told.
+    fn due(&mut self, now: Micros) -> Due {
+        let mut due = Due { over: Vec::new(), slow: Vec::new() };
+        let taken = self.waiting.take_if(|item| item.over(now, None).is_some());
+        due.over.extend(taken.into_iter().filter_map(|item| {
+            let fault = item.over(now, None)?;
+            Some((item, fault))
+        }));
+        for (id, parked) in &mut self.parked {
+            if !parked.told && now >= parked.since + SLOW_US {
+                parked.told = true;
+                due.slow.push(id.clone());
+            }
+            for item in mem::take(&mut parked.items) {
+                match item.over(now, Some(id)) {
+                    Some(fault) => due.over.push((item, fault)),
+                    None => parked.items.push(item),
+                }
+            }
+        }
+        due
+    }
+
+    /// When the next is due.
+    fn next_due(&self) -> Option<Micros> {
+        let slow = self.parked.values().filter(|p| !p.told).map(|p| p.since + SLOW_US);
+        self.items().map(Item::until).chain(slow).min()
+    }
+}
+
+/// What the threads of admission share.
+struct Admission {
+    shared: Arc<Shared>,
+    engine: Sender<Command>,
+    state: Mutex<State>,
+    /// There is something for a reader.
+    bell: Condvar,
+}
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admission").finish_non_exhaustive()
+    }
 }
 
 impl Admission {
-    pub(super) fn new(shared: Arc<Shared>, engine: Sender<Command>) -> Self {
-        Self { shared, engine, opened: HashMap::new(), n_opened: 0 }
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
-    /// Serves until every sender is gone. How much may wait, senders have bounded ([`Shared::enter`]).
-    pub(super) fn run(mut self, inbox: &Receiver<ToAdmit>) {
-        let mut waiting = Waiting::default();
-        while let Ok(first) = inbox.recv() {
-            waiting.push(first);
-            while let Some(item) = waiting.pop() {
-                self.take(item);
-                inbox.try_iter().for_each(|item| waiting.push(item));
-            }
-        }
-    }
-
-    fn take(&mut self, item: ToAdmit) {
-        match item {
-            ToAdmit::Submit(s) => {
-                let uid = s.request.caller.uid;
-                self.submit(*s);
-                self.shared.leave(uid);
-            }
-            ToAdmit::Tokenize(t) => {
-                let ToTokenize { uid, model, text, tell } = *t;
-                let read = catch_unwind(AssertUnwindSafe(|| self.read(model.as_deref(), &text)));
-                tell(read.unwrap_or_else(|_| Err(unprepared())));
-                self.shared.leave(uid);
-            }
-            ToAdmit::Load(l) => {
-                self.shared.leave(l.uid);
-                self.load(*l);
-            }
-            ToAdmit::Describe(ToDescribe { uid, id, tell }) => {
-                self.shared.leave(uid);
-                if self.shared.undescribed(&id) {
-                    // A model that cannot be read is told of as failed.
-                    drop(self.model(Some(&id)));
-                }
-                tell();
-            }
-        }
-    }
-
-    fn load(&mut self, to: ToLoad) {
-        let ToLoad { model: name, pin, n_ctx, asker, .. } = to;
-        let opened = catch_unwind(AssertUnwindSafe(|| self.open(Some(&name), n_ctx)));
-        match (opened.unwrap_or_else(|_| Err(unprepared())), asker) {
-            (Ok(model), asker) => {
-                // A stopped engine lets go of the sink, and who reads it is told.
-                self.shared.busy.store(true, Ordering::Release);
-                drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
-            }
-            (Err(fault), Some(mut asker)) => {
-                self.shared.metrics.error(fault.code);
-                asker.sink.offer(&Event::Failed(fault));
-            }
-            (Err(fault), None) => {
-                log::error!(model = name.as_str(), code = fault.code.as_str(); "{}", fault.message);
-            }
-        }
-    }
-
-    /// The tokens of a text.
-    fn read(&mut self, model: Option<&str>, text: &Text) -> Result<Tokenized, Fault> {
-        let model = self.model(model)?;
-        match text {
-            Text::Plain { text, add_special, parse_special } => {
-                bounded("a text", text.len(), "text")?;
-                let tok = &model.tokenizer;
-                let mut tokens = Vec::new();
-                if *add_special && tok.add_bos() {
-                    tokens.extend(tok.bos());
-                }
-                let special = if *parse_special { Special::Parse } else { Special::AsText };
-                tok.encode(text, special, &mut tokens);
-                Ok(Tokenized { tokens, prompt: None })
-            }
-            Text::Chat(messages) => {
-                let renderer = self.shared.options.renderer.as_deref();
-                let tokens = encode_chat(&model, messages, Effort::None, renderer, "messages")?;
-                let prompt = model.tokenizer.decode_with_control(&tokens);
-                Ok(Tokenized { tokens, prompt: Some(String::from_utf8_lossy(&prompt).into_owned()) })
-            }
-        }
-    }
-
-    fn submit(&mut self, mut s: Submission) {
-        // A caller that left while others were tokenized costs nothing.
-        if s.live.cancelled() {
-            s.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, "the caller left")));
+    /// Sees to it that somebody reads what is to be read next, if there is something.
+    fn call_reader(self: &Arc<Self>, state: &mut State) {
+        if !state.waiting.has_next() {
             return;
         }
-        // A panic here (a template, a tokenizer) fails this request alone.
-        let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(&s.request)));
-        let fault = match admitted {
-            Ok(Ok(Prompt { model, tokens, n_common, no_template })) => {
-                self.shared.spend(s.request.caller.uid, tokens.len());
-                let told = Admitted { model: model.id.clone(), prompt_tokens: tokens.len(), no_template };
-                s.sink.offer(&Event::Admitted(told));
-                let job = Job {
-                    request: s.request,
-                    sink: s.sink,
-                    live: s.live,
-                    model,
-                    tokens,
-                    n_common,
-                    submitted_us: s.submitted_us,
-                };
-                self.shared.busy.store(true, Ordering::Release);
-                if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
-                    && let Command::Run(mut job) = e.0
-                {
-                    job.sink.offer(&Event::Failed(super::handle::engine_gone()));
-                }
-                return;
+        if state.n_idle > 0 {
+            self.bell.notify_one();
+        } else if state.n_readers < N_READERS {
+            let reader = self.clone();
+            match thread::start("admit", move || reader.serve()) {
+                Ok(_) => state.n_readers += 1,
+                // There is at least the first one.
+                Err(e) => log::warn!("no thread to read a text beside others: {e}"),
             }
-            Ok(Err(fault)) => fault,
-            Err(_) => unprepared(),
+        }
+    }
+
+    /// A reader: serves until the entrance is closed and nothing is left. How much may wait, [`Shared::enter`] bounds.
+    fn serve(self: Arc<Self>) {
+        let mut state = self.state();
+        loop {
+            let now = clock::now_us();
+            let due = state.due(now);
+            let next = state.waiting.pop(now);
+            if next.is_some() {
+                // A reader that was called may not be awake yet, and is not called twice.
+                self.call_reader(&mut state);
+            } else if due.over.is_empty() && due.slow.is_empty() {
+                if state.closed {
+                    return;
+                }
+                state = self.rest(state, now);
+                continue;
+            }
+            drop(state);
+            for id in due.slow {
+                log::warn!(
+                    "model {id}: its file is not open after {} s; the disk that it lies on is slow, or gone",
+                    SLOW_US / 1_000_000
+                );
+            }
+            due.over.into_iter().for_each(|(item, fault)| self.refuse(item, fault));
+            let uid = next.map(|item| {
+                let uid = item.uid();
+                self.take(item);
+                uid
+            });
+            state = self.state();
+            if let Some(uid) = uid {
+                state.waiting.done(uid);
+            }
+        }
+    }
+
+    /// Waits for the bell, or for what is due next.
+    fn rest<'s>(&self, mut state: MutexGuard<'s, State>, now: Micros) -> MutexGuard<'s, State> {
+        state.n_idle += 1;
+        let mut state = match state.next_due() {
+            None => self.bell.wait(state).unwrap_or_else(PoisonError::into_inner),
+            // A little later than the moment itself, so that it has passed.
+            Some(at) => {
+                let us = at.saturating_sub(now) + 1_000;
+                let woken = self.bell.wait_timeout(state, Duration::from_micros(us));
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
         };
-        self.shared.metrics.error(fault.code);
-        s.sink.offer(&Event::Failed(fault));
+        state.n_idle -= 1;
+        state
     }
 
-    fn admit(&mut self, request: &Request) -> Result<Prompt, Fault> {
-        check_stops(request)?;
-        if request.cache == Caching::Public && request.caller.uid != 0 {
-            let message =
-                "publish: what a request begins with is published for all users by root alone; leave it out";
-            return Err(Fault::new(Code::NotAuthorized, message).at("publish"));
+    fn refuse(&self, item: Item, fault: Fault) {
+        let uid = item.uid();
+        item.refuse(fault, &self.shared.metrics);
+        self.shared.leave(uid);
+    }
+
+    fn take(self: &Arc<Self>, item: Item) {
+        if let Some(fault) = item.over(clock::now_us(), None) {
+            return self.refuse(item, fault);
         }
-        let model = self.model(request.model.as_deref())?;
-        check_bias(&model, request)?;
-        if request.task == Task::Embed && model.model.pooling().is_none() {
-            let message =
-                format!("model {} ranks pairs of texts and makes no vectors; name another", model.id);
-            return Err(Fault::new(Code::UnsupportedModel, message).at("model"));
+        if let ToAdmit::Submit(s) = &item.what
+            && let Err(fault) = check(&s.request)
+        {
+            return self.refuse(item, fault);
         }
-        let renderer = self.shared.options.renderer.as_deref();
-        let (tokens, no_template) = tokenize(&model, request, renderer)?;
-        let n_ctx = model.n_ctx;
-        if tokens.is_empty() {
-            return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
-                .at(request.input_field));
-        }
-        // At least one token of an answer.
-        let n = tokens.len() + usize::from(request.task == Task::Generate);
-        if n > n_ctx {
-            let (id, more) = (&model.id, n - tokens.len());
-            let message = format!(
-                "the prompt has {} tokens, model {id} has room for {n_ctx} with at least {more} of the answer; \
-                 shorten it, or give the model a larger context",
-                tokens.len()
-            );
-            let fault = Fault::new(Code::ContextTooLong, message).at(request.input_field);
-            return Err(fault.room(n as u64, n_ctx as u64));
-        }
-        let n_common = match &request.input {
-            Input::Chat(_) => model.common.of(&model, request.effort, renderer, &tokens),
-            _ => 0,
+        let what = match item.what {
+            ToAdmit::Describe(to) if !self.shared.undescribed(&to.id) => {
+                (to.tell)();
+                return self.shared.leave(to.uid);
+            }
+            what => what,
         };
-        Ok(Prompt { model, tokens, n_common, no_template })
-    }
-
-    /// The model that `name` stands for, opened.
-    fn model(&mut self, name: Option<&str>) -> Result<Arc<Loaded>, Fault> {
-        self.open(name, None)
-    }
-
-    /// The same, with `n_ctx` positions if they are given.
-    fn open(&mut self, name: Option<&str>, n_ctx: Option<usize>) -> Result<Arc<Loaded>, Fault> {
-        let id = self.shared.resolve(name).ok_or_else(|| self.shared.unknown_model(name))?;
-        let fits =
-            |model: &Arc<Loaded>| n_ctx.is_none_or(|n| model.n_ctx == n.min(model.model.hyper().n_ctx_train));
-        if let Some(model) = self.opened.get(&id).and_then(Weak::upgrade).filter(fits) {
-            return Ok(model);
+        let mut item = Item { what, ..item };
+        let Some(id) = self.shared.resolve(item.model()) else {
+            let fault = self.shared.unknown_model(item.model());
+            return self.refuse(item, fault);
+        };
+        let opened = item.opened.take().filter(|model| model.id == id);
+        let opened = opened.or_else(|| self.state().opened.get(&id).and_then(Weak::upgrade));
+        match opened.filter(|model| item.fits(model)) {
+            Some(model) => self.go_on(item, model),
+            None => self.park(item, id),
         }
-        let path = self.shared.path(&id).ok_or_else(|| self.shared.unknown_model(name))?;
-        self.n_opened = self.n_opened.wrapping_add(1);
-        let file = ModelFile { id: id.clone(), path };
+    }
+
+    /// Sets `item` aside until the file of the model `id` is open.
+    fn park(self: &Arc<Self>, item: Item, id: String) {
+        let mut state = self.state();
+        if let Some(parked) = state.parked.get_mut(&id) {
+            parked.items.push(item);
+            return;
+        }
+        let parked = Parked { items: vec![item], since: clock::now_us(), told: false };
+        state.parked.insert(id.clone(), parked);
+        if state.n_openers < N_OPENERS {
+            let opener = self.clone();
+            match thread::start("open", move || opener.open_files()) {
+                Ok(_) => state.n_openers += 1,
+                Err(e) if state.n_openers == 0 => {
+                    let items = state.parked.remove(&id).map_or_else(Vec::new, |parked| parked.items);
+                    drop(state);
+                    let fault = Fault::new(Code::Internal, format!("no thread can be started: {e}"));
+                    items.into_iter().for_each(|item| self.refuse(item, fault.clone()));
+                    return;
+                }
+                Err(_) => {}
+            }
+        }
+        state.to_open.push_back(id);
+    }
+
+    /// An opener: opens files until there are none to be opened.
+    fn open_files(self: Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            let Some(id) = state.to_open.pop_front() else {
+                state.n_openers -= 1;
+                return;
+            };
+            let Some(n_ctx) = state.parked.get(&id).and_then(|parked| parked.items.first()).map(Item::n_ctx)
+            else {
+                // Nobody waits any more.
+                state.parked.remove(&id);
+                continue;
+            };
+            state.n_opened = state.n_opened.wrapping_add(1);
+            let key = ModelKey(state.n_opened);
+            drop(state);
+            let opened = catch_unwind(AssertUnwindSafe(|| self.open(&id, key, n_ctx)));
+            let opened = opened.unwrap_or_else(|_| Err(unprepared()));
+            let mut state = self.state();
+            let items = state.parked.remove(&id).map_or_else(Vec::new, |parked| parked.items);
+            match opened {
+                Ok(model) => {
+                    state.opened.insert(id, Arc::downgrade(&model));
+                    for item in items.into_iter().rev() {
+                        state.waiting.push_front(Item { opened: Some(model.clone()), ..item });
+                    }
+                    self.call_reader(&mut state);
+                }
+                Err(fault) => {
+                    drop(state);
+                    items.into_iter().for_each(|item| self.refuse(item, fault.clone()));
+                }
+            }
+        }
+    }
+
+    /// Opens the model `id`, with `n_ctx` positions if they are given.
+    fn open(&self, id: &str, key: ModelKey, n_ctx: Option<usize>) -> Result<Arc<Loaded>, Fault> {
+        let path = self.shared.path(id).ok_or_else(|| self.shared.unknown_model(Some(id)))?;
+        let file = ModelFile { id: id.to_owned(), path };
         let settings = self.shared.settings();
-        let (own, o, key) = (settings.of_model.get(&id), &self.shared.options, ModelKey(self.n_opened));
-        let opened = match o.mock {
-            Some(mock) => Loaded::mock(key, &file, o, own, n_ctx, mock),
-            None => Loaded::open(key, &file, o, own, n_ctx),
-        };
-        match opened {
+        let (own, options) = (settings.of_model.get(id), &self.shared.options);
+        match Loaded::open(&Opening { key, file: &file, options, own, n_ctx }) {
             Ok(model) => {
-                let model = Arc::new(model);
-                self.shared.set_header(&id, &model);
-                self.opened.insert(id, Arc::downgrade(&model));
-                Ok(model)
+                self.shared.set_header(id, &model);
+                Ok(Arc::new(model))
             }
             Err(e) => {
-                let fault = load_fault(&id, &e);
-                self.shared.set_failed(&id, fault.code);
+                let fault = load_fault(id, &e);
+                self.shared.set_failed(id, fault.code);
                 log::error!(
-                    message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str();
-                    "model {id}: {e}"
+                    message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id; "model {id}: {e}"
                 );
                 Err(fault)
             }
         }
     }
-}
 
-/// What is said when model `id` cannot be used.
-pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
-    let code = match e {
-        ModelError::Architecture { .. } => Code::UnsupportedModel,
-        ModelError::KvMemory { .. } => Code::InsufficientMemory,
-        _ => Code::LoadFailed,
-    };
-    Fault::new(code, format!("model {id}: {e}"))
-}
-
-/// What is said of a model for which there is not enough memory.
-pub(super) fn short_fault(id: &str, short: &Short) -> Fault {
-    let (need, have) = short.numbers();
-    Fault::new(Code::InsufficientMemory, format!("model {id}: {short}")).room(need, have)
-}
-
-/// What is said when no logit of model `id` is finite after the token at position `pos`.
-pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
-    Fault::new(
-        Code::DamagedModel,
-        format!(
-            "model {id}: its weights give values that are not finite, after the token at position {pos}; the file is \
-             damaged: check its checksum and get it anew (if it is sound, its keys do not fit 16 bits: they do with \
-             engine.kv_type = \"f32\")"
-        ),
-    )
-}
-
-fn check_stops(request: &Request) -> Result<(), Fault> {
-    let n = request.stop.len();
-    if n > N_STOP_MAX {
-        return Err(Fault::new(
-            Code::InvalidValue,
-            format!("{n} stop strings, at most {N_STOP_MAX} are taken"),
-        )
-        .at("stop"));
+    /// Does with an item what it wants of its model. A panic (a template, a tokenizer) fails this item alone.
+    fn go_on(&self, item: Item, model: Arc<Loaded>) {
+        let (uid, renderer) = (item.uid(), self.shared.options.renderer.as_deref());
+        match item.what {
+            ToAdmit::Submit(s) => match caught(|| admit(&model, &s.request, renderer)) {
+                Ok(prompt) => self.admitted(*s, model, prompt),
+                Err(fault) => return self.refuse(Item { what: ToAdmit::Submit(s), ..item }, fault),
+            },
+            ToAdmit::Tokenize(t) => match caught(|| read(&model, &t.text, renderer)) {
+                Ok(tokenized) => (t.tell)(Ok(tokenized)),
+                Err(fault) => return self.refuse(Item { what: ToAdmit::Tokenize(t), ..item }, fault),
+            },
+            ToAdmit::Load(to) => {
+                let ToLoad { pin, asker, .. } = *to;
+                self.shared.busy.store(true, Ordering::Release);
+                // A stopped engine lets go of the sink, and who reads it is told.
+                drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
+            }
+            ToAdmit::Describe(to) => (to.tell)(),
+        }
+        self.shared.leave(uid);
     }
-    for (i, s) in request.stop.iter().enumerate() {
-        if s.is_empty() || s.len() > STOP_BYTES_MAX {
-            let message = format!("a stop string of {} bytes, 1 to {STOP_BYTES_MAX} are taken", s.len());
-            return Err(Fault::new(Code::InvalidValue, message).at(format!("stop[{i}]")));
+
+    fn admitted(&self, s: Submission, model: Arc<Loaded>, prompt: Prompt) {
+        let Submission { request, mut sink, live, submitted_us } = s;
+        let Prompt { tokens, n_common, no_template } = prompt;
+        self.shared.spend(request.caller.uid, tokens.len());
+        sink.offer(&Event::Admitted(Admitted {
+            model: model.id.clone(),
+            prompt_tokens: tokens.len(),
+            no_template,
+        }));
+        let job = Job { request, sink, live, model, tokens, n_common, submitted_us };
+        self.shared.busy.store(true, Ordering::Release);
+        if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
+            && let Command::Run(mut job) = e.0
+        {
+            job.sink.offer(&Event::Failed(engine_gone()));
         }
     }
-    Ok(())
 }
 
-fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
-    let n = model.model.hyper().n_vocab;
-    match request.sampling.logit_bias.iter().find(|(token, _)| token.index() >= n) {
-        Some((token, _)) => {
-            let message = format!("logit_bias: token {} is not in the vocabulary of {n}", token.0);
-            Err(Fault::new(Code::InvalidValue, message).at("logit_bias"))
-        }
-        None => Ok(()),
-    }
+fn caught<T>(f: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(unprepared()))
 }
 
 fn unprepared() -> Fault {
     Fault::new(Code::Internal, "preparing the prompt failed; the log has the place")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uids_are_read_in_turn() {
-        let mut waiting = Waiting::default();
-        let text = || Text::Plain { text: String::new(), add_special: false, parse_special: false };
-        for (uid, n) in [(1, "a"), (1, "b"), (1, "c"), (2, "d"), (3, "e"), (2, "f")] {
-            let of = ToTokenize { uid, model: Some(n.into()), text: text(), tell: Box::new(|_| {}) };
-            waiting.push(ToAdmit::Tokenize(Box::new(of)));
-        }
-        let mut order = String::new();
-        while let Some(item) = waiting.pop() {
-            let ToAdmit::Tokenize(item) = item else { continue };
-            order += &item.model.unwrap_or_default();
-        }
-        assert_eq!((order.as_str(), waiting.of_uid.len()), ("adebfc", 0));
-    }
 }

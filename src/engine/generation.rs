@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::admit::Loaded;
 use super::handle::Live;
+use super::loaded::Loaded;
 use super::mock::{Play, Script};
 use super::prefix::Scope;
 use super::run::Job;

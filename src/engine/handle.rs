@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use state::{State, Status};
 
-use super::admit::{Admission, Loaded, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
+use super::admit::{Entrance, Submission, Text, ToAdmit, ToDescribe, ToLoad, ToTokenize, Tokenized};
 use super::catalogue::{Entry, STANDING_ALIASES};
 use super::changes::Watchers;
+use super::loaded::Loaded;
 use super::manners::{Manners, Orders};
 use super::metrics::lock;
 use super::models::{Asker, ToUnload};
@@ -65,6 +66,7 @@ pub struct Handle {
     id: GenerationId,
     live: Arc<Live>,
     shared: Arc<Shared>,
+    admission: Arc<Entrance>,
     commands: Sender<Command>,
 }
 
@@ -88,6 +90,7 @@ impl Drop for Handle {
         self.shared.live().remove(self.id.as_str());
         // Whoever drops the handle after the last event only tidies up.
         if !self.live.cancel.swap(true, Ordering::AcqRel) {
+            self.admission.look();
             drop(self.commands.send(Command::Look));
         }
     }
@@ -292,7 +295,7 @@ pub(super) fn engine_gone() -> Fault {
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-    admit: Sender<ToAdmit>,
+    admission: Arc<Entrance>,
     commands: Sender<Command>,
 }
 
@@ -352,7 +355,6 @@ impl Engine {
             stirs: Watchers::default(),
         });
         let (commands, inbox) = mpsc::channel();
-        let (admit, to_admit) = mpsc::channel();
         let no_thread =
             |e: std::io::Error| Fault::new(Code::Internal, format!("no thread can be started: {e}"));
         let runner = Runner::new(shared.clone());
@@ -366,9 +368,8 @@ impl Engine {
             runner.run(&inbox);
         };
         thread::start("engine", run).map_err(no_thread)?;
-        let admission = Admission::new(shared.clone(), commands.clone());
-        thread::start("admit", move || admission.run(&to_admit)).map_err(no_thread)?;
-        Ok(Self { shared, admit, commands })
+        let admission = Entrance::open(shared.clone(), commands.clone()).map_err(no_thread)?;
+        Ok(Self { shared, admission: Arc::new(admission), commands })
     }
 
     /// Takes a request. Refusals of admission come as the first and only event, [`super::Event::Failed`].
@@ -392,7 +393,7 @@ impl Engine {
         let handle = self.handle(progress, true);
         let live = handle.live.clone();
         let submission = Submission { request, sink, live, submitted_us };
-        self.send(uid, ToAdmit::Submit(Box::new(submission)))?;
+        self.admission.push(ToAdmit::Submit(Box::new(submission)));
         Ok(handle)
     }
 
@@ -409,7 +410,13 @@ impl Engine {
         if rested {
             self.shared.stirs.tell();
         }
-        Handle { id, live, shared: self.shared.clone(), commands: self.commands.clone() }
+        Handle {
+            id,
+            live,
+            shared: self.shared.clone(),
+            admission: self.admission.clone(),
+            commands: self.commands.clone(),
+        }
     }
 
     /// Begins to load a model; `sink` hears of it by [`super::Event::Loading`], then [`super::Event::Loaded`] or
@@ -423,7 +430,7 @@ impl Engine {
         let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
         let handle = self.handle(progress, false);
         let asker = Some(Asker { sink, live: handle.live.clone() });
-        self.send(caller.uid, ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })))?;
+        self.admission.push(ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })));
         Ok(handle)
     }
 
@@ -450,7 +457,8 @@ impl Engine {
     /// As of [`Self::submit`].
     pub fn describe(&self, uid: u32, id: &str, tell: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
         self.enter(uid, false)?;
-        self.send(uid, ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }))
+        self.admission.push(ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }));
+        Ok(())
     }
 
     /// From now on `watcher` is called after what [`Self::models`] or [`Self::state`] tells has changed, on the thread that
@@ -483,18 +491,13 @@ impl Engine {
         tell: impl FnOnce(Result<Tokenized, Fault>) + Send + 'static,
     ) -> Result<(), Fault> {
         self.enter(uid, true)?;
-        self.send(uid, ToAdmit::Tokenize(Box::new(ToTokenize { uid, model, text, tell: Box::new(tell) })))
+        let to = ToTokenize { uid, model, text, tell: Box::new(tell) };
+        self.admission.push(ToAdmit::Tokenize(Box::new(to)));
+        Ok(())
     }
 
     fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
         self.shared.enter(uid, counts).inspect_err(|fault| self.shared.metrics.error(fault.code))
-    }
-
-    fn send(&self, uid: u32, item: ToAdmit) -> Result<(), Fault> {
-        self.admit.send(item).map_err(|_| {
-            self.shared.leave(uid);
-            engine_gone()
-        })
     }
 
     /// Cancels by id. `uid` is the caller's; another uid's generation counts as unknown unless `uid` is 0.
@@ -508,7 +511,7 @@ impl Engine {
             _ => false,
         };
         if found {
-            drop(self.commands.send(Command::Look));
+            self.look();
         }
         found
     }
@@ -517,7 +520,9 @@ impl Engine {
     pub fn preload(&self, model: &str, pin: bool) {
         let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
         // A stopped engine loads nothing.
-        drop(self.enter(0, true).and_then(|()| self.send(0, ToAdmit::Load(Box::new(wish)))));
+        if self.enter(0, true).is_ok() {
+            self.admission.push(ToAdmit::Load(Box::new(wish)));
+        }
     }
 
     /// Takes new settings. What runs goes on, and who was admitted keeps its deadline. Models that are new can be asked for
@@ -620,7 +625,7 @@ impl Engine {
         self.shared.settings()
     }
 
-    /// Whether the engine thread is idle or has moved lately (the condition of the watchdog and of `/healthz`). Who
+    /// Whether the engine thread is idle or has moved lately, and so have those that read texts (the condition of the watchdog and of `/healthz`). Who
     /// looks, and how often, changes nothing for others: what is kept is when it was last seen to have moved.
     #[must_use]
     pub fn moves(&self) -> bool {
@@ -630,7 +635,7 @@ impl Engine {
         if count != seen.count || !self.shared.busy.load(Ordering::Acquire) {
             *seen = Seen { count, at_us: now };
         }
-        !self.died() && now.saturating_sub(seen.at_us) < STUCK_US
+        !self.died() && now.saturating_sub(seen.at_us) < STUCK_US && self.admission.moves(now)
     }
 
     /// Whether the engine thread has panicked: every request fails from now on, and the process should end.
@@ -650,6 +655,13 @@ impl Engine {
         for live in self.shared.live().values() {
             live.cancel();
         }
+        self.look();
+    }
+
+    /// Flags of requests have changed.
+    fn look(&self) {
+        self.admission.look();
+        // A stopped engine has nothing to end.
         drop(self.commands.send(Command::Look));
     }
 }

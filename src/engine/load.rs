@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::admit::Loaded;
+use super::loaded::Loaded;
 use crate::kernel::Pool;
 use crate::model::{Cache, Model, Pack, PackError, Packer};
 use crate::os::clock;

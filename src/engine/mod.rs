@@ -1,7 +1,7 @@
 //! Layer 4: one scheduler behind every door. Knows no HTTP, JSON or D-Bus type.
 //!
 //! A door builds a [`Request`], gives it to [`Engine::submit`] with a [`Sink`], and holds the [`Handle`];
-//! dropping the handle cancels. Threads: `admit` tokenizes and renders, `engine` owns the decoder. A
+//! dropping the handle cancels. Threads: `admit` tokenizes and renders, `open` opens files, `engine` owns the decoder. A
 //! [`Solo`] is a model that is measured without them.
 
 mod admit;
@@ -11,6 +11,7 @@ mod event;
 mod generation;
 mod handle;
 mod load;
+mod loaded;
 mod machine;
 mod manners;
 mod metrics;

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use super::admit::{Loaded, load_fault, short_fault};
 use super::handle::Live;
 use super::load::Load;
+use super::loaded::{Loaded, load_fault, short_fault};
 use super::manners::{Given, Level};
 use super::ready::Ready;
 use super::run::{PROGRESS_EVERY, Runner, start_pool};

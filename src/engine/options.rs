@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::scheduler::Limits;
+use super::scheduler::{Limits, Micros};
 use super::{Mock, Sampling};
 use crate::model::{Cache, KvType, Pack};
 use crate::os::tree::Tree;
@@ -175,6 +175,12 @@ impl Settings {
     #[must_use]
     pub fn rate_of(&self, uid: u32) -> Rate {
         self.rate_of_uid.get(&uid).copied().unwrap_or(self.rate)
+    }
+
+    /// When what was submitted at `since` is to have its answer, with the deadline that it asks for.
+    pub(super) fn deadline_of(&self, deadline_ms: Option<u64>, since: Micros) -> Micros {
+        let max = self.deadline_s.saturating_mul(1_000);
+        since.saturating_add(deadline_ms.unwrap_or(max).min(max).saturating_mul(1_000))
     }
 
     /// The scheduler's bounds.

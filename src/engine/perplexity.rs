@@ -1,6 +1,6 @@
 //! How well a model foretells a text.
 
-use super::admit::damaged_fault;
+use super::loaded::damaged_fault;
 use super::solo::Solo;
 use super::{Code, Fault};
 use crate::base::Token;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::admit::Loaded;
+use super::loaded::Loaded;
 use super::metrics::lock;
 use super::{Code, Effort, Fault, Input, Message, Request, Role, Task};
 use crate::base::Token;

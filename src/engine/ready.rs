@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::admit::Loaded;
 use super::generation::Generation;
+use super::loaded::Loaded;
 use super::manners::{Given, Need};
 use super::prefix::PrefixCache;
 use super::scheduler::Capacity;

@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::admit::{Loaded, damaged_fault, load_fault};
 use super::generation::{Generation, Whole};
 use super::handle::{Live, Shared};
+use super::loaded::{Loaded, damaged_fault, load_fault};
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
@@ -244,9 +244,7 @@ impl Runner {
                 let slot = Slot(self.next_slot);
                 self.next_slot += 1;
                 let settings = self.shared.settings();
-                let deadline_max = settings.deadline_s.saturating_mul(1_000);
-                let deadline_ms = job.request.deadline_ms.unwrap_or(deadline_max).min(deadline_max);
-                let deadline = job.submitted_us.saturating_add(deadline_ms.saturating_mul(1_000));
+                let deadline = settings.deadline_of(job.request.deadline_ms, job.submitted_us);
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
                 self.models.entry(model).or_insert_with(|| job.model.clone());
                 let (n_ctx, max_sequences) = (job.model.n_ctx, job.model.max_sequences);

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::admit::{Loaded, load_fault};
 use super::load::Load;
+use super::loaded::{Loaded, Opening, load_fault};
 use super::scheduler::ModelKey;
 use super::{Code, Fault, ModelFile, Options};
 use crate::kernel::{Kernels, Pool};
@@ -38,8 +38,8 @@ impl Solo {
     ) -> Result<Self, Fault> {
         let began = clock::now_us();
         let options = Options { pack, cache: cache.cloned(), ..Options::default() };
-        let loaded =
-            Loaded::open(ModelKey(0), file, &options, None, None).map_err(|e| load_fault(&file.id, &e))?;
+        let opening = Opening { key: ModelKey(0), file, options: &options, own: None, n_ctx: None };
+        let loaded = Loaded::open(&opening).map_err(|e| load_fault(&file.id, &e))?;
         let n = match threads {
             0 => cpus::n_threads(&Tree::default(), &[]),
             n => n,

@@ -1,6 +1,6 @@
 //! How fast a model runs here.
 
-use super::admit::load_fault;
+use super::loaded::load_fault;
 use super::solo::Solo;
 use super::tuning::Tuning;
 use super::{Code, Fault};

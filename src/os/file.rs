@@ -15,7 +15,12 @@ use rustix::io::Errno;
 /// # Errors
 /// When it cannot be opened, or is something else.
 pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let at_once = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
+    let file = match at_once {
+        // Another process has a lease on it (a file server, say), and is asked to give it up; no pipe has one.
+        Err(e) if e.kind() == ErrorKind::WouldBlock => File::open(path)?,
+        at_once => at_once?,
+    };
     let meta = file.metadata()?;
     if meta.is_file() {
         return Ok((file, meta));

@@ -14,7 +14,7 @@ use zbus::zvariant::Variant;
 use zbus::{OwnedFd as Passed, OwnedObjectPath};
 
 use super::support::gguf::{self, SLOW};
-use super::support::http::{Call, ask, post};
+use super::support::http::{Call, ask, get, post};
 use super::support::{Daemon, Folder, Running, bus, have, stories, until};
 use super::{CHAT, NATIVE, answers, prompt, says};
 
@@ -252,6 +252,65 @@ fn a_pipe_is_no_model() {
     let refused = ask(&daemon.socket, &post(NATIVE, body));
     assert!(refused.status >= 400, "{refused:?}");
     answers(&daemon);
+}
+
+/// A file whose opening does not return, as on a disk that does not answer: another process has a lease on it, and gives
+/// it up when its input ends.
+fn unanswered(file: &Path) -> Option<Running> {
+    let script = "import fcntl, os, signal, sys\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+                  file = os.open(sys.argv[1], os.O_RDWR)\nfcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+                  print('held', flush=True)\nsys.stdin.read()";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = Running(command.spawn().unwrap());
+    let mut said = [0; 4];
+    holder.0.stdout.as_mut().unwrap().read_exact(&mut said).ok().map(|()| holder)
+}
+
+/// A model on a disk that does not answer costs those who ask for it until their time is over, and nobody else.
+#[test]
+fn a_disk_that_does_not_answer_holds_nobody_else() {
+    let folder = Folder::new();
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    for name in ["here.gguf", "gone.gguf"] {
+        std::fs::copy(stories(), models.join(name)).unwrap();
+    }
+    if !have("python3", "a disk that does not answer") {
+        return;
+    }
+    let Some(mut holder) = unanswered(&models.join("gone.gguf")) else {
+        println!("skipped: a disk that does not answer; no lease can be had here");
+        return;
+    };
+    let config = format!("[models]\ndirs = [{models:?}]\ndefault = \"here\"\nmax_loaded = 2\n");
+    let daemon = Daemon::start_on(&folder, None, &config, None);
+    let to_gone = |deadline_ms: u64| {
+        let body = json!({"model": "gone", "input": "Once", "raw": true, "max_tokens": 4, "deadline_ms": deadline_ms});
+        post(NATIVE, body.to_string())
+    };
+    let mut waits = Call::send(&daemon.socket, &to_gone(600_000));
+    let over = ask(&daemon.socket, &to_gone(700));
+    assert_eq!((over.status, over.error("code")), (504, "deadline_exceeded".into()), "{over:?}");
+    says(&over.error("message"), &["gone", "not open after 0.7 s", "deadline_ms"]);
+    assert_eq!(over.error("param"), "deadline_ms");
+    // Another model answers, texts become tokens, the models are told of, and the daemon is well.
+    answers(&daemon);
+    let tokens = json!({"model": "here", "text": "Once"}).to_string();
+    assert_eq!(ask(&daemon.socket, &post("/sotto/v1/tokenize", tokens)).status, 200);
+    says(ask(&daemon.socket, &get("/v1/models")).text(), &["gone", "here"]);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(&daemon.socket, &get(path)).status, 200, "{path}");
+    }
+    // Who leaves while the file is awaited is forgotten at once; who stays has an answer when it is there.
+    let queued = || ask(&daemon.socket, &get("/sotto/v1/status")).json()["queue_length"].as_u64();
+    assert_eq!(queued(), Some(1));
+    let leaves = Call::send(&daemon.socket, &to_gone(600_000));
+    until("a second one that waits", || (queued() == Some(2)).then_some(()));
+    drop(leaves);
+    until("one that waits", || (queued() == Some(1)).then_some(()));
+    drop(holder.0.stdin.take());
+    assert_eq!(waits.head().event("done")["usage"]["completion_tokens"], 4);
 }
 
 /// Who starts where the socket of another was removed has the path from then on.

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::{Command, Runner};
-use crate::engine::admit::Loaded;
+use crate::engine::loaded::Loaded;
 use crate::engine::manners::{Given, Have, Level, Short};
 use crate::engine::ready::{Ready, need};
 use crate::engine::scheduler::{Input, Micros, ModelKey};

@@ -1,0 +1,163 @@
+//! An opened model with what admission needs of it: its hyperparameters, tokenizer and template, no weights in memory yet.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::manners::Short;
+use super::mock::Play;
+use super::prompt::Common;
+use super::scheduler::ModelKey;
+use super::{Code, Fault, Mock, ModelFile, ModelHeader, ModelSettings, Options};
+use crate::base::limits::TEMPLATE_BYTES_MAX;
+use crate::format::{self, Checkpoint};
+use crate::model::{KvType, Model, ModelError, vocab};
+use crate::os::file::read_text;
+use crate::text::Tokenizer;
+
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+const LICENSE: &str = "general.license";
+
+/// A model with what admission needs of it.
+pub(super) struct Loaded {
+    /// Names it in the scheduler.
+    pub key: ModelKey,
+    pub id: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// As the file has it, or its packed form.
+    pub model: Arc<Model>,
+    pub tokenizer: Tokenizer,
+    /// Positions that a sequence of it may have.
+    pub n_ctx: usize,
+    /// How keys and values are kept.
+    pub kv: KvType,
+    /// Sequences that are decoded together.
+    pub max_sequences: usize,
+    /// The chat template in place of its own.
+    template: Option<String>,
+    /// What it does, if it is one of a mock.
+    pub play: Option<Play>,
+    /// What prompts in its template begin with.
+    pub common: Common,
+}
+
+/// What is to be opened, and how.
+pub(super) struct Opening<'o> {
+    /// What will name it in the scheduler.
+    pub key: ModelKey,
+    pub file: &'o ModelFile,
+    pub options: &'o Options,
+    /// What it has of its own, in place of `options`.
+    pub own: Option<&'o ModelSettings>,
+    /// Positions of its sequences, in place of both.
+    pub n_ctx: Option<usize>,
+}
+
+impl Loaded {
+    /// Opens a model file with its tokenizer and template; its packed form where the cache has one. A mock's has no file.
+    pub(super) fn open(opening: &Opening) -> Result<Self, ModelError> {
+        let Opening { file: ModelFile { id, path }, options, .. } = opening;
+        if let Some(mock) = options.mock {
+            let loaded = Self::new(opening, Mock::checkpoint(id)?)?;
+            return Ok(Self { play: Some(Play::new(id, mock)), ..loaded });
+        }
+        let packed = match options.used_cache().map(|cache| cache.find(path)) {
+            None | Some(Ok(None)) => None,
+            Some(Ok(Some(found))) => Some(Self::new(opening, found)),
+            Some(Err(e)) => Some(Err(e)),
+        };
+        match packed {
+            Some(Ok(loaded)) => return Ok(loaded),
+            Some(Err(e)) => log::warn!("model {id}: packed anew: {e}"),
+            None => {}
+        }
+        Self::new(opening, format::open(path)?)
+    }
+
+    fn new(opening: &Opening, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+        let &Opening { key, file, options, own, n_ctx } = opening;
+        let ModelFile { id, path } = file.clone();
+        let model = Model::new(Arc::new(checkpoint))?;
+        let tokenizer = vocab::tokenizer(model.checkpoint())?;
+        if tokenizer.n_vocab() > model.hyper().n_vocab {
+            return Err(ModelError::Hyper {
+                file: model.checkpoint().file().into(),
+                key: format!("the length of {}", vocab::pieces_key(model.checkpoint())),
+                found: tokenizer.n_vocab().to_string(),
+                wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
+            });
+        }
+        // A value that is no text is refused here, not when somebody asks.
+        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?;
+        let template = own.and_then(|own| own.template.as_deref()).map(template).transpose()?;
+        let tokenizer = tokenizer.with_template(template.as_deref().or(own_template).unwrap_or_default());
+        let n_ctx = n_ctx.or(own.and_then(|own| own.n_ctx)).unwrap_or(options.n_ctx);
+        Ok(Self {
+            key,
+            id,
+            path,
+            tokenizer,
+            n_ctx: n_ctx.min(model.hyper().n_ctx_train),
+            kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
+            max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
+            template,
+            play: None,
+            common: Common::default(),
+            model: Arc::new(model),
+        })
+    }
+
+    /// The source of its chat template.
+    pub(super) fn template(&self) -> Option<&str> {
+        self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
+    }
+
+    /// What the doors tell of it.
+    pub(super) fn header(&self) -> ModelHeader {
+        let h = self.model.hyper();
+        ModelHeader {
+            architecture: self.model.architecture().into(),
+            quantization: self.model.quantization().into(),
+            parameters: self.model.parameters(),
+            n_ctx: self.n_ctx,
+            n_ctx_train: h.n_ctx_train,
+            chat: self.template().is_some(),
+            embeds: self.model.pooling().is_some(),
+            license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// The chat template in a file.
+fn template(file: &Path) -> Result<String, ModelError> {
+    read_text(file, TEMPLATE_BYTES_MAX as u64)
+        .map_err(|source| ModelError::Template { file: file.display().to_string(), source })
+}
+
+/// What is said when model `id` cannot be used.
+pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
+    let code = match e {
+        ModelError::Architecture { .. } => Code::UnsupportedModel,
+        ModelError::KvMemory { .. } => Code::InsufficientMemory,
+        _ => Code::LoadFailed,
+    };
+    Fault::new(code, format!("model {id}: {e}"))
+}
+
+/// What is said of a model for which there is not enough memory.
+pub(super) fn short_fault(id: &str, short: &Short) -> Fault {
+    let (need, have) = short.numbers();
+    Fault::new(Code::InsufficientMemory, format!("model {id}: {short}")).room(need, have)
+}
+
+/// What is said when no logit of model `id` is finite after the token at position `pos`.
+pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
+    Fault::new(
+        Code::DamagedModel,
+        format!(
+            "model {id}: its weights give values that are not finite, after the token at position {pos}; the file is \
+             damaged: check its checksum and get it anew (if it is sound, its keys do not fit 16 bits: they do with \
+             engine.kv_type = \"f32\")"
+        ),
+    )
+}
