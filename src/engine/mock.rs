@@ -38,6 +38,9 @@ const REFUSALS: [Code; 10] = [
 /// The same, said within an answer.
 const BREAKS: [Code; 4] = [Code::DamagedModel, Code::Cancelled, Code::Stalled, Code::Internal];
 
+/// Those that a load may also end with.
+const LOAD_FAULTS: [Code; 3] = [Code::InsufficientMemory, Code::LoadFailed, Code::UnsupportedModel];
+
 /// Texts and tokens that frame a message; before them stand the 256 bytes.
 const CONTROL: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 const START: Token = Token(256);
@@ -150,13 +153,20 @@ impl Play {
         }
     }
 
+    /// Why a load of it fails at its end.
+    pub(super) fn load_fault(&self) -> Option<Fault> {
+        self.fails.filter(|code| LOAD_FAULTS.contains(code)).map(fault)
+    }
+
     /// What it has for one more request.
     pub(super) fn script(&self) -> Script {
         // Only counted: nothing else hangs on the order.
         let n = self.n_asked.fetch_add(1, Ordering::Relaxed) + 1;
         let by_turn = || self.mock.fail.filter(|(_, every)| n.is_multiple_of(*every)).map(|(code, _)| code);
         let fails = self.fails.or_else(by_turn);
-        Script { endless: self.endless, fails, fail_after: self.mock.fail_after }
+        // What is to fail within its answer goes on until it does.
+        let endless = self.endless || fails.is_some_and(|code| BREAKS.contains(&code));
+        Script { endless, fails, fail_after: self.mock.fail_after }
     }
 
     /// Lets the time of a step pass that reads `n_prompt` tokens, and `writes` or not. False if `go_on` says that nobody

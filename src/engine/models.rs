@@ -7,6 +7,7 @@ use super::handle::Live;
 use super::load::Load;
 use super::loaded::{Loaded, load_fault, short_fault};
 use super::manners::{Given, Level};
+use super::mock::Play;
 use super::ready::Ready;
 use super::run::{PROGRESS_EVERY, Runner, start_pool};
 use super::scheduler::{Input, Micros, ModelKey, Slot, Why};
@@ -267,6 +268,9 @@ impl Runner {
         {
             self.loading = Some(l);
             return;
+        }
+        if let Some(fault) = model.play.as_ref().and_then(Play::load_fault) {
+            return self.not_loaded(&model, &fault);
         }
         let total = l.load.progress().1;
         let (o, weights) = (&self.shared.options, l.load.finish(&model));

@@ -15,3 +15,4 @@ mod read;
 mod screens;
 #[path = "../support/mod.rs"]
 mod support;
+mod whole_interface;
