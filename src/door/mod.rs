@@ -2,7 +2,8 @@
 //! [`Event`](crate::engine::Event), and decides nothing.
 //!
 //! Shared by the doors: `fields`, `ask` and `sampling` read what a caller asks for, `wire` writes events, `done` the end
-//! of an answer, `fault` holds the names of failures, `queue` carries events from the engine's threads.
+//! of an answer, `fault` holds the names of failures, `queue` carries events from the engine's threads,
+//! `told` awaits single answers of them.
 
 #[cfg(feature = "http")]
 pub mod client;
@@ -28,5 +29,7 @@ mod id;
 mod queue;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod sampling;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod told;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod wire;

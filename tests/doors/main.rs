@@ -143,6 +143,17 @@ fn refusals_have_one_body_and_their_status() {
         ("POST", "/v1/models", text("{}"), 405, "method_not_allowed", None),
         ("GET", "/v1/models/no%20such", text(""), 404, "unknown_model", Some("id")),
         ("DELETE", "/sotto/v1/generations/x", text(""), 404, "unknown_object", Some("id")),
+        ("POST", "/sotto/v1/models/inside/load?context=5", text(""), 400, "invalid_value", None),
+        ("POST", "/sotto/v1/models/inside/load", text(r#"{"pine":1}"#), 400, "unknown_field", Some("pine")),
+        (
+            "POST",
+            "/sotto/v1/models/inside/load",
+            text(r#"{"context":1}"#),
+            400,
+            "invalid_value",
+            Some("context"),
+        ),
+        ("POST", "/sotto/v1/models/nowhere/load", text(""), 404, "unknown_model", Some("id")),
         ("POST", CHAT, text(""), 400, "invalid_json", None),
         ("POST", CHAT, text("[]"), 400, "invalid_value", None),
         ("POST", CHAT, text("{}"), 400, "missing_field", Some("messages")),
@@ -462,7 +473,9 @@ fn bodies_and_heads_are_bounded() {
     assert_eq!((reply.status, reply.code().as_str()), (431, "header_too_large"));
     let many: String = (0..200).map(|i| format!("x{i}: a\r\n")).collect();
     assert_eq!(house.send("GET", "/healthz", &many, "").code(), "header_too_large");
-    assert_eq!(house.raw(b"how do you do\r\n\r\n").status, 400);
+    for head in ["how do you do", "GET /healthz HTTP/1.1", "GET /healthz HTTP/1.1\r\nhost: a\r\nhost: a"] {
+        assert_eq!(house.raw(format!("{head}\r\n\r\n").as_bytes()).status, 400, "{head}");
+    }
 
     let mut late = house.connect();
     late.write_all(b"GET /healthz HT").unwrap();
@@ -470,6 +483,44 @@ fn bodies_and_heads_are_bounded() {
     late.read_to_end(&mut bytes).unwrap();
     let reply = Reply::parse(&bytes);
     assert_eq!((reply.status, reply.code().as_str()), (408, "request_timeout"));
+}
+
+/// A body that comes a byte at a time is given up as one that does not come.
+#[test]
+fn a_body_comes_within_its_time() {
+    let house = House::new(HttpOptions { idle_timeout_s: 1, ..HttpOptions::default() });
+    let mut drips = house.connect();
+    drips
+        .write_all(format!("POST {NATIVE} HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n").as_bytes())
+        .unwrap();
+    drips.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let (mut n, mut head) = (0, [0; 512]);
+    let told = loop {
+        drips.write_all(b" ").unwrap();
+        n += 1;
+        match drips.read(&mut head) {
+            Ok(len) => break String::from_utf8_lossy(&head[..len]).into_owned(),
+            Err(e) if n == 500 => panic!("{e} after {n} bytes"),
+            Err(_) => {}
+        }
+    };
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("request_timeout"), "{told}");
+    assert!(n > 10, "{n} bytes in 20 ms each");
+}
+
+#[test]
+fn a_model_is_loaded_as_the_body_says() {
+    let house = House::new(HttpOptions::default());
+    let reply = house.post("/sotto/v1/models/inside/load", json!({"context": 64, "pin": false}));
+    assert_eq!((reply.status, reply.lines().last().unwrap()["event"].as_str()), (200, Some("loaded")));
+    let model = house.send("GET", "/v1/models/inside", "", "").json();
+    assert_eq!(
+        (&model["sotto"]["context"], &model["sotto"]["pinned"]),
+        (&json!(64), &json!(false)),
+        "{model}"
+    );
+    assert_eq!(house.send("POST", "/sotto/v1/models/inside/load", "", "").status, 200);
+    assert_eq!(house.send("GET", "/v1/models/inside", "", "").json()["sotto"]["pinned"], true);
 }
 
 #[test]

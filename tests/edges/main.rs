@@ -369,6 +369,7 @@ fn bodies_come_in_known_ways() {
         "answered, and closed long before its idle time is over"
     );
     assert!(asked.elapsed().unwrap() < std::time::Duration::from_secs(30));
+    assert_eq!(old.header("connection"), Some("close"), "and says so");
     assert_eq!(answers(&daemon), before);
 }
 

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::time::sleep;
 use zbus::{OwnedFd, OwnedVariant};
 
@@ -14,6 +13,7 @@ use crate::door::embed::{Embed, FEATURES, Vectors};
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
 use crate::door::queue::Generation;
+use crate::door::told;
 use crate::engine::{Code, Fault, Input, LoadRequest, ModelState, Request, Text, Tokenized};
 
 use super::call::{Call, Refusal};
@@ -238,10 +238,7 @@ async fn unload_model(call: &Call) -> Result<(), Refusal> {
     let force = fields.flag("force")?.unwrap_or(false);
     fields.finish()?;
     call.may(if force { Permit::Manage } else { Permit::LoadModel }).await?;
-    let (tell, told) = oneshot::channel();
-    // Whoever left is not told.
-    call.door.engine.unload(&model, force, |how| drop(tell.send(how)))?;
-    told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    told::unload(&call.door.engine, &model, force).await?;
     call.reply(&()).await
 }
 
@@ -316,12 +313,8 @@ async fn tokenize(call: &Call) -> Result<(), Refusal> {
     let [add_special, parse_special] =
         [fields.flag("add_special")?, fields.flag("parse_special")?].map(|flag| flag.unwrap_or(false));
     fields.finish()?;
-    let (tell, told) = oneshot::channel();
     let text = Text::Plain { text, add_special, parse_special };
-    // Whoever left is not told.
-    call.door.engine.tokenize(call.uid(), model, text, |tokenized| drop(tell.send(tokenized)))?;
-    let Tokenized { tokens, .. } =
-        told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    let Tokenized { tokens, .. } = told::tokenize(&call.door.engine, call.uid(), model, text).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     call.reply(&(ids,)).await
 }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::door::fault;
+use crate::door::told;
 use crate::engine::{ModelHeader, ModelInfo, ModelState};
 
 use super::info::{Info, collect, variant};
@@ -17,13 +18,8 @@ impl Door {
     /// Reads the headers of models that nobody has looked at yet.
     pub(super) async fn describe_models(&self, uid: u32) {
         let unread = |info: &ModelInfo| info.header.is_none() && info.state != ModelState::Failed;
-        for info in self.engine.models().into_iter().filter(unread) {
-            let (tell, told) = oneshot::channel();
-            // What cannot be read now is told of without its header.
-            if self.engine.describe(uid, &info.id, || _ = tell.send(())).is_ok() {
-                let _ = told.await;
-            }
-        }
+        let ids = self.engine.models().into_iter().filter(unread).map(|info| info.id);
+        told::describe(&self.engine, uid, ids).await;
     }
 
     /// The model whose path ends in `name`.

@@ -21,8 +21,8 @@ use super::stream::Stream;
 /// Reads a body of at most `max_body_kib`.
 ///
 /// # Errors
-/// `body_too_large` before anything beyond the bound is kept, `request_timeout` when no bytes come for
-/// `idle_timeout_s`, `invalid_value` when it ends early or is framed wrongly.
+/// `body_too_large` before anything beyond the bound is kept, `request_timeout` when it is not whole after
+/// `idle_timeout_s`, however often a byte of it comes, `invalid_value` when it ends early or is framed wrongly.
 pub(super) async fn read(mut body: Incoming, options: &HttpOptions) -> Result<Vec<u8>, Fault> {
     let max = options.max_body_kib.saturating_mul(1024);
     let too_large = |got: String| {
@@ -36,30 +36,29 @@ pub(super) async fn read(mut body: Incoming, options: &HttpOptions) -> Result<Ve
         return Err(too_large(len.to_string()));
     }
     let mut bytes = Vec::new();
-    loop {
-        let frame = match timeout(Duration::from_secs(options.idle_timeout_s), body.frame()).await {
-            Ok(None) => return Ok(bytes),
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(e))) => {
-                return Err(Fault::new(
-                    Code::InvalidValue,
-                    format!("the body broke off or is framed wrongly: {e}"),
-                ));
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| {
+                Fault::new(Code::InvalidValue, format!("the body broke off or is framed wrongly: {e}"))
+            })?;
+            if let Some(data) = frame.data_ref() {
+                if bytes.len().saturating_add(data.len()) > max {
+                    return Err(too_large(format!("more than {max}")));
+                }
+                bytes.extend_from_slice(data);
             }
-            Err(_) => {
-                let message = format!(
-                    "the body stopped after {} bytes for {} s; send it whole",
-                    bytes.len(),
-                    options.idle_timeout_s
-                );
-                return Err(Fault::new(Code::RequestTimeout, message));
-            }
-        };
-        if let Some(data) = frame.data_ref() {
-            if bytes.len().saturating_add(data.len()) > max {
-                return Err(too_large(format!("more than {max}")));
-            }
-            bytes.extend_from_slice(data);
+        }
+        Ok(())
+    };
+    let s = options.idle_timeout_s;
+    match timeout(Duration::from_secs(s), whole).await {
+        Ok(read) => read.map(|()| bytes),
+        Err(_) => {
+            let message = format!(
+                "{} bytes of the body came within {s} s and it is not whole; send it faster",
+                bytes.len()
+            );
+            Err(Fault::new(Code::RequestTimeout, message))
         }
     }
 }

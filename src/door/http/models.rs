@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
-use crate::base::limits::NAME_SHOWN_BYTES_MAX;
+use crate::base::limits::{N_CTX_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::door::fields::{Fields, parse_json};
 use crate::door::id::cut;
+use crate::door::told;
 use crate::engine::{Caller, Code, Event, Fault, GenerationId, LoadRequest, ModelInfo};
 
 use super::HttpDoor;
@@ -16,24 +17,22 @@ use super::choices::Choices;
 use super::stream::{Framing, Printer, Shape, streamed};
 
 pub(super) fn list(door: &HttpDoor) -> Response<Body> {
-    let data: Vec<Value> = door.engine.models().iter().map(|info| told(door, info)).collect();
+    let data: Vec<Value> = door.engine.models().iter().map(|info| shown(door, info)).collect();
     body::json_text(format!("{}\n", json!({ "object": "list", "data": data })))
 }
 
 /// One model, whose header is read for it if nobody has looked at it yet.
 pub(super) async fn one(door: &HttpDoor, caller: Caller, name: &str) -> Result<Response<Body>, Fault> {
     let id = known(door, name)?;
-    let (tell, read) = oneshot::channel();
-    // What cannot be read now is told of without its header.
-    if door.engine.describe(caller.uid, &id, || _ = tell.send(())).is_ok() {
-        let _ = read.await;
-    }
+    told::describe(&door.engine, caller.uid, std::iter::once(id.clone())).await;
     let models = door.engine.models();
-    let info = models.iter().find(|info| info.id == id).ok_or_else(|| unknown(&id))?;
-    Ok(body::json_text(format!("{}\n", told(door, info))))
+    // It may be forgotten meanwhile.
+    let gone = || Fault::new(Code::UnknownModel, format!("model {id} has just gone")).at("id");
+    let info = models.iter().find(|info| info.id == id).ok_or_else(gone)?;
+    Ok(body::json_text(format!("{}\n", shown(door, info))))
 }
 
-fn told(door: &HttpDoor, info: &ModelInfo) -> Value {
+fn shown(door: &HttpDoor, info: &ModelInfo) -> Value {
     let stands_for = |alias: &String| door.engine.resolve(Some(alias)).as_deref() == Some(info.id.as_str());
     let aliases: Vec<String> = door.engine.aliases().into_iter().filter(stands_for).collect();
     let mut sotto = json!({
@@ -55,26 +54,39 @@ fn told(door: &HttpDoor, info: &ModelInfo) -> Value {
     json!({ "id": info.id, "object": "model", "created": info.created, "owned_by": "local", "sotto": sotto })
 }
 
-fn unknown(name: &str) -> Fault {
-    let message = format!("{}: no such model; GET /v1/models lists them", cut(name, NAME_SHOWN_BYTES_MAX));
-    Fault::new(Code::UnknownModel, message).at("id")
-}
-
 /// The id that the part `name` of a path stands for.
 fn known(door: &HttpDoor, name: &str) -> Result<String, Fault> {
-    let name = percent_decoded(name);
-    door.engine.resolve(Some(&name)).ok_or_else(|| unknown(&name))
+    let name = cut(&percent_decoded(name), NAME_SHOWN_BYTES_MAX);
+    door.engine.known(Some(&name)).map_err(|fault| fault.at("id"))
 }
 
-/// Loads a model and pins it; tells of it by events.
+/// How a model is to be loaded.
+pub(super) struct How {
+    pin: bool,
+    n_ctx: Option<usize>,
+}
+
+/// How a body, which may be empty, wants a model loaded.
+pub(super) fn how(bytes: &[u8], lenient: bool) -> Result<(How, Vec<String>), Fault> {
+    if bytes.is_empty() {
+        return Ok((How { pin: true, n_ctx: None }, Vec::new()));
+    }
+    let mut fields = Fields::new(parse_json(bytes)?, "", lenient)?;
+    let pin = fields.flag("pin")?.unwrap_or(true);
+    let n_ctx = fields.whole("context", 2, N_CTX_MAX as u64)?.map(|n| n as usize);
+    Ok((How { pin, n_ctx }, fields.finish()?))
+}
+
+/// Loads a model; tells of it by events.
 pub(super) async fn load(
     door: &HttpDoor,
     caller: Caller,
     id: &GenerationId,
     name: &str,
+    How { pin, n_ctx }: How,
 ) -> Result<Response<Body>, Fault> {
     door.options().admins.check(caller.uid, "load models")?;
-    let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin: true, n_ctx: None };
+    let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin, n_ctx };
     let printer = Printer::new(&door.engine, id.clone(), Shape::Native, Framing::Ndjson, false, 1);
     let keepalive = Duration::from_secs(door.options().keepalive_s);
     let begins = |event: &Event| matches!(event, Event::Loading { .. });
@@ -100,10 +112,7 @@ pub(super) async fn unload(
         }
     };
     let id = known(door, name)?;
-    let (tell, told) = oneshot::channel();
-    // Whoever left is not told.
-    door.engine.unload(&id, force, |how| drop(tell.send(how)))?;
-    told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    told::unload(&door.engine, &id, force).await?;
     Ok(body::none(StatusCode::NO_CONTENT))
 }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ALLOW, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT, ALLOW, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::json;
-use tokio::sync::oneshot;
 
 use crate::base::limits::{MESSAGE_BYTES_MAX, N_CHOICE_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::{after, cut, parse_id};
+use crate::door::told;
 use crate::engine::{Caller, Code, Event, Fault, GenerationId, RequestsLeft, Text, Tokenized};
 
 use super::body::{self, Body};
@@ -44,11 +44,13 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     phase.busy();
     let id = crate::door::id::new_id();
-    if request.version() == Version::HTTP_10 {
+    let is_old = request.version() == Version::HTTP_10;
+    if is_old {
         phase.last();
     }
     let (metrics, name) = (door.engine.metrics(), name(request.uri().path()));
-    let answered = match framing(request.headers()) {
+    let sound = host(request.version(), request.headers()).and_then(|()| framing(request.headers()));
+    let answered = match sound {
         Ok(()) => route(&door, caller, &id, request).await,
         Err(fault) => Err(fault),
     };
@@ -71,6 +73,9 @@ pub(super) async fn answer(
     }
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if is_old {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| body.ends_turn(phase)))
 }
@@ -111,6 +116,15 @@ fn name(path: &str) -> &'static str {
         ["metrics"] => METRICS,
         _ => "unknown",
     }
+}
+
+/// Whether a host is named, as HTTP/1.1 wants it (RFC 9112, 3.2); which one does not matter on a socket.
+fn host(version: Version, headers: &HeaderMap) -> Result<(), Fault> {
+    let n = headers.get_all(HOST).iter().count();
+    if n == 1 || (n == 0 && version < Version::HTTP_11) {
+        return Ok(());
+    }
+    Err(Fault::new(Code::InvalidValue, format!("host: got {n} such headers, HTTP/1.1 has one")))
 }
 
 /// Whether the body comes in a way that is known. A Content-Length beside chunks is gone by here: the chunks count.
@@ -162,7 +176,7 @@ async fn route(
         ["sotto", "v1", "generations", id] => cancel(door, caller, id),
         ["v1", "models", name] => models::one(door, caller, name).await,
         ["v1", "models"] => Ok(models::list(door)),
-        ["sotto", "v1", "models", name, "load"] => models::load(door, caller, id, name).await,
+        ["sotto", "v1", "models", name, "load"] => load(door, caller, id, name, request).await,
         ["sotto", "v1", "models", name, "unload"] => {
             models::unload(door, caller, name, request.uri().query()).await
         }
@@ -234,6 +248,31 @@ async fn embeddings(
 ) -> Result<Response<Body>, Fault> {
     let (asked, ignored, _) = asked(door, request, embeddings::read).await?;
     Ok(tell_ignored(embeddings::answer(&door.engine, caller, asked).await?, &ignored))
+}
+
+/// Loads the model `name`.
+async fn load(
+    door: &HttpDoor,
+    caller: Caller,
+    id: &GenerationId,
+    name: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    no_query(request.uri().query())?;
+    let (how, ignored, _) = asked(door, request, models::how).await?;
+    Ok(tell_ignored(models::load(door, caller, id, name, how).await?, &ignored))
+}
+
+fn no_query(query: Option<&str>) -> Result<(), Fault> {
+    match query.unwrap_or_default() {
+        "" => Ok(()),
+        query => {
+            let got = cut(query, NAME_SHOWN_BYTES_MAX);
+            let message =
+                format!("got the query {}, none is taken here: fields stand in the body", got.escape_debug());
+            Err(Fault::new(Code::InvalidValue, message))
+        }
+    }
 }
 
 /// Tells which fields were passed over.
@@ -318,11 +357,7 @@ async fn tokenize(
         }
     };
     fields.finish()?;
-    let (tell, told) = oneshot::channel();
-    // Whoever left is not told.
-    door.engine.tokenize(caller.uid, model, text, |tokenized| drop(tell.send(tokenized)))?;
-    let Tokenized { tokens, prompt } =
-        told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the engine stopped")))?;
+    let Tokenized { tokens, prompt } = told::tokenize(&door.engine, caller.uid, model, text).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let mut result = json!({ "tokens": ids, "count": ids.len() });
     if let Some(prompt) = prompt {
