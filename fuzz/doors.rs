@@ -123,26 +123,62 @@ impl House {
 }
 
 const ROOT: &str = "/org/sotto/Sotto1";
+const MANAGER: &str = "org.sotto.Sotto1.Manager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// The object that a call is for.
+#[derive(Clone, Copy)]
+enum At {
+    Root,
+    Model,
+    Log,
+    /// What another call makes first: its path, that method, and its arguments.
+    Made(&'static str, &'static str, &'static str, &'static [u8]),
+}
+
+/// A text, then no options: `sa{sv}` of "mock".
+const MOCK: &[u8] = b"\x04\0\0\0mock\0\0\0\0\0\0\0\0";
+const SESSION: At = At::Made("session", "OpenSession", "a{sv}", &[0; 8]);
+const GENERATION: At = At::Made("generation", "StartGeneration", "sa{sv}", MOCK);
+const JOB: At = At::Made("job", "LoadModel", "sa{sv}", MOCK);
+
 /// Methods and their signatures.
-const METHODS: [(&str, &str, &str); 12] = [
-    ("org.sotto.Sotto1.Manager", "Generate", "sa{sv}"),
-    ("org.sotto.Sotto1.Manager", "StartGeneration", "sa{sv}"),
-    ("org.sotto.Sotto1.Manager", "Embed", "asa{sv}"),
-    ("org.sotto.Sotto1.Manager", "Tokenize", "sa{sv}"),
-    ("org.sotto.Sotto1.Manager", "OpenSession", "a{sv}"),
-    ("org.sotto.Sotto1.Manager", "LoadModel", "sa{sv}"),
-    ("org.sotto.Sotto1.Manager", "UnloadModel", "sa{sv}"),
-    ("org.sotto.Sotto1.Manager", "Cancel", "o"),
-    ("org.freedesktop.DBus.Properties", "Get", "ss"),
-    ("org.freedesktop.DBus.Properties", "GetAll", "s"),
-    ("org.freedesktop.DBus.Properties", "Set", "ssv"),
-    ("org.freedesktop.DBus.Introspectable", "Introspect", ""),
+const METHODS: [(At, &str, &str, &str); 29] = [
+    (At::Root, MANAGER, "Generate", "sa{sv}"),
+    (At::Root, MANAGER, "StartGeneration", "sa{sv}"),
+    (At::Root, MANAGER, "Embed", "asa{sv}"),
+    (At::Root, MANAGER, "Tokenize", "sa{sv}"),
+    (At::Root, MANAGER, "OpenSession", "a{sv}"),
+    (At::Root, MANAGER, "LoadModel", "sa{sv}"),
+    (At::Root, MANAGER, "UnloadModel", "sa{sv}"),
+    (At::Root, MANAGER, "Cancel", "o"),
+    (At::Root, PROPERTIES, "Get", "ss"),
+    (At::Root, PROPERTIES, "GetAll", "s"),
+    (At::Root, PROPERTIES, "Set", "ssv"),
+    (At::Root, "org.freedesktop.DBus.Introspectable", "Introspect", ""),
+    (At::Root, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects", ""),
+    (At::Root, MANAGER, "ListModels", ""),
+    (At::Root, MANAGER, "Reload", ""),
+    (SESSION, "org.sotto.Sotto1.Session", "Ask", "sa{sv}"),
+    (SESSION, "org.sotto.Sotto1.Session", "Send", "sa{sv}"),
+    (SESSION, "org.sotto.Sotto1.Session", "History", ""),
+    (SESSION, "org.sotto.Sotto1.Session", "Reset", ""),
+    (SESSION, "org.sotto.Sotto1.Session", "Close", ""),
+    (SESSION, PROPERTIES, "Get", "ss"),
+    (GENERATION, "org.sotto.Sotto1.Generation", "Result", ""),
+    (GENERATION, "org.sotto.Sotto1.Generation", "Cancel", ""),
+    (GENERATION, PROPERTIES, "Get", "ss"),
+    (JOB, "org.sotto.Sotto1.Job", "Wait", ""),
+    (JOB, "org.sotto.Sotto1.Job", "Cancel", ""),
+    (JOB, PROPERTIES, "Get", "ss"),
+    (At::Model, PROPERTIES, "Get", "ss"),
+    (At::Log, PROPERTIES, "Set", "ssv"),
 ];
 
 /// A call as the wire has it, low byte first, with `body` as it stands.
-fn call(serial: u32, (interface, member, signature): (&str, &str, &str), body: &[u8]) -> Vec<u8> {
+fn call(serial: u32, path: &str, interface: &str, member: &str, signature: &str, body: &[u8]) -> Vec<u8> {
     let mut fields = Vec::new();
-    for (code, kind, text) in [(1, "o", ROOT), (2, "s", interface), (3, "s", member), (8, "g", signature)] {
+    for (code, kind, text) in [(1, "o", path), (2, "s", interface), (3, "s", member), (8, "g", signature)] {
         if text.is_empty() {
             continue;
         }
@@ -181,28 +217,58 @@ pub fn bus(data: &[u8]) {
     });
     let uid: String = sotto::os::process::uid().to_string().bytes().map(|b| format!("{b:02x}")).collect();
     let mut sent = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n").into_bytes();
+    let mut heard: Vec<u8> = Vec::new();
     match METHODS.get(usize::from(*first)) {
-        Some(method) => sent.extend(call(1, *method, rest)),
+        Some(&(at, interface, member, signature)) => {
+            let path = match at {
+                At::Root => ROOT.to_owned(),
+                At::Model => format!("{ROOT}/model/mock"),
+                At::Log => "/org/freedesktop/LogControl1".to_owned(),
+                At::Made(kind, method, signature, body) => {
+                    sent.extend(call(1, ROOT, MANAGER, method, signature, body));
+                    ours.write_all(&std::mem::take(&mut sent)).expect("a sound call");
+                    made(&mut ours, &mut heard, &format!("{ROOT}/{kind}/"))
+                }
+            };
+            sent.extend(call(2, &path, interface, member, signature, rest));
+        }
         None => sent.extend(rest),
     }
     let last = 0x7fff_ffff;
-    sent.extend(call(last, ("org.freedesktop.DBus.Peer", "Ping", ""), &[]));
+    sent.extend(call(last, ROOT, "org.freedesktop.DBus.Peer", "Ping", "", &[]));
     let _ = ours.write_all(&sent);
-    let mut heard: Vec<u8> = Vec::new();
-    let mut part = [0; 4096];
     let reply = last.to_le_bytes();
     while !heard.windows(4).any(|bytes| bytes == reply) {
-        match ours.read(&mut part) {
+        match hear(&mut ours, &mut heard) {
             Ok(0) => break,
-            Ok(n) => heard.extend(&part[..n]),
+            Ok(_) => {}
             // Bytes that announce a longer message swallow the sound call.
             Err(_) if usize::from(*first) >= METHODS.len() => break,
             Err(e) => panic!("no answer: {e}"),
         }
     }
     let internal = b"org.sotto.Error.Internal";
-    assert!(!heard.windows(internal.len()).any(|bytes| bytes == internal), "an internal error");
+    let is_internal = heard.windows(internal.len()).any(|bytes| bytes == internal);
+    assert!(!is_internal, "an internal error: {}", String::from_utf8_lossy(&heard).escape_debug());
     drop(ours);
     ended.recv_timeout(PATIENCE).expect("the door closes, and did not panic");
     house.rests();
+}
+
+fn hear(from: &mut UnixStream, heard: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut part = [0; 4096];
+    let n = from.read(&mut part)?;
+    heard.extend(&part[..n]);
+    Ok(n)
+}
+
+/// The path of the object that a sound call has made: `prefix` and an id.
+fn made(from: &mut UnixStream, heard: &mut Vec<u8>, prefix: &str) -> String {
+    loop {
+        let at = heard.windows(prefix.len()).position(|bytes| bytes == prefix.as_bytes());
+        if let Some(id) = at.and_then(|at| heard.get(at..at + prefix.len() + 26)) {
+            return String::from_utf8(id.to_vec()).expect("letters and digits");
+        }
+        assert!(hear(from, heard).expect("an answer") > 0, "a sound call is not answered");
+    }
 }

@@ -49,7 +49,12 @@ def arguments() -> list[tuple[int, bytes]]:
             (4, options(b"", system=("s", "be brief"))), (5, options(text("mock"), pin=("b", 0))),
             (6, options(text("mock"), force=("b", 1))), (7, text("/org/sotto/Sotto1/generation/x")),
             (8, padded(text("org.sotto.Sotto1.Manager"), 4) + text("State")), (9, text("org.sotto.Sotto1.Manager")),
-            (10, padded(text("a"), 4) + text("b") + b"\x01s\0" + bytes(3) + text("c")), (11, b"")]
+            (10, padded(text("a"), 4) + text("b") + b"\x01s\0" + bytes(3) + text("c")),
+            (15, options(text("hi"), **few)), (16, options(text("hi"), format=("s", "text"))),
+            *((method, b"") for method in (11, 12, 13, 14, 17, 18, 19, 21, 22, 24, 25)),
+            *((method, padded(text(f"org.sotto.Sotto1.{kind}"), 4) + text("State"))
+              for method, kind in ((20, "Session"), (23, "Generation"), (26, "Job"), (27, "Model"))),
+            (28, padded(text("org.freedesktop.LogControl1"), 4) + padded(text("LogLevel") + b"\x01s\0", 4) + text("info"))]
 
 
 def main():

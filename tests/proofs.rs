@@ -22,10 +22,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
+use sotto::base::Token;
 use sotto::door::http::HttpOptions;
 use sotto::engine::{
     Caching, Caller, Class, Door, Effort, Engine, Event, GenerationId, Input, Mock, Offer, Options, Request,
-    Sampling, Settings, Sink, Task,
+    Sampling, Settings, Sink, Task, median,
 };
 use sotto::os::clock;
 use support::http::{Call, ask, post};
@@ -330,6 +331,75 @@ fn no_layer_begins_after_the_close_of_a_long_prefill() {
     let after = inside.layers_after_the_close(call);
     println!("{after} layers begun after the close at {} of {} tokens", event["done"], event["total"]);
     assert!(after <= 1, "{after} layers");
+}
+
+/// The time to the first token tells nobody what another user has asked.
+#[test]
+#[ignore = "slow, and wants a quiet machine"]
+fn anothers_prompt_is_answered_no_sooner_than_a_new_one() {
+    const N: usize = 101;
+    let engine = engine(stories(), 1, 512);
+    // Prompts of 400 tokens that differ from the first on.
+    let prompt = |salt: usize| -> Vec<Token> {
+        let mut bits = salt as u64;
+        let mut next = || {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Token(3 + (bits >> 33) as u32 % 90)
+        };
+        (0..400).map(|_| next()).collect()
+    };
+    // Microseconds until the first text.
+    let first = |id: usize, uid: u32, salt: usize| {
+        let request = Request {
+            id: GenerationId::from_bits(id as u128),
+            caller: Caller { uid, pid: None, door: Door::Local },
+            model: None,
+            task: Task::Generate,
+            input: Input::Tokens(prompt(salt)),
+            input_field: "input",
+            effort: Effort::None,
+            sampling: Sampling { min_tokens: 1, ..Sampling::default() },
+            max_tokens: Some(1),
+            stop: Vec::new(),
+            cache: Caching::Own,
+            class: Class::Interactive,
+            deadline_ms: None,
+        };
+        let (told, heard) = std::sync::mpsc::channel();
+        let began = clock::now_us();
+        let _handle = engine.submit(request, Box::new(Ends(told))).unwrap();
+        heard.recv_timeout(Duration::from_secs(60)).unwrap() - began
+    };
+    // Its own, again; another's; one that nobody had.
+    let mut us = [const { Vec::new() }; 3];
+    for i in 0..N {
+        first(10 * i, 5, 2 * i);
+        let of_two = [(1, 6, 2 * i), (2, 7, 2 * i + 1)];
+        for (kind, uid, salt) in if i % 2 == 0 { of_two } else { [of_two[1], of_two[0]] } {
+            us[kind].push(first(10 * i + kind, uid, salt) as f64);
+        }
+        us[0].push(first(10 * i + 3, 5, 2 * i) as f64);
+    }
+    let [own, anothers, new] = us.map(|us| median(&us));
+    println!(
+        "first token after {own:.0} us (its own again), {anothers:.0} us (another's), {new:.0} us (new)"
+    );
+    println!("another's of new: {:.3}", anothers / new);
+    assert!(own < 0.7 * new, "what is kept is sooner");
+    assert!((anothers / new - 1.0).abs() < 0.05, "another's is not");
+}
+
+/// Tells when an answer ended.
+struct Ends(std::sync::mpsc::Sender<u64>);
+
+impl Sink for Ends {
+    fn offer(&mut self, event: &Event) -> Offer {
+        if matches!(event, Event::Done(_)) {
+            // Who hears of it may have given up.
+            _ = self.0.send(clock::now_us());
+        }
+        Offer::Taken
+    }
 }
 
 /// Four streams of the socket, beside four sequences of `sotto bench`, in turn.

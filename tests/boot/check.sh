@@ -58,6 +58,51 @@ ok "a member of the group is" setpriv --reuid=nobody --regid=nogroup --groups="$
 ok "polkit knows its actions" sh -c "pkaction | grep -q org.sotto"
 ok "a stranger may not load" sh -c "! setpriv --reuid=nobody --regid=nogroup --clear-groups busctl --timeout=20 call $name $path $name.Manager LoadModel 'sa{sv}' story-2.8m-q8_0 0"
 ok "root may load" busctl --timeout=20 call $name $path $name.Manager LoadModel 'sa{sv}' story-2.8m-q8_0 0
+# A member of the group, whom the bus lets in: polkitd decides, by the policy and by rules of the administrator.
+useradd --system --groups sotto visitor
+member() { setpriv --reuid=visitor --regid="$(id -g visitor)" --init-groups "$@"; }
+asks() { # PYTHON: a call of the member, its answer or its error
+  member python3 -c "
+import dbus
+with_options = lambda **options: dbus.Dictionary(options, signature='sv')
+manager = dbus.Interface(dbus.SystemBus().get_object('$name', '$path', introspect=False), '$name.Manager')
+try:
+    print('answer:', manager.$1)
+except dbus.DBusException as e:
+    print(e.get_dbus_name(), e.get_dbus_message())"
+}
+generates() { asks "Generate('Once', with_options(raw=True, max_tokens=dbus.UInt32(4)))"; }
+loads() { asks "LoadModel('story-2.8m-q8_0', with_options())"; }
+refused() { # ACTION CALL...: polkit is asked, and says no
+  "${@:2}" | grep -q "AccessDenied not_authorized: .*polkit refuses org.sotto.$1"
+}
+rule() { # ACTION RESULT: what polkitd says of the member, as soon as it knows
+  echo "polkit.addRule(function(action, subject) {
+    if (action.id == 'org.sotto.$1' && subject.user == 'visitor') return polkit.Result.$2; });" \
+    >/etc/polkit-1/rules.d/10-sotto.rules
+  sleep 1 # polkitd sees that by itself
+}
+mkdir -p /etc/polkit-1/rules.d
+ok "polkitd runs" sh -c "systemctl start polkit && pidof polkitd >/dev/null"
+ok "a member generates" grep -q '^answer: ' <(generates)
+ok "a member may not load, by the policy" refused load-model loads
+ok "nor read the configuration again" refused manage asks 'Reload()'
+rule load-model YES
+ok "a member may load, by a rule" grep -q '^answer: .*/job/' <(loads)
+rule generate NO
+ok "a member may not generate, by a rule" refused generate generates
+ok "nor open a session" refused generate asks 'OpenSession(with_options())'
+ok "nor make vectors" refused generate asks "Embed(['text'], with_options())"
+ok "root may" called
+rm /etc/polkit-1/rules.d/10-sotto.rules
+sleep 1
+ok "a member generates again" grep -q '^answer: ' <(generates)
+kill -STOP "$(pidof polkitd)"
+ok "a polkitd that is silent is no yes" grep -q 'AccessDenied not_authorized: .*is there and says nothing' <(generates)
+ok "nor in the way of root" called
+kill -CONT "$(pidof polkitd)"
+ok "a member generates once more" grep -q '^answer: ' <(generates)
+
 ok "its log level changes" sh -c "systemctl service-log-level sottod debug && [ \$(systemctl service-log-level sottod) = debug ]"
 systemctl service-log-level sottod info
 ok "a reload is taken" systemctl reload sottod
@@ -68,8 +113,9 @@ ok "the catalog explains" sh -c "journalctl -u sottod -x | grep -q 'Subject:\|--
 stop
 answers
 before=$(systemctl show sottod -p MainPID --value)
-curl -sN --max-time 60 --unix-socket $socket http://sotto/sotto/v1/generate \
-  -d '{"input":"Once","raw":true,"max_tokens":400,"min_tokens":400}' >/tmp/stream &
+# Read so slowly that the answer cannot be over.
+curl -sN --limit-rate 20K --max-time 60 --unix-socket $socket http://sotto/sotto/v1/generate \
+  -d '{"input":"Once","raw":true,"max_tokens":400,"min_tokens":400,"logprobs":20}' >/tmp/stream &
 until grep -q token /tmp/stream 2>/dev/null; do :; done
 kill -9 "$before"
 wait $!

@@ -3,7 +3,7 @@
 #   tests/boot/run.sh BOOT ROOT.tar OUT [SOTTOD SOTTO]
 # BOOT boots ROOT.tar as root, installs packages, runs a script inside, and ends as that does:
 #   BOOT ROOT.tar SCRIPT OUT PACKAGE.deb...
-# such as shared/tools/boards/boot-container.sh, with a root of make-root.sh and its packages curl, python3.
+# such as shared/tools/boards/boot-container.sh, with a root of make-root.sh and its packages curl, python3, python3-dbus.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n 2,7p "$0" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)

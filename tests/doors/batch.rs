@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sotto::base::Token;
 use sotto::engine::{
-    Caching, Caller, Class, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile, Offer,
-    Options, Request, Sampling, Settings, Sink, Task,
+    Caching, Caller, Class, Code, Done, Door, Effort, Engine, Event, GenerationId, Handle, Input, ModelFile,
+    Offer, Options, Request, Sampling, Settings, Sink, Task,
 };
 
 /// Sends everything on.
@@ -192,4 +192,38 @@ fn who_looks_sees_ones_own_requests_alone() {
     assert_eq!(seen(0), (vec![own(7), own(8)], 2), "root sees all");
     drop(going);
     assert_eq!(seen(0), (vec![], 0));
+}
+
+/// Whoever left the queue has cost nothing: no layer, no token, and no time of who comes behind.
+#[test]
+fn ten_that_left_the_queue_cost_nothing() {
+    let engine = engine(super::support::stories(), 1);
+    let tokens = |n: u32| -> Vec<Token> { (0..n).map(|t| Token(3 + t % 90)).collect() };
+    let last = || answer(&submit(&engine, request(99, 30, &tokens(20), 6, false)).1);
+    let alone = last();
+    let n_read = || {
+        let mut n = 0;
+        engine.metrics().each_model(|_, model| n += model.prompt_computed.get());
+        n
+    };
+    let (running, heard) = submit(&engine, request(1, 5, &tokens(20), 350, false));
+    while !matches!(heard.recv_timeout(Duration::from_secs(60)).unwrap(), Event::Text { .. }) {}
+    let before = n_read();
+    let left: Vec<(Handle, Receiver<Event>)> =
+        (0..10).map(|i| submit(&engine, request(10 + i, 10 + i as u32, &tokens(200), 20, false))).collect();
+    for (_, events) in &left {
+        while !matches!(events.recv_timeout(Duration::from_secs(60)).unwrap(), Event::Queued { .. }) {}
+    }
+    let (mut handles, ends): (Vec<Handle>, Vec<Receiver<Event>>) = left.into_iter().unzip();
+    handles.clear();
+    for events in ends {
+        let end = events.iter().last();
+        assert!(matches!(&end, Some(Event::Failed(fault)) if fault.code == Code::Cancelled), "{end:?}");
+    }
+    assert_eq!(engine.status().queue_length, 0);
+    drop(running);
+    assert_eq!(n_read(), before, "their prompts were not read");
+    let (text, done) = last();
+    assert_eq!((text, done.usage), (alone.0, alone.1.usage));
+    assert_eq!(n_read() - before, 20);
 }

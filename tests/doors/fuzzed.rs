@@ -13,7 +13,7 @@ fn doors_take_what_the_fuzzer_begins_with() {
     if !have("/usr/bin/python3", "what the fuzzer begins with") {
         return;
     }
-    for (target, take, n_least) in [("http", doors::http as fn(&[u8]), 14), ("bus", doors::bus, 12)] {
+    for (target, take, n_least) in [("http", doors::http as fn(&[u8]), 14), ("bus", doors::bus, 29)] {
         let folder = Folder::new();
         let seeds = folder.join(target);
         std::fs::create_dir(&seeds).unwrap();

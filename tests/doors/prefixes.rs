@@ -51,6 +51,28 @@ fn what_root_publishes_is_everybodys_and_nothing_else() {
     assert_eq!(cached(&engine, request(10, 10, &longer, 3, true)), 192);
 }
 
+/// Whether another user had the same prompt before is seen neither in the answer nor in the work for it (and so in no
+/// time: `proofs.rs` measures that).
+#[test]
+fn anothers_prompt_takes_the_work_of_a_new_one() {
+    let models = vec![ModelFile { id: "inside".into(), path: stories() }];
+    let engine = engine(512, Settings { models, ..Settings::default() });
+    let prompt = |salt: u32| -> Vec<Token> { (0..300).map(|t| Token(3 + (t * salt) % 90)).collect() };
+    let layers = |id, uid, salt| {
+        let before = engine.layers_begun();
+        let (_, done) = answer(&submit(&engine, request(id, uid, &prompt(salt), 1, true)).1);
+        (engine.layers_begun() - before, done.usage.cached_tokens)
+    };
+    // The load is no work of a request.
+    let _ = layers(1, 0, 17);
+    let new = layers(2, 5, 7);
+    let again = layers(3, 5, 7);
+    assert_eq!((new.1, again.1), (0, 256));
+    assert!(again.0 < new.0, "{again:?} of {new:?}");
+    assert_eq!(layers(4, 6, 7), new, "what another had");
+    assert_eq!(layers(5, 6, 13), new, "what nobody had");
+}
+
 #[test]
 fn what_a_template_begins_with_is_everybodys() {
     let folder = Folder::new();

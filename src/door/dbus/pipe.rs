@@ -42,6 +42,12 @@ impl Last {
         let unwritten = line(&event, format);
         Self { event, unwritten }
     }
+
+    /// Nobody reads any more.
+    fn closed() -> Self {
+        let fault = Fault::new(Code::Cancelled, "the reader closed the stream");
+        Self { event: Event::Failed(fault), unwritten: None }
+    }
 }
 
 /// The line of `event`; text streams have none but text.
@@ -130,6 +136,12 @@ impl Sink for PipeSink {
                 Some(Wrote::Gone) => Offer::Gone,
             },
         };
+        if offer == Offer::Gone {
+            // What comes behind, the end among it, may be dropped unsaid.
+            if let Some(last) = self.last.take() {
+                let _ = last.send(Last::closed());
+            }
+        }
         self.shared = Some(shared);
         offer
     }
@@ -184,8 +196,7 @@ async fn follow(
             }
             _ = shared.pipe.ready(Interest::ERROR) => {
                 drop(handle);
-                let fault = Fault::new(Code::Cancelled, "the reader closed the stream");
-                return Last { event: Event::Failed(fault), unwritten: None };
+                return Last::closed();
             }
             () = shared.full.notified() => {
                 // An error counts as room: the next write finds it.
@@ -247,6 +258,24 @@ mod tests {
             let values = values.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
             let joined: String = values.map(|value| value["text"].as_str().unwrap().to_owned()).collect();
             assert_eq!(joined.trim_end_matches('x'), text);
+        });
+    }
+
+    #[test]
+    fn who_closes_the_stream_has_cancelled_whatever_is_said_behind() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (pipe, reader) = pair().unwrap();
+            pipe.writable().await.unwrap();
+            drop(reader);
+            let shared = Some(Arc::new(Shared { pipe, full: Notify::new() }));
+            let (last, mut outcome) = oneshot::channel();
+            let mut sink = PipeSink { shared, last: Some(last), format: Format::Text, sent: None };
+            assert_eq!(sink.offer(&Event::Text { text: "a".into(), logprob: None }), Offer::Gone);
+            // As the engine does with what is still to be said to nobody.
+            drop(sink);
+            let ended = outcome.try_recv().unwrap().event;
+            assert!(matches!(&ended, Event::Failed(fault) if fault.code == Code::Cancelled), "{ended:?}");
         });
     }
 }
