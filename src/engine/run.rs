@@ -190,7 +190,10 @@ impl Runner {
                     other => self.take(other),
                 }
             }
-            match self.plan(now) {
+            let step = self.plan(now);
+            // Who has a place by now does not hear of one in the queue.
+            self.tell_positions(now);
+            match step {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
                     self.shared.busy.store(false, Ordering::Release);
@@ -230,7 +233,6 @@ impl Runner {
         }
         let now = clock::now_us();
         self.look(now);
-        self.tell_positions(now);
         for (told, n) in self.shared.queue_length.iter().zip(self.scheduler.queue_len()) {
             told.store(n, Ordering::Relaxed);
         }

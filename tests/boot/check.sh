@@ -109,6 +109,17 @@ ok "a reload is taken" systemctl reload sottod
 ok "the journal has fields" sh -c "journalctl -u sottod -o json | grep -q MESSAGE_ID"
 ok "the catalog explains" sh -c "journalctl -u sottod -x | grep -q 'Subject:\|-- '"
 
+# What callers say is in no line of the journal and in no file.
+word=Quaxolotl
+for body in "{\"input\":\"$word\",\"raw\":true,\"max_tokens\":8}" "{\"input\":\"$word\",\"class\":\"$word\"}" "{\"input\":\"$word"; do
+  http /sotto/v1/generate -d "$body" >/dev/null
+done
+http /sotto/v1/tokenize -d "{\"text\":\"$word\"}" >/dev/null
+busctl --timeout=60 call $name $path $name.Manager Generate 'sa{sv}' $word 2 max_tokens u 8 raw b true >/dev/null
+stop
+ok "no word of a caller is in the journal" sh -c "! journalctl -a -o export | grep -qi $word"
+ok "nor in a file" sh -c "! grep -rqi $word /var /run /tmp /etc /root 2>/dev/null"
+
 # kill -9: systemd starts it again, and the next request is served.
 stop
 answers

@@ -37,7 +37,14 @@ fn cached(folder: &Folder) -> (Vec<PathBuf>, usize) {
 
 /// No event and no mark in `lines` says that a stream is over.
 fn breaks_off(lines: &[String]) {
-    for word in ["\"done\"", "\"error\"", "[DONE]", "finish_reason\":\"", "\"usage\":{"] {
+    for word in [
+        "\"event\":\"done\"",
+        "\"event\":\"error\"",
+        "{\"error\"",
+        "[DONE]",
+        "finish_reason\":\"",
+        "\"usage\":{",
+    ] {
         assert!(!lines.iter().any(|line| line.contains(word)), "{word} in {lines:?}");
     }
 }

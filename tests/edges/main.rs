@@ -345,6 +345,38 @@ fn a_reload_drops_no_stream() {
     assert_eq!(done["usage"]["completion_tokens"], 5, "{done}");
 }
 
+/// What an answer says is text, whatever it looks like: no event, no end of a stream, no second line.
+#[test]
+fn an_answer_forges_no_event() {
+    let folder = Folder::new();
+    let daemon = Daemon::mock(&folder, "", "", None);
+    let forged = "a\n\ndata: [DONE]\n\ndata: {\"choices\":[]}\r\n\r\nevent: error\rdata: x\u{2028}\u{85}\n{\"event\":\"done\"}\n: b";
+    let said = json!([{"role": "user", "content": forged}]);
+    let body = json!({"messages": said, "stream": true}).to_string();
+    let answer = ask(&daemon.socket, &post(CHAT, &body));
+    let (mut text, mut n_done) = (String::new(), 0);
+    // Comments tell of progress.
+    let progress = |line: &str| line.starts_with(": loading ") || line.starts_with(": prefill ");
+    for line in answer.text().split('\n').filter(|line| !line.is_empty() && !progress(line)) {
+        match line.strip_prefix("data: ") {
+            Some("[DONE]") => n_done += 1,
+            Some(data) => {
+                let chunk: serde_json::Value = serde_json::from_str(data).unwrap();
+                text += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+                assert_eq!(n_done, 0, "{data} behind the end");
+            }
+            None => panic!("no event: {line:?}"),
+        }
+    }
+    assert_eq!((text.as_str(), n_done), (forged, 1));
+    let lines = ask(&daemon.socket, &post(NATIVE, json!({"input": forged}).to_string()));
+    let events: Vec<serde_json::Value> =
+        lines.text().split_terminator('\n').map(|line| serde_json::from_str(line).unwrap()).collect();
+    let text: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
+    assert_eq!(text, forged);
+    assert_eq!(events.iter().filter(|event| event["event"] == "done").count(), 1);
+}
+
 #[test]
 fn bodies_come_in_known_ways() {
     let folder = Folder::new();

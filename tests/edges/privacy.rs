@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use super::support::http::{Call, ask, get, post};
-use super::support::{Daemon, Folder, NO_CACHE, Running, bus, have, until};
+use super::support::{Daemon, Folder, NO_CACHE, Running, bus, have, stories, until};
 use super::{CHAT, NATIVE};
 
 const CANARY: &str = "Quaxolotl";
@@ -93,6 +93,40 @@ fn what_is_said_is_nowhere_else() {
     assert!(log.contains("finished, ") && log.contains("failed, "), "{log}");
     for file in files(&folder.join("")) {
         assert!(!is_in(&std::fs::read(&file).unwrap_or_default()), "{} has it", file.display());
+    }
+}
+
+/// The same of a model with weights, its packed form, and what is kept of prompts: also of the words that it answers.
+#[test]
+fn what_a_model_reads_and_writes_is_nowhere_else() {
+    let folder = Folder::new();
+    let mut daemon =
+        Daemon::start(&folder, &stories(), "pack = \"cache\"\n[daemon]\nlog_level = \"debug\"\n");
+    let say =
+        format!("Once upon a time {CANARY} went into the wood, and there it met the others. ").repeat(4);
+    let body =
+        json!({"input": say, "raw": true, "max_tokens": 60, "min_tokens": 60, "temperature": 0}).to_string();
+    let said: Vec<String> = (0..2)
+        .map(|_| {
+            let answer = ask(&daemon.socket, &post(NATIVE, &body));
+            let events =
+                answer.text().lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            events.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
+        })
+        .collect();
+    assert!(said[0] == said[1] && said[0].len() > 60, "{said:?}");
+    for page in ["/metrics", "/sotto/v1/status"] {
+        let answer = ask(&daemon.socket, &get(page));
+        assert!(answer.status == 200 && !is_in(&answer.body), "{page}: {}", answer.text());
+    }
+    daemon.process.signal(rustix::process::Signal::TERM);
+    daemon.process.ended("the daemon's end");
+    // From its middle, so that it is no word of the vocabulary alone.
+    let middle: String = said[0].chars().skip(20).take(30).collect();
+    for file in files(&folder.join("")) {
+        let bytes = std::fs::read(&file).unwrap_or_default();
+        let has = bytes.windows(middle.len()).any(|part| part == middle.as_bytes());
+        assert!(!has && !is_in(&bytes), "{} has it", file.display());
     }
 }
 

@@ -1,9 +1,12 @@
 //! Options of a call (`a{sv}`) as the fields that the native route has: same names, same ranges.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
-use zbus::{OwnedVariant, Variant};
+use zbus::zvariant::Type;
+use zbus::{OwnedVariant, Signature, Variant};
 
 use crate::base::limits::{INPUT_BYTES_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::door::ask::{self, Ask};
@@ -29,8 +32,45 @@ pub(super) struct Asked {
     pub(super) format: Option<Format>,
 }
 
-/// Options of a call.
-pub(super) type Options = HashMap<String, OwnedVariant>;
+/// Options of a call, `a{sv}`; a key that stands twice is refused, not decided between.
+#[derive(Debug)]
+pub(super) struct Options(Vec<(String, OwnedVariant)>);
+
+impl Options {
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(own, _)| own == key)
+    }
+}
+
+impl Type for Options {
+    const SIGNATURE: &'static Signature = <HashMap<String, OwnedVariant>>::SIGNATURE;
+}
+
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Options;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("options")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Options, A::Error> {
+                let (mut all, mut keys) = (Vec::new(), HashSet::new());
+                while let Some((key, value)) = entries.next_entry::<String, OwnedVariant>()? {
+                    if !keys.insert(key.clone()) {
+                        let key = cut(&key, NAME_SHOWN_BYTES_MAX);
+                        return Err(A::Error::custom(format_args!("the option `{key}` stands twice")));
+                    }
+                    all.push((key, value));
+                }
+                Ok(Options(all))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
 
 /// Signature that the option `key` must have.
 fn signature(key: &str) -> Option<&'static str> {
@@ -122,7 +162,7 @@ fn text_bytes(value: &Value) -> usize {
 pub(super) fn map(input: String, options: &Options) -> Result<(Map<String, Value>, String), Fault> {
     let mut map = Map::new();
     let mut n_bytes = input.len();
-    for (key, value) in options {
+    for (key, value) in &options.0 {
         let value = option(key, value)?;
         n_bytes = n_bytes.saturating_add(text_bytes(&value));
         map.insert(key.clone(), value);
@@ -193,13 +233,15 @@ fn take_input(input: String, fields: &mut Fields) -> Result<Input, Fault> {
 mod tests {
     use super::*;
     use crate::engine::Role;
+    use zbus::wire::serialized::{Context, Data};
+    use zbus::wire::to_bytes;
 
     fn call(options: Vec<(&str, Variant<'_>)>) -> Result<Asked, Fault> {
         let options = options
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value.try_into_owned().unwrap()))
             .collect();
-        read("hi".into(), &options)
+        read("hi".into(), &Options(options))
     }
 
     #[test]
@@ -256,5 +298,24 @@ mod tests {
             let fault = call(vec![(key, value)]).expect_err(key);
             assert_eq!(fault.code, code, "{key}: {}", fault.message);
         }
+    }
+
+    #[test]
+    fn a_key_stands_once() {
+        let context = Context::new(zbus::wire::LE, 0);
+        let once = to_bytes(context, &HashMap::from([("raw", Variant::new(true))])).unwrap();
+        let read = |bytes: &[u8]| {
+            Data::new(bytes.to_vec(), context).deserialize::<Options>().map(|(o, _)| o.0.len())
+        };
+        assert_eq!(read(&once).unwrap(), 1);
+        // Entries begin at multiples of 8, the length before them counts no padding.
+        let (head, entry) = once.split_at(8);
+        let mut twice = [head, entry].concat();
+        twice.resize(twice.len().next_multiple_of(8), 0);
+        twice.extend(entry);
+        let len = twice.len() as u32 - 8;
+        twice[..4].copy_from_slice(&len.to_le_bytes());
+        let refused = read(&twice).unwrap_err().to_string();
+        assert!(refused.contains("`raw` stands twice"), "{refused}");
     }
 }

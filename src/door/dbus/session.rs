@@ -228,7 +228,7 @@ impl Session {
         input: String,
         options: &Options,
     ) -> Result<(Ask, Input, Option<Format>, Turn), Fault> {
-        if let Some(key) = OF_SESSION.into_iter().find(|key| options.contains_key(*key)) {
+        if let Some(key) = OF_SESSION.into_iter().find(|key| options.has(key)) {
             return Err(invalid(key, "is an option of OpenSession; leave it out"));
         }
         let (own, input) = options::map(input, options)?;

@@ -75,6 +75,8 @@ pub(super) async fn answer(
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if is_old {
+        // Of an answer of 1.1 hyper would say that the connection stays.
+        *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| body.ends_turn(phase)))
