@@ -87,7 +87,15 @@ impl Embed {
             let ended =
                 ended.map_err(|_| Fault::new(Code::Internal, "a text was left behind; look at the journal"));
             let (i, embedded) = ended?;
-            let Embedded { model, vector, prompt_tokens } = embedded?;
+            // Which of several it is.
+            let of_text = |mut fault: Fault| {
+                let rest = fault.param.as_deref().and_then(|param| param.strip_prefix(field));
+                if let Some(rest) = rest.filter(|_| n > 1) {
+                    fault.param = Some(format!("{field}[{i}]{rest}"));
+                }
+                fault
+            };
+            let Embedded { model, vector, prompt_tokens } = embedded.map_err(of_text)?;
             let vector = self.cut(vector)?;
             if vector.len().saturating_mul(n) > EMBED_NUMBERS_MAX {
                 let message = format!(

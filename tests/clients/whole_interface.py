@@ -1,8 +1,8 @@
 """Uses every method, property, signal and error of proto/org.sotto.Sotto1.xml through libdbus (python3-dbus).
 
-Arguments: the interface file, the address of a bus with a mock that loads for 300 ms (context 4096), its configuration
-file, the address of a bus with a daemon that has no model yet, the folder of its models, and a model to be put there;
-then, if there is one, the file of the design that the interface file comes from.
+Arguments: the interface file, the address of a bus with a mock that loads for 300 ms and writes 1000 tokens/s (context
+4096), its configuration file, the address of a bus with a daemon that has no model yet, the folder of its models, and a
+model to be put there; then, if there is one, the file of the design that the interface file comes from.
 Ends with 0 after a last line "whole: N members, M errors"; what is left out or differs is an AssertionError.
 """
 
@@ -260,12 +260,14 @@ def refusals(mine, config):
     generate(invalid, "hi", {"max_tokens": dbus.Int64(5)}, "invalid_value: max_tokens")
     generate("org.sotto.Error.UnknownOption", "hi", {"max_token": dbus.UInt32(5)}, "unknown_field: max_token")
     generate("org.freedesktop.DBus.Error.NotSupported", "hi", {"regex": "a"}, "unsupported_field: regex")
-    generate("org.sotto.Error.UnknownModel", "hi", {"model": "nope"}, "unknown_model: no model")
+    generate("org.sotto.Error.UnknownModel", "hi", {"model": "nope"}, "unknown_model: model: no model")
     generate("org.sotto.Error.TooLarge", "x" * (1 << 20) + "x", {}, "body_too_large: the texts")
-    long = generate("org.sotto.Error.ContextTooLong", "x" * 5_000, {}, "context_too_long: ")
+    long = generate("org.sotto.Error.ContextTooLong", "x" * 5_000, {}, "context_too_long: input: ")
     numbers = long.args[1] if len(long.args) > 1 else None
     assert numbers is None or numbers["have"] == 4096, numbers
     generate("org.sotto.Error.DeadlineExceeded", "hi", {"deadline_ms": dbus.UInt32(1), "model": "mock-endless"}, "deadline")
+    inputs = dbus.Array(["a", ""], signature="s")
+    mine.fails(invalid, ROOT, MANAGER, "Embed", inputs, options({}), starts="invalid_value: inputs[1]: ")
     for code, name in {
         "not_authorized": "org.freedesktop.DBus.Error.AccessDenied",
         "queue_full": "org.sotto.Error.QueueFull",
@@ -324,7 +326,7 @@ def come_and_go(mine, folder, model):
     at = os.path.join(folder, "story.gguf")
     assert not mine.call(ROOT, OBJECTS, "GetManagedObjects")
     assert mine.get(ROOT, MANAGER, "DefaultModel") == ""
-    mine.fails("org.sotto.Error.UnknownModel", ROOT, MANAGER, "Generate", "x", options({}), starts="unknown_model: no model")
+    mine.fails("org.sotto.Error.UnknownModel", ROOT, MANAGER, "Generate", "x", options({}), starts="unknown_model: model: no model")
     shutil.copyfile(model, at)
     mine.call(ROOT, MANAGER, "Reload")
     (added,) = mine.signal(ROOT, OBJECTS, "InterfacesAdded", lambda of, what: of == path)[1:]

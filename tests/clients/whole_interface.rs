@@ -23,7 +23,7 @@ fn libdbus_uses_the_whole_interface() {
     let models = folder.join("models");
     std::fs::create_dir(&models).unwrap();
     let context = "[model.mock]\ncontext = 4096\n";
-    let _mock = Daemon::mock(&mock_folder, "load_ms=300", context, Some(&mock_bus));
+    let _mock = Daemon::mock(&mock_folder, "load_ms=300,tokens_per_s=1000", context, Some(&mock_bus));
     let daemon =
         Daemon::start_on(&folder, None, &format!("[models]\ndirs = [{models:?}]\n"), Some(&real_bus));
     let mut client = Command::new(python);

@@ -171,7 +171,7 @@ fn what_does_not_fit_is_told_in_numbers() {
             panic!("no error of the method")
         };
         assert_eq!(name.as_str(), "org.sotto.Error.ContextTooLong");
-        assert!(said.starts_with("context_too_long: the prompt has 1602 tokens"), "{said}");
+        assert!(said.starts_with("context_too_long: input: the prompt has 1602 tokens"), "{said}");
         let numbers = HashMap::from(
             [("need", 1603_u64), ("have", 512)].map(|(key, n)| (key.to_owned(), Variant::new(n))),
         );

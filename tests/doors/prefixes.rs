@@ -123,3 +123,45 @@ fn eight_system_prompts_stay_warm() {
     assert!(round().iter().all(|n| *n == 0));
     assert_eq!(round(), [960; 8]);
 }
+
+/// Nobody holds on to what is kept once all have ended, however they ended: it can all be given up then.
+#[test]
+fn what_is_kept_is_held_by_nobody_at_rest() {
+    let settings = || Settings {
+        models: vec![ModelFile { id: "inside".into(), path: stories() }],
+        ..Settings::default()
+    };
+    let engine = engine(512, settings());
+    let kept = || {
+        let mut bytes = 0;
+        engine.metrics().each_model(|_, model| bytes += model.prefix_bytes.get());
+        bytes
+    };
+    let mut rng = sotto::base::rng::Rng::new(7);
+    for round in 0..60_u128 {
+        let together: Vec<_> = (0..4)
+            .map(|i| {
+                // Few beginnings, so that most are shared, and ends of their own.
+                let (first, n) = (rng.below(3) as u32, 130 + rng.below(200) as u32);
+                let tokens: Vec<Token> =
+                    (0..n).map(|t| Token(3 + (t * (first + 7)) % (60 + t / 128))).collect();
+                submit(
+                    &engine,
+                    request(10 * round + i, 5 + i as u32 % 2, &tokens, 1 + rng.below(6) as u32, true),
+                )
+            })
+            .collect();
+        for (handle, events) in together {
+            // Some leave at once, some after their first event, some stay to the end.
+            match rng.below(3) {
+                0 => drop(handle),
+                1 => drop((events.recv_timeout(Duration::from_secs(60)), handle)),
+                _ => drop(answer(&events)),
+            }
+        }
+    }
+    super::support::until("rest", || (engine.status() == sotto::engine::Status::default()).then_some(()));
+    assert!(kept() > 0);
+    engine.reload(Settings { prefix_cache_bytes: 0, ..settings() });
+    super::support::until("all of it given up", || (kept() == 0).then_some(()));
+}

@@ -361,7 +361,7 @@ fn an_answer_forges_no_event() {
         match line.strip_prefix("data: ") {
             Some("[DONE]") => n_done += 1,
             Some(data) => {
-                let chunk: serde_json::Value = serde_json::from_str(data).unwrap();
+                let chunk: Value = serde_json::from_str(data).unwrap();
                 text += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
                 assert_eq!(n_done, 0, "{data} behind the end");
             }
@@ -370,7 +370,7 @@ fn an_answer_forges_no_event() {
     }
     assert_eq!((text.as_str(), n_done), (forged, 1));
     let lines = ask(&daemon.socket, &post(NATIVE, json!({"input": forged}).to_string()));
-    let events: Vec<serde_json::Value> =
+    let events: Vec<Value> =
         lines.text().split_terminator('\n').map(|line| serde_json::from_str(line).unwrap()).collect();
     let text: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
     assert_eq!(text, forged);

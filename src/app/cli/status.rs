@@ -79,8 +79,15 @@ pub(super) fn ps(args: &PsArgs) -> Result<(), Failure> {
 /// Cancels a generation.
 pub(super) fn cancel(args: &CancelArgs) -> Result<(), Failure> {
     let (client, runtime) = args.socket.client()?;
-    let cancelled = async |client: &Client| client.cancel(&args.id).await;
-    runtime.block_on(cancelled(&client)).map_err(backend::refused)
+    let cancelled = async |client: &Client| {
+        let status = client.get(STATUS).await?;
+        client.cancel(&args.id).await?;
+        Ok(list_of(&status, "generations").iter().any(|of| text(of, "id") == args.id))
+    };
+    if !runtime.block_on(cancelled(&client)).map_err(backend::refused)? {
+        eprintln!("sotto: {} was not under way", args.id);
+    }
+    Ok(())
 }
 
 fn text<'v>(of: &'v Value, key: &str) -> &'v str {

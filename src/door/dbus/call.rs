@@ -41,7 +41,10 @@ impl Refusal {
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        let message = printable(&format!("{}: {}", fault.code.as_str(), fault.message));
+        // The key stands before what is said of it, where that does not begin with it.
+        let key = fault.param.as_deref().filter(|key| !fault.message.starts_with(key));
+        let key = key.map_or(String::new(), |key| format!("{key}: "));
+        let message = printable(&format!("{}: {key}{}", fault.code.as_str(), fault.message));
         Self {
             name: fault::dbus_name(fault.code),
             message,
