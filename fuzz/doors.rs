@@ -45,6 +45,8 @@ fn house() -> &'static House {
         let door = engine.clone();
         let serve = move || {
             runtime.block_on(async {
+                // A C program's main does not ignore it as Rust's does.
+                let _pipe = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::pipe());
                 let (_closing, closed) = tokio::sync::watch::channel(false);
                 let (_told, options) = tokio::sync::watch::channel(HttpOptions::default());
                 let listener = tokio::net::UnixListener::from_std(listener).expect("it listens");

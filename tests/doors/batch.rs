@@ -11,6 +11,8 @@ use sotto::engine::{
     Offer, Options, Request, Sampling, Settings, Sink, Task,
 };
 
+use super::support::gguf::{SLOW, llama};
+
 /// Sends everything on.
 pub(crate) struct Events(pub(crate) Sender<Event>);
 
@@ -226,4 +228,40 @@ fn ten_that_left_the_queue_cost_nothing() {
     let (text, done) = last();
     assert_eq!((text, done.usage), (alone.0, alone.1.usage));
     assert_eq!(n_read() - before, 20);
+}
+
+/// Whoever is waited for has a first token within two chunks of a prefill, however much background work there is: the
+/// one under way, and its own.
+#[test]
+fn an_interactive_request_waits_for_one_chunk_of_background_work() {
+    let folder = super::support::Folder::new();
+    let path = folder.write("slow.gguf", llama(SLOW).bytes());
+    let models = vec![ModelFile { id: "inside".into(), path }];
+    let options =
+        Options { threads: 1, n_ctx: 4_000, max_sequences: 2, prefill_chunk: 48, ..Options::default() };
+    let settings = Settings { models, ..Settings::default() };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap();
+    let tokens = |n: u32| -> Vec<Token> { (0..n).map(|t| Token(300 + t % 200)).collect() };
+    let background = |id: u128, uid: u32, n: u32| {
+        let request = Request { class: Class::Background, ..request(id, uid, &tokens(n), 500, false) };
+        submit(&engine, request)
+    };
+    // One that reads a long prompt and one that writes, in all places there are; and two that wait.
+    let all = [(1, 10, 3_400), (2, 11, 5), (3, 12, 3_400), (4, 13, 3_400)]
+        .map(|(id, uid, n)| background(id, uid, n));
+    let begun = |events: &Receiver<Event>, wanted: fn(&Event) -> bool| {
+        while !wanted(&events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute")) {}
+    };
+    begun(&all[0].1, |event| matches!(event, Event::Prefill { .. }));
+    begun(&all[1].1, |event| matches!(event, Event::Text { .. }));
+    for id in 20..40 {
+        let before = engine.layers_begun();
+        // As long as the shortest chunk, on however slow a machine.
+        let (_handle, events) = submit(&engine, request(id, 5, &tokens(16), 1, false));
+        begun(&events, |event| matches!(event, Event::Text { .. } | Event::Done(_)));
+        let n = engine.layers_begun() - before;
+        let most = 2 * SLOW.n_layer as u64;
+        // What follows may begin before this thread has looked.
+        assert!(n <= most + 2, "request {id}: {n} layers, of two chunks {most}");
+    }
 }

@@ -85,7 +85,7 @@ pub(super) fn cancel(args: &CancelArgs) -> Result<(), Failure> {
         Ok(list_of(&status, "generations").iter().any(|of| text(of, "id") == args.id))
     };
     if !runtime.block_on(cancelled(&client)).map_err(backend::refused)? {
-        eprintln!("sotto: {} was not under way", args.id);
+        show::note(&format!("{} was not under way", args.id));
     }
     Ok(())
 }

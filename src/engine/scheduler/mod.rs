@@ -499,8 +499,9 @@ impl Scheduler {
         }
         let waits =
             self.sequences.values().any(|s| s.ticket.class == Class::Background && s.full_since.is_none());
-        // What nobody asks for is not saved up, nor is a debt: a second is enough.
-        self.background_due = if waits { self.background_due.clamp(-DUE_MAX, DUE_MAX) } else { 0 };
+        // What nobody asks for is not saved up, nor is a debt: whoever used what was left over has its share again soon.
+        let debt = 100 * self.limits.quantum as i64;
+        self.background_due = if waits { self.background_due.clamp(-debt, DUE_MAX) } else { 0 };
         self.parts.clear();
     }
 

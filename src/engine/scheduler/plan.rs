@@ -1,5 +1,7 @@
 //! Who has a place, and what the next step takes.
 
+use std::collections::BTreeMap;
+
 use super::room::{Holder, pages, safe};
 use super::{
     Action, Class, Cut, Micros, ModelKey, Part, Phase, Scheduler, Sequence, Slot, Step, Wanted, Why, class,
@@ -23,7 +25,9 @@ impl Scheduler {
         }
         self.load_wanted(actions);
         let unload = self.unload_idle(now, actions);
-        let due = self.background_due > 0;
+        // Whose first token is in the next step does not wait for it, unless many such came in a row.
+        let patience = 100 * self.limits.quantum as i64;
+        let due = self.background_due > if self.begins_to_answer() { patience } else { 0 };
         let order = match due {
             true => [Class::Background, Class::Interactive],
             false => [Class::Interactive, Class::Background],
@@ -44,6 +48,13 @@ impl Scheduler {
                 Step::Idle(self.next_expiry().into_iter().chain(unload).min().map(|t| t.max(now)))
             }
         }
+    }
+
+    /// Whether a request that is waited for has its first token within a chunk.
+    fn begins_to_answer(&self) -> bool {
+        let chunk = self.limits.prefill_chunk;
+        let begins = |s: &Sequence| matches!(s.phase, Phase::Prefill { left } if s.active && !s.sent_text && left <= chunk);
+        self.of(Class::Interactive).any(begins)
     }
 
     fn served(&self, s: &Sequence) -> Micros {
@@ -100,21 +111,31 @@ impl Scheduler {
         }
     }
 
-    /// Takes the place of the uid that is furthest ahead, where one that is far behind has none.
+    /// Takes the places of uids that are furthest ahead, for those that are far behind and have none.
     fn rotate(&mut self, of: Class) {
         let active = || self.of(of).filter(|s| s.active);
         let placed = |uid| active().any(|s| s.ticket.uid == uid);
         let waits = |s: &&Sequence| !s.active && s.full_since.is_none() && !placed(s.ticket.uid);
-        let behind =
-            self.of(of).filter(waits).map(|s| (self.served(s), s.ticket.slot, s.ticket.max_sequences)).min();
-        // Of its sequences the newest.
-        let ahead = active().map(|s| (self.served(s), s.ticket.slot)).max();
-        if let (Some((behind, _, max_sequences)), Some((ahead, slot))) = (behind, ahead)
-            && active().count() >= self.limits.max_sequences.min(max_sequences)
-            && ahead > behind + 2 * self.limits.quantum
-            && let Some(s) = self.sequences.get_mut(&slot)
-        {
-            s.active = false;
+        // One of each uid that waits, the oldest.
+        let mut behind = BTreeMap::new();
+        for s in self.of(of).filter(waits) {
+            behind.entry(s.ticket.uid).or_insert((self.served(s), s.ticket.slot, s.ticket.max_sequences));
+        }
+        let mut behind: Vec<_> = behind.into_values().collect();
+        behind.sort_unstable();
+        // Of the sequences of a uid the newest first.
+        let mut ahead: Vec<_> = active().map(|s| (self.served(s), s.ticket.slot)).collect();
+        ahead.sort_unstable_by(|a, b| b.cmp(a));
+        let n_active = ahead.len();
+        let most = |max_sequences: usize| self.limits.max_sequences.min(max_sequences);
+        // Whoever finds a free place takes that.
+        let without = (n_active..).zip(&behind).filter(|(n, (.., max))| *n >= most(*max)).map(|(_, b)| b.0);
+        let far = |(b, (a, _)): &(Micros, (Micros, Slot))| *a > b + 2 * self.limits.quantum;
+        let gives: Vec<Slot> = without.zip(ahead).take_while(far).map(|(_, (_, slot))| slot).collect();
+        for slot in gives {
+            if let Some(s) = self.sequences.get_mut(&slot) {
+                s.active = false;
+            }
         }
     }
 
