@@ -23,7 +23,7 @@ use sotto::os::tree::Tree;
 use sotto::os::{clock, thread};
 use support::gguf::{SLOW, llama};
 use support::http::{Call, ask, get, post};
-use support::{Folder, Inside, NO_CACHE, Running, stories, until};
+use support::{Folder, Inside, NO_CACHE, Running, bus, have, stories, until};
 
 const NATIVE: &str = "/sotto/v1/generate";
 const ZONE: &str = "machine/sys/class/thermal/thermal_zone0";
@@ -253,6 +253,8 @@ struct Activated {
     n: usize,
     /// Where the daemon says how it is.
     notify: Option<PathBuf>,
+    /// The address of its bus.
+    bus: Option<String>,
 }
 
 impl Activated {
@@ -274,16 +276,73 @@ impl Activated {
         let mut command = Command::new("sh");
         command.args([
             "-c",
-            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api; exec \"$0\" --bus none --config \"$@\"",
+            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api; exec \"$0\" --bus \"${DBUS_SESSION_BUS_ADDRESS:+session}${NO_BUS:-}\" --config \"$@\"",
         ]);
         command.arg(env!("CARGO_BIN_EXE_sottod")).arg(config).args(arguments);
         if let Some(path) = &self.notify {
             command.env("NOTIFY_SOCKET", path);
         }
+        match &self.bus {
+            Some(address) => command.env("DBUS_SESSION_BUS_ADDRESS", address),
+            None => command.env_remove("DBUS_SESSION_BUS_ADDRESS").env("NO_BUS", "none"),
+        };
         command.envs([NO_CACHE]).stdout(Stdio::null()).stderr(log);
         command.stdin(std::os::fd::OwnedFd::from(self.listener.try_clone().unwrap()));
         Running(command.spawn().unwrap())
     }
+}
+
+/// The same on the bus: a call just then is answered, or the daemon has no name any more and the bus starts the next one
+/// for it. It is never refused, and the end takes no time.
+#[test]
+#[ignore = "slow: waits for the end of an idle minute, the shortest that the configuration takes"]
+fn who_calls_while_an_idle_daemon_ends_is_answered_or_is_the_next_ones() {
+    const N: u64 = 8;
+    if !have("dbus-daemon", "calls while an idle daemon ends") {
+        return;
+    }
+    let one = |i: u64| {
+        let folder = Folder::new();
+        let (_bus, address) = bus(&folder);
+        let listener = UnixListener::bind(folder.join("api.sock")).unwrap();
+        let mut house = Activated { listener, folder, n: 0, notify: None, bus: Some(address.clone()) };
+        let mut daemon = house.start();
+        let due = clock::now_us() + 60_000_000;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answered = runtime.block_on(async {
+            let client = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
+            let at = if i + 1 == N { due + 3_000_000 } else { due + 4_000 * i - 12_000 };
+            tokio::time::sleep(Duration::from_micros(at - clock::now_us())).await;
+            let body = ("a", std::collections::HashMap::<&str, zbus::Variant<'_>>::new());
+            let manager = Some("org.sotto.Sotto1.Manager");
+            match client
+                .call_method(Some("org.sotto.Sotto1"), "/org/sotto/Sotto1", manager, "Tokenize", &body)
+                .await
+            {
+                Ok(_) => true,
+                Err(e) => {
+                    let e = e.to_string();
+                    // No tokens without a model: an answer like any other.
+                    let told = e.contains("unknown_model");
+                    assert!(
+                        told || e.contains("ServiceUnknown") || e.contains("NameHasNoOwner"),
+                        "call {i}: {e}"
+                    );
+                    told
+                }
+            }
+        });
+        if !answered {
+            let then = clock::now_us();
+            assert!(daemon.ended("a daemon that nobody uses").success());
+            assert!(clock::now_us() - then < 1_000_000, "its end takes {} us", clock::now_us() - then);
+        }
+        answered
+    };
+    let all: Vec<_> = (0..N).map(|i| thread::start("caller", move || one(i)).unwrap()).collect();
+    let answered: Vec<bool> = all.into_iter().map(|one| one.join().unwrap()).collect();
+    println!("answered: {answered:?}");
+    assert!(!answered.last().unwrap(), "nothing ended: {answered:?}");
 }
 
 /// Callers that come just when a daemon ends, a few milliseconds before and after: it answers, or the next one does.
@@ -295,7 +354,7 @@ fn who_comes_while_an_idle_daemon_ends_is_answered() {
         let folder = Folder::new();
         let path = folder.join("api.sock");
         let mut house =
-            Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None };
+            Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None, bus: None };
         let mut daemon = house.start();
         let due = clock::now_us() + 60_000_000;
         // The last one comes when it is over for certain.
@@ -329,7 +388,8 @@ fn a_thousand_cold_starts() {
     const N: usize = 1_000;
     let folder = Folder::new();
     let path = folder.join("api.sock");
-    let mut house = Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None };
+    let mut house =
+        Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None, bus: None };
     let model = stories().display().to_string();
     let body = json!({"input": "Once", "raw": true, "max_tokens": 4, "temperature": 0}).to_string();
     let (mut first, mut times) = (None, Vec::new());
@@ -378,7 +438,7 @@ fn a_watchdog_tells_frozen_from_busy() {
         let manager = UnixDatagram::bind(folder.join(name)).unwrap();
         let path = folder.join("api.sock");
         (
-            Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None },
+            Activated { listener: UnixListener::bind(&path).unwrap(), folder, n: 0, notify: None, bus: None },
             manager,
             path,
         )

@@ -289,7 +289,7 @@ fn a_bus_that_comes_back_has_the_daemon_again() {
     assert!(!called(&address, "Once").is_empty());
 }
 
-/// Who still waits for an answer when the daemon goes down hears that it was cancelled.
+/// Who still waits for an answer when the daemon goes down hears that.
 #[test]
 fn a_daemon_that_goes_down_ends_every_answer() {
     if !have("dbus-daemon", "the end of answers on a bus") {
@@ -319,7 +319,7 @@ fn a_daemon_that_goes_down_ends_every_answer() {
         let mut rest = String::new();
         pipe.read_to_string(&mut rest).unwrap();
         let last: Value = serde_json::from_str(rest.lines().last().unwrap()).unwrap();
-        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("cancelled")), "{last}");
+        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("shutting_down")), "{last}");
     });
     assert!(daemon.process.ended("the end of the daemon").success());
 }

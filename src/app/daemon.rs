@@ -249,14 +249,33 @@ async fn serve(
                     engine.layers_begun(),
                 ) && api.as_ref().is_some_and(Api::may_end)
                 {
-                    let _ = closing.send(true);
-                    log::info!("nobody asks any more");
-                    break Ok(());
+                    // Who calls on the bus from now on is the next process's, too; who did before is answered.
+                    #[cfg(feature = "dbus")]
+                    let nobody = match &bus {
+                        Some(door) => door.let_go().await,
+                        None => true,
+                    };
+                    #[cfg(not(feature = "dbus"))]
+                    let nobody = true;
+                    if nobody && http::n_connections(&closing) == 0 && idle(&engine) && api.as_ref().is_some_and(Api::may_end) {
+                        let _ = closing.send(true);
+                        log::info!("nobody asks any more");
+                        break Ok(());
+                    }
+                    #[cfg(feature = "dbus")]
+                    if let Some(door) = &bus
+                        && let Err(e) = door.take_name().await
+                    {
+                        break Err(Stop::internal(format_args!("the name on the bus is lost: {e}")));
+                    }
                 }
                 let now = Instant::now();
                 if now >= next_sign {
                     tell_state(&engine, moves);
                     next_sign = now + SIGN;
+                    if engine.rests() {
+                        os::memory::trim();
+                    }
                 }
                 next_look = if engine.rests() { next_sign } else { next_sign.min(now + LOOK) };
                 #[cfg(feature = "http")]

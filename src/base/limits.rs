@@ -129,6 +129,10 @@ pub const EVENT_QUEUE_MAX: usize = 16;
 pub const N_HEADER_MAX: usize = 100;
 /// Deepest nesting of a request's JSON: tool schemas rarely pass 20; keeps recursion off the end of the stack.
 pub const JSON_DEPTH_MAX: usize = 64;
+/// Most values in a call on the bus: ten times those of a long conversation. One takes up to a kilobyte while it is read.
+pub const N_BUS_VALUE_MAX: usize = 65_536;
+/// Values of JSON that an object counts as, beside those in it: an empty one takes as much memory.
+pub const JSON_OBJECT_VALUES: usize = 16;
 /// Most values in a request's JSON: a prompt of token ids as long as the longest open context, twice. Bounds the
 /// memory of a body of brackets, whose values are 16 times as large as its bytes.
 pub const N_JSON_VALUE_MAX: usize = 262_144;

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::base::limits::{JSON_DEPTH_MAX, N_JSON_VALUE_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::base::limits::{JSON_DEPTH_MAX, JSON_OBJECT_VALUES, N_JSON_VALUE_MAX, NAME_SHOWN_BYTES_MAX};
 use crate::engine::{Class, Code, Fault};
 
 use super::id::cut;
@@ -34,19 +34,27 @@ impl Strict<'_> {
     fn inner(&mut self) -> Strict<'_> {
         Strict { depth: self.depth + 1, n_left: self.n_left }
     }
+
+    fn count<E: Error>(&mut self, n: usize) -> Result<(), E> {
+        let left = self.n_left.checked_sub(n);
+        *self.n_left = left.ok_or_else(|| {
+            let message = format_args!(
+                "more than {N_JSON_VALUE_MAX} values, of which an object counts as {JSON_OBJECT_VALUES}"
+            );
+            E::custom(message)
+        })?;
+        Ok(())
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(mut self, reader: D) -> Result<Value, D::Error> {
         if self.depth > JSON_DEPTH_MAX {
             return Err(D::Error::custom(format_args!("nested deeper than {JSON_DEPTH_MAX}")));
         }
-        match self.n_left.checked_sub(1) {
-            Some(left) => *self.n_left = left,
-            None => return Err(D::Error::custom(format_args!("more than {N_JSON_VALUE_MAX} values"))),
-        }
+        self.count(1)?;
         reader.deserialize_any(self)
     }
 }
@@ -95,6 +103,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> Result<Value, A::Error> {
+        self.count(JSON_OBJECT_VALUES)?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {

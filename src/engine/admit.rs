@@ -92,6 +92,8 @@ struct Parked {
     since: Micros,
     /// It is told of in the log.
     told: bool,
+    /// Somebody who only looks at the models has waited for it in vain.
+    looked: bool,
 }
 
 #[derive(Default)]
@@ -138,7 +140,10 @@ impl State {
             }
             for item in mem::take(&mut parked.items) {
                 match item.over(now, Some(id)) {
-                    Some(fault) => due.over.push((item, fault)),
+                    Some(fault) => {
+                        parked.looked |= matches!(item.what, ToAdmit::Describe(_));
+                        due.over.push((item, fault));
+                    }
                     None => parked.items.push(item),
                 }
             }
@@ -282,10 +287,15 @@ impl Admission {
     fn park(self: &Arc<Self>, item: Item, id: String) {
         let mut state = self.state();
         if let Some(parked) = state.parked.get_mut(&id) {
+            // Whoever only looks has waited once for such a file.
+            if parked.looked && matches!(item.what, ToAdmit::Describe(_)) {
+                drop(state);
+                return self.refuse(item, unprepared());
+            }
             parked.items.push(item);
             return;
         }
-        let parked = Parked { items: vec![item], since: clock::now_us(), told: false };
+        let parked = Parked { items: vec![item], since: clock::now_us(), told: false, looked: false };
         state.parked.insert(id.clone(), parked);
         if state.n_openers < N_OPENERS {
             let opener = self.clone();
@@ -353,7 +363,11 @@ impl Admission {
                 Ok(Arc::new(model))
             }
             Err(e) => {
-                let fault = load_fault(id, &e);
+                let mut fault = load_fault(id, &e);
+                // The log has the whole path; callers are not told where files lie.
+                if let Some(folder) = file.path.parent() {
+                    fault.message = fault.message.replace(&format!("{}/", folder.display()), "");
+                }
                 self.shared.set_failed(id, fault.code);
                 log::error!(
                     message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id; "model {id}: {e}"

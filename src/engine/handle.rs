@@ -231,15 +231,22 @@ impl Shared {
         lock(&self.catalogue).get(id).is_some_and(|e| !read(e))
     }
 
-    /// Something of `uid` is to be read, and `counts` as a request or not. Those who enter [`Self::leave`].
-    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
+    /// Whether anything is taken at all.
+    fn takes(&self) -> Result<(), Fault> {
         if self.dead.load(Ordering::Acquire) {
             return Err(engine_gone());
         }
-        if self.shutting_down.load(Ordering::Acquire) {
-            let message = "the daemon is going down; try again in a few seconds";
-            return Err(Fault::new(Code::ShuttingDown, message).retry_after(2_000));
-        }
+        if self.goes_down() { Err(going_down()) } else { Ok(()) }
+    }
+
+    /// The daemon is to end.
+    pub(super) fn goes_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Something of `uid` is to be read, and `counts` as a request or not. Those who enter [`Self::leave`].
+    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
+        self.takes()?;
         let mut admitting = lock(&self.admitting);
         let own = admitting.get(&uid).copied().unwrap_or(0);
         let full = |n: usize, whose: &str, max: usize| {
@@ -281,6 +288,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// What a request gets when the daemon ends.
+pub(super) fn going_down() -> Fault {
+    let message = "the daemon is going down; try again in a few seconds";
+    Fault::new(Code::ShuttingDown, message).retry_after(2_000)
 }
 
 /// What a request gets when the engine thread is gone.
@@ -494,6 +507,14 @@ impl Engine {
         let to = ToTokenize { uid, model, text, tell: Box::new(tell) };
         self.admission.push(ToAdmit::Tokenize(Box::new(to)));
         Ok(())
+    }
+
+    /// Whether requests are taken at all.
+    ///
+    /// # Errors
+    /// `shutting_down` after [`Self::shut_down`], or that the engine is gone.
+    pub fn takes(&self) -> Result<(), Fault> {
+        self.shared.takes()
     }
 
     fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {

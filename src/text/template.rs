@@ -116,7 +116,7 @@ impl Template {
         if out.full {
             return Err(TextError::RenderedLength);
         }
-        rendered.map_err(|e| described(&e))?;
+        rendered.map_err(|e| own_words(described(&e), template.source()))?;
         let prompt = String::from_utf8_lossy(&out.bytes).into_owned();
         match prompt.len() - prompt.matches(MARK).count() * MARK.len_utf8() > RENDERED_BYTES_MAX {
             true => Err(TextError::RenderedLength),
@@ -158,6 +158,20 @@ fn described(error: &Error) -> TextError {
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let what = detail.chars().take(TEMPLATE_MESSAGE_MAX).collect();
     TextError::Template { line: error.line().unwrap_or(0), what }
+}
+
+/// The error without what its words may quote of a conversation: as much of them from the beginning on as stands in the
+/// template's `source`.
+fn own_words(error: TextError, source: &str) -> TextError {
+    match error {
+        TextError::Raised { message } if !source.contains(&message) => {
+            let ends: Vec<usize> = message.char_indices().map(|(at, _)| at).collect();
+            let n_own = ends.partition_point(|&end| source.contains(&message[..end]));
+            let own = ends.get(n_own.saturating_sub(1)).map_or("", |&end| &message[..end]);
+            TextError::Raised { message: format!("{own}\u{2026}") }
+        }
+        error => error,
+    }
 }
 
 /// A prompt that grows up to its bound, with all marks.
@@ -231,6 +245,12 @@ mod tests {
     fn errors_name_line_and_cause() {
         let raised = render("{{ raise_exception('roles must alternate') }}", &[]);
         assert_eq!(raised, Err(TextError::Raised { message: "roles must alternate".to_owned() }));
+        // Of words that the template does not have, those before them.
+        for (secret, told) in [("secret", "no such role: \u{2026}"), ("", "no such role: ")] {
+            let source =
+                format!("{{% set x = '{secret}' | upper %}}{{{{ raise_exception('no such role: ' + x) }}}}");
+            assert_eq!(render(&source, &[]), Err(TextError::Raised { message: told.to_owned() }));
+        }
         let raised = render("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}", &[]);
         assert_eq!(raised, Err(TextError::Raised { message: "deep".to_owned() }));
         for wrong in ["\n{% for %}", "\n{{ 1 + none }}", "\n{{ 'a' | nofilter }}", "\n{% generation"] {

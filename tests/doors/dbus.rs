@@ -160,6 +160,19 @@ fn errors_have_their_names_and_begin_with_the_code() {
 }
 
 /// Both numbers of a prompt that does not fit stand beside the message: in the reply, in the pipe, in the signal.
+/// A message of many empty values takes a hundred times its bytes once they are values: it is refused before.
+#[test]
+fn a_heap_of_empty_values_is_refused_unread() {
+    on_a_pair(|client| async move {
+        let manager = manager(&client).await;
+        for n in [70_000, 1_000_000] {
+            let options = Options::from([("messages", Variant::new(vec![("user", ""); n]))]);
+            let refused = manager.call_method("Generate", &("hi", options)).await.unwrap_err().to_string();
+            assert!(refused.contains("body_too_large: the call has more than 65536 values"), "{refused}");
+        }
+    });
+}
+
 #[test]
 fn what_does_not_fit_is_told_in_numbers() {
     on_a_pair(|client| async move {

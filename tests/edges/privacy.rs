@@ -130,6 +130,26 @@ fn what_a_model_reads_and_writes_is_nowhere_else() {
     }
 }
 
+/// A template may say what it likes when it refuses a conversation; what it does not say of itself is not passed on.
+#[test]
+fn a_template_quotes_nobody() {
+    let folder = Folder::new();
+    for (template, told) in [
+        ("{{ raise_exception('I do not like: ' + messages[0]['content']) }}", "I do not like: \u{2026}"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ] {
+        let template = folder.write("chat.jinja", template);
+        let config = format!("[model.story260k-f32]\ntemplate = {template:?}\n");
+        let model = folder.write("story260k-f32.gguf", std::fs::read(stories()).unwrap());
+        let daemon = Daemon::start(&folder, &model, &config);
+        let body = json!({"messages": [{"role": "user", "content": format!("{CANARY} secret")}]}).to_string();
+        let refused = ask(&daemon.socket, &post(CHAT, body));
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert!(refused.error("message").contains(told) && !is_in(&refused.body), "{refused:?}");
+        assert!(!is_in(daemon.log().as_bytes()));
+    }
+}
+
 /// A daemon that dies leaves no image of its memory, whatever the limit for that is.
 #[test]
 fn a_death_leaves_no_core() {

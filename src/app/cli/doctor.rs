@@ -1,6 +1,7 @@
 //! What is amiss on this machine, with a remedy for each thing. It looks and changes nothing.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,10 +11,11 @@ use super::{Failure, SocketArgs};
 use crate::app::catalog;
 use crate::app::config::{Config, Enable, PackName, Place};
 use crate::door::client::ClientError;
+use crate::model::ModelError;
 use crate::model::summary::Summary;
 use crate::os::memory::Memory;
-use crate::os::thermal;
 use crate::os::tree::Tree;
+use crate::os::{thermal, thread};
 
 /// Where processors begin to slow down.
 const WARM_C: f64 = 80.0;
@@ -184,6 +186,9 @@ fn health(status: &Value) -> Found {
     }
 }
 
+/// Longest wait for a model's file.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// The models of the configured folders.
 fn models(config: &Config) -> Vec<Found> {
     let dirs = config.models.dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -195,7 +200,7 @@ fn models(config: &Config) -> Vec<Found> {
     }
     let options = config.options();
     let needs = |path: &Path| -> Result<u64, Found> {
-        let summary = Summary::open(path).map_err(|e| {
+        let summary = opened(path)?.map_err(|e| {
             found("model", How::Wrong, e.to_string())
                 .remedy("fetch it again, or let the daemon's user read it")
         })?;
@@ -212,6 +217,20 @@ fn models(config: &Config) -> Vec<Found> {
         Err(found) => found,
     };
     files.iter().map(one).collect()
+}
+
+/// A model's file, opened by a thread that nobody waits for where the disk does not answer.
+fn opened(path: &Path) -> Result<Result<Summary, ModelError>, Found> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let own = path.to_owned();
+    let open = move || drop(tell.send(Summary::open(&own)));
+    let said = |what: String| found("model", How::Wrong, format!("{}: {what}", path.display()));
+    thread::start("open", open).map_err(|e| said(e.to_string()))?;
+    told.recv_timeout(PATIENCE).map_err(|_| {
+        said(format!("not open after {} s", PATIENCE.as_secs())).remedy(
+            "the disk that it lies on is slow, or does not answer: look at it, or take it out of models.dirs",
+        )
+    })
 }
 
 /// Whether a model that takes `bytes` fits the memory of the machine, and what of it is free.

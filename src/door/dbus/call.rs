@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use zbus::message::{Builder, Flags, Header};
+use zbus::message::{Builder, EndianSig, Flags, Header};
 use zbus::names::OwnedUniqueName;
 use zbus::wire::DynamicDeserialize;
 use zbus::{DynamicType, Message, ObjectPath};
 
-use crate::base::limits::MESSAGE_BYTES_MAX;
+use crate::base::limits::{MESSAGE_BYTES_MAX, N_BUS_VALUE_MAX};
 use crate::door::fault;
 use crate::door::id::cut;
 use crate::engine::{Code, Fault};
@@ -17,6 +17,7 @@ use super::Door;
 use super::callers::Known;
 use super::info::{Info, details};
 use super::polkit::Permit;
+use super::weight;
 
 /// A failure as the reply to a call. The message begins with the code, for those who see nothing else.
 #[derive(Debug)]
@@ -83,7 +84,13 @@ impl Call {
     where
         T: for<'d> DynamicDeserialize<'d>,
     {
-        self.message.body().deserialize::<T>().map_err(|e| {
+        let (body, header) = (self.message.body(), self.header());
+        let signature = body.signature().to_string_no_parens();
+        if !weight::fits(body.data(), &signature, header.primary().endian_sig() == EndianSig::Little) {
+            let message = format!("the call has more than {N_BUS_VALUE_MAX} values; send less");
+            return Err(Fault::new(Code::BodyTooLarge, message));
+        }
+        body.deserialize::<T>().map_err(|e| {
             Fault::new(
                 Code::InvalidValue,
                 format!("the arguments cannot be read: {e}; send them as declared"),

@@ -245,6 +245,7 @@ async fn unload_model(call: &Call) -> Result<(), Refusal> {
 async fn open_session(call: Arc<Call>) -> Result<(), Refusal> {
     call.may(Permit::Generate).await?;
     let (options,): (Options,) = call.args()?;
+    call.door.engine.takes()?;
     let id = new_id();
     let session = Session::open(&call, id.clone(), &options)?;
     let (limits, uid) = (*call.door.options.sessions.borrow(), call.uid());

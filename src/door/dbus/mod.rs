@@ -19,6 +19,7 @@ mod polkit;
 mod record;
 mod session;
 mod shelf;
+mod weight;
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
@@ -200,6 +201,9 @@ impl Door {
 /// Those that have the door while nobody calls: itself and its two tasks.
 const N_OWN: usize = 3;
 
+/// Turns of all tasks in which a message that was received comes to be a call under way: two, and some to spare.
+const N_TURNS: usize = 8;
+
 /// The door on a bus; open as long as this lives.
 #[derive(Debug)]
 pub struct DbusDoor {
@@ -232,7 +236,26 @@ impl DbusDoor {
             }
         };
         let _ = timeout(CLOSING, open).await;
-        self.door.connection.clone().graceful_shutdown().await;
+        // What was sent is written by now: whoever sends waits for that.
+        let _ = self.door.connection.clone().close().await;
+    }
+
+    /// Gives the name back, so that the next call starts the next process; true if nobody had called until then.
+    pub async fn let_go(&self) -> bool {
+        let _ = self.door.connection.release_name(NAME).await;
+        // Calls that came before the bus's answer are counted once their tasks have begun.
+        for _ in 0..N_TURNS {
+            tokio::task::yield_now().await;
+        }
+        self.n_open() == 0
+    }
+
+    /// Takes the name again.
+    ///
+    /// # Errors
+    /// When somebody else has it by now.
+    pub async fn take_name(&self) -> zbus::Result<()> {
+        take_name(&self.door.connection).await
     }
 
     /// Tells the bus that the daemon goes down (property `State`), once the engine has been told.
@@ -292,11 +315,14 @@ async fn open(engine: Engine, bus: Bus, options: DbusOptions) -> zbus::Result<Db
     ];
     let opened = DbusDoor { door, tasks, changed };
     if !peer {
-        let flags = RequestNameFlags::DO_NOT_QUEUE;
-        match connection.request_name_with_flags(NAME, flags).await? {
-            RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner => {}
-            RequestNameReply::InQueue | RequestNameReply::Exists => return Err(zbus::Error::NameTaken),
-        }
+        take_name(&connection).await?;
     }
     Ok(opened)
+}
+
+async fn take_name(connection: &Connection) -> zbus::Result<()> {
+    match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await? {
+        RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner => Ok(()),
+        RequestNameReply::InQueue | RequestNameReply::Exists => Err(zbus::Error::NameTaken),
+    }
 }

@@ -229,7 +229,7 @@ impl Session {
         options: &Options,
     ) -> Result<(Ask, Input, Option<Format>, Turn), Fault> {
         if let Some(key) = OF_SESSION.into_iter().find(|key| options.has(key)) {
-            return Err(invalid(key, "is an option of OpenSession; leave it out"));
+            return Err(invalid(key, "is not for a turn of a session; leave it out"));
         }
         let (own, input) = options::map(input, options)?;
         let mut map = self.defaults.clone();

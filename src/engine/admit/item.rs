@@ -78,7 +78,7 @@ pub(in crate::engine) enum ToAdmit {
 }
 
 /// Longest wait of who only looks at the models, seconds.
-const DESCRIBE_S: u64 = 5;
+const DESCRIBE_S: u64 = 1;
 /// The option by which a request bounds its own time.
 const DEADLINE_MS: &str = "deadline_ms";
 
