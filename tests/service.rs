@@ -319,7 +319,8 @@ fn a_daemon_that_goes_down_ends_every_answer() {
         let mut rest = String::new();
         pipe.read_to_string(&mut rest).unwrap();
         let last: Value = serde_json::from_str(rest.lines().last().unwrap()).unwrap();
-        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("shutting_down")), "{last}");
+        assert_eq!((&last["event"], &last["code"]), (&json!("error"), &json!("cancelled")), "{last}");
+        assert!(last["message"].as_str().unwrap().contains("going down"), "{last}");
     });
     assert!(daemon.process.ended("the end of the daemon").success());
 }

@@ -236,7 +236,11 @@ impl Shared {
         if self.dead.load(Ordering::Acquire) {
             return Err(engine_gone());
         }
-        if self.goes_down() { Err(going_down()) } else { Ok(()) }
+        if self.goes_down() {
+            let message = "the daemon is going down; try again in a few seconds";
+            return Err(Fault::new(Code::ShuttingDown, message).retry_after(2_000));
+        }
+        Ok(())
     }
 
     /// The daemon is to end.
@@ -288,12 +292,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// What a request gets when the daemon ends.
-pub(super) fn going_down() -> Fault {
-    let message = "the daemon is going down; try again in a few seconds";
-    Fault::new(Code::ShuttingDown, message).retry_after(2_000)
 }
 
 /// What a request gets when the engine thread is gone.

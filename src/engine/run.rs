@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::generation::{Generation, Whole};
-use super::handle::{Live, Shared, going_down};
+use super::handle::{Live, Shared};
 use super::loaded::{Loaded, damaged_fault, load_fault};
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
@@ -433,7 +433,9 @@ impl Runner {
             }
             Cut::NoRoom => self.pinned_fault(),
             // By the daemon, not by their callers.
-            Cut::Cancelled if self.shared.goes_down() => going_down(),
+            Cut::Cancelled if self.shared.goes_down() => {
+                Fault::new(Code::Cancelled, "the daemon is going down; ask again in a few seconds")
+            }
             Cut::Cancelled => Fault::new(Code::Cancelled, "the caller left or cancelled"),
             Cut::Stalled => Fault::new(
                 Code::Stalled,
