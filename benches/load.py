@@ -7,7 +7,8 @@ Root starts one process for each of eight users, each with eight clients: six at
 Users 0 to 5 ask alike, user 6 in class `background`, user 7 for long answers only. Every answer is compared with the
 same request's when it was alone. Ends with 1 where an answer differs, a stream breaks off, a refusal is none of the
 documented ones (with raised limits: where there is any), memory grows, or the engine's time is further apart between
-users 0 to 5 than 10 % over the run or 25 % in any 10 s. Needs python3-dbus for the bus; without it all go to the socket.
+users 0 to 5 than 10 % over the run or 25 % in any 10 s; or where, before all that, the first token of one interactive
+caller takes longer than two chunks of a prefill while all of user 6 want background work. Needs python3-dbus for the bus; without it all go to the socket.
 """
 
 import argparse
@@ -37,6 +38,8 @@ N_KINDS = 24
 BACKGROUND, LONG = 6, 7
 # How far the engine's time may be apart, and by how much the daemon's own memory may grow after a third of the run.
 SPREAD_MAX, SPREAD_10_S_MAX, GROWTH_MAX = 0.10, 0.25, 1.05
+# What a chunk of a prefill takes at most, about (docs/API.md, section 2), and for how long that is looked at.
+CHUNK_S, BESIDE_S = 0.05, 10
 # What a full queue says, and what a busy daemon may.
 DOCUMENTED = {"queue_full", "rate_limited", "deadline_exceeded", "stalled"}
 WORDS = "once there was a small red house on the hill and a cat who liked the rain very much".split()
@@ -145,6 +148,39 @@ def user(uid, args, doors, until, path):
             thread.join()
 
 
+def in_a_process(uid, args, doors, until, path):
+    """Starts the clients of a user."""
+    path.touch()
+    path.chmod(0o666)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            user(uid, args, doors, until, path)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def beside_background(args, doors, folder):
+    """How long one caller waits for its first token while only background work is wanted beside it, seconds each."""
+    until = time.monotonic() + BESIDE_S
+    pid = in_a_process(BACKGROUND, args, doors, until, folder / "background")
+    time.sleep(1)
+    waits = []
+    while time.monotonic() < until:
+        record = run(lambda b: over_http(doors["socket"], b), request(0, 0))
+        assert record["end"] in ("stop", "length"), record
+        waits.append(record["tokens"][0] - record["began"])
+        time.sleep(0.02)
+    os.waitpid(pid, 0)
+    n = len((folder / "background").read_text().splitlines())
+    print(f"first token beside {n} background requests alone: median {percentile(waits, 0.5) * 1e3:.0f} ms, 95 % "
+          f"{percentile(waits, 0.95) * 1e3:.0f} ms, most {max(waits) * 1e3:.0f} ms, {len(waits)} requests")
+    return waits
+
+
 def rss_kib(pid):
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0])
@@ -171,7 +207,7 @@ def engine_s(records, uid, first, last):
     return total
 
 
-def report(args, records, wanted, began, memory):
+def report(args, records, wanted, began, memory, waits):
     ends = {}
     for r in records:
         ends[r["end"]] = ends.get(r["end"], 0) + 1
@@ -203,6 +239,7 @@ def report(args, records, wanted, began, memory):
     faults = [f"ends: {wrong}"] * bool(wrong) + [f"{len(differ)} answers differ"] * bool(differ)
     faults += ["the run is uneven"] * (over_run > SPREAD_MAX) + ["10 s are uneven"] * (over_10_s > SPREAD_10_S_MAX)
     faults += ["memory grows"] * (late > early * GROWTH_MAX)
+    faults += ["a first token waits for background work"] * (percentile(waits, 0.95) > 2 * CHUNK_S)
     print(f"wrong: {'; '.join(faults) or 'nothing'}")
     return 1 if faults else 0
 
@@ -267,22 +304,11 @@ def measure(args, folder, children):
             record = run(lambda b: over_http(doors["socket"], b), request(kind, LONG if long else 0))
             assert record["end"] in ("stop", "length"), record
             wanted[kind, long] = record["text"]
+    waits = beside_background(args, doors, folder)
     print(f"{len(wanted)} requests alone; now {N_UIDS * args.clients} clients for {args.seconds} s", flush=True)
     began = time.monotonic()
     paths = [folder / f"user-{uid}" for uid in range(N_UIDS)]
-    users = []
-    for uid, path in enumerate(paths):
-        path.touch()
-        path.chmod(0o666)
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                user(uid, args, doors, began + args.seconds, path)
-                code = 0
-            finally:
-                os._exit(code)
-        users.append(pid)
+    users = [in_a_process(uid, args, doors, began + args.seconds, path) for uid, path in enumerate(paths)]
     memory = []
     while time.monotonic() < began + args.seconds:
         time.sleep(1)
@@ -291,7 +317,7 @@ def measure(args, folder, children):
     print(file=sys.stderr)
     failed = [pid for pid in users if os.waitpid(pid, 0)[1] != 0]
     records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    verdict = report(args, records, wanted, began, memory)
+    verdict = report(args, records, wanted, began, memory, waits)
     if daemon.poll() is not None:
         print(f"the daemon has ended:\n{(folder / 'log').read_text()[-2000:]}")
         verdict = 1

@@ -619,5 +619,18 @@ fn the_configuration_is_checked_and_shown() {
             &[&format!("{more}:3:1: unknown field `contxt`")],
         );
     }
+    std::fs::write(&more, "version = 1\n[models]\ndefault = \"none such\"\n[engine]\ncpus = \"900\"\n")
+        .unwrap();
+    let checked = run(&["config", "check", "--config", &file]);
+    fine(&checked);
+    for said in [
+        "models.default = \"none such\": no such model",
+        "engine.cpus: none of [900]",
+        "models.aliases: \"gpt 4\"",
+    ] {
+        assert!(stderr(&checked).contains(said), "{said} in\n{}", stderr(&checked));
+    }
+    std::fs::write(&more, "version = 1\n[api]\nsocket = \"\"\n").unwrap();
+    fails(&run(&["config", "check", "--config", &file]), 2, &[&more, "a path of 0 bytes"]);
     fails(&run(&["config", "check", "--config", "/nowhere.toml"]), 2, &["/nowhere.toml: cannot be read"]);
 }

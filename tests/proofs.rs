@@ -75,6 +75,46 @@ fn n_sleeps(pid: u32) -> u64 {
 }
 
 /// Signs of life go out every 10 s; nothing else wakes an idle daemon, with a model in memory or without.
+/// Requests of next to nothing but many values, refused at both doors: while they are read and after.
+#[test]
+#[ignore = "slow: waits half a minute, sends 21 MB"]
+fn what_is_refused_leaves_no_memory() {
+    let folder = Folder::new();
+    if !have("dbus-daemon", "21 MB on the bus") {
+        return;
+    }
+    let (_bus, address) = bus(&folder);
+    let daemon = Daemon::start_on(&folder, Some(&stories()), "", Some(&address));
+    ask(&daemon.socket, &post("/sotto/v1/generate", r#"{"input": "Once", "raw": true, "max_tokens": 4}"#));
+    let mut kib = vec![daemon.memory_kib("VmRSS")];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
+        let body = ("hi", HashMap::from([("messages", Variant::from(vec![("user", ""); 1_000_000]))]));
+        let manager = Some("org.sotto.Sotto1.Manager");
+        let refused =
+            client.call_method(Some("org.sotto.Sotto1"), "/org/sotto/Sotto1", manager, "Generate", &body);
+        let refused = refused.await.unwrap_err().to_string();
+        assert!(refused.contains("body_too_large"), "{refused}");
+    });
+    kib.push(daemon.memory_kib("VmRSS"));
+    // Until a look of those at rest is over.
+    std::thread::sleep(Duration::from_secs(15));
+    kib.push(daemon.memory_kib("VmRSS"));
+    let messages = vec![json!({"role": "user", "content": ""}); 80_000];
+    let refused =
+        ask(&daemon.socket, &post("/v1/chat/completions", json!({"messages": messages}).to_string()));
+    assert_eq!(refused.status, 400, "{refused:?}");
+    kib.push(daemon.memory_kib("VmRSS"));
+    std::thread::sleep(Duration::from_secs(15));
+    kib.push(daemon.memory_kib("VmRSS"));
+    println!(
+        "VmRSS before, after 1,000,000 messages on the bus, 15 s later, after 80,000 at the socket, 15 s later: {kib:?} KiB"
+    );
+    assert!(kib.iter().all(|then| *then <= kib[0] + 48 * 1024), "{kib:?}");
+    assert!(kib[4] <= kib[0] + 2 * 1024, "{kib:?}");
+}
+
 #[test]
 #[ignore = "slow: waits for a minute"]
 fn an_idle_daemon_wakes_for_its_watchdog_alone() {

@@ -13,7 +13,9 @@ const ANCESTORS: usize = 5;
 pub(super) fn file(path: &Path) -> ModelFile {
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     let name = name.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-    let id = part(&name).map_or(name.as_str(), |(id, _)| id).to_owned();
+    let id = part(&name).map_or(name.as_str(), |(id, _)| id);
+    // It is written to logs and terminals.
+    let id = id.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
     ModelFile { id, path: path.to_owned() }
 }
 
@@ -70,6 +72,11 @@ pub(super) fn in_the_box() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_can_be_shown() {
+        assert_eq!(file(Path::new("/m/a\nb\u{1b}[31m-00001-of-00002.gguf")).id, "a_b_[31m");
+    }
 
     #[test]
     fn parts_and_directories_are_one_model_each() {

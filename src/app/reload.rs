@@ -16,7 +16,7 @@ use crate::door::dbus::SessionLimits;
 #[cfg(feature = "http")]
 use crate::door::http::HttpOptions;
 use crate::engine::{Code, Engine, Fault, Mock, Settings};
-use crate::os::user;
+use crate::os::{cpus, user};
 
 /// What is told the new configuration.
 #[derive(Debug)]
@@ -137,26 +137,37 @@ pub(super) fn settings(config: &Config, model: Option<&PathBuf>, mock: bool) -> 
     settings
 }
 
-/// Says what names nothing: a start fails by none of it, for a disk may come later.
+/// Says in the log what names nothing.
 pub(super) fn warn_of(config: &Config, settings: &Settings) {
+    warnings(config, settings).iter().for_each(|what| log::warn!("{what}"));
+}
+
+/// What names nothing: a start fails by none of it, for a disk may come later.
+pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
     let models = &config.models;
+    let mut all = Vec::new();
     for dir in models.dirs.iter().filter(|dir| !catalog::default_dirs().contains(dir) && !dir.is_dir()) {
-        log::warn!("models.dirs: {}: no such folder", dir.display());
+        all.push(format!("models.dirs: {}: no such folder", dir.display()));
     }
     let unknown = |id: &&String| settings.models.iter().all(|m| m.id != **id);
     for id in models.preload.iter().filter(unknown) {
-        log::warn!("models.preload: {id:?}: no such model in models.dirs");
+        all.push(format!("models.preload: {id:?}: no such model in models.dirs"));
     }
     if let Some(id) = settings.default_model.as_ref().filter(unknown) {
-        log::warn!("models.default = {id:?}: no such model in models.dirs");
+        all.push(format!("models.default = {id:?}: no such model in models.dirs"));
     }
     for (alias, id) in models.aliases.iter().filter(|(_, id)| unknown(id)) {
-        log::warn!("models.aliases: {alias:?} = {id:?}: no such model in models.dirs");
+        all.push(format!("models.aliases: {alias:?} = {id:?}: no such model in models.dirs"));
     }
     for id in config.model.keys().filter(unknown) {
-        log::warn!("model.{id:?}: no such model in models.dirs");
+        all.push(format!("model.{id:?}: no such model in models.dirs"));
     }
     for group in config.daemon.admin_groups.iter().filter(|group| user::group_id(group).is_none()) {
-        log::warn!("daemon.admin_groups: {group:?}: no such group");
+        all.push(format!("daemon.admin_groups: {group:?}: no such group"));
     }
+    let cpus = config.engine.cpus.list();
+    if !cpus.is_empty() && cpus::allowed(&cpus).iter().all(|cpu| !cpus.contains(cpu)) {
+        all.push(format!("engine.cpus: none of {cpus:?} can be used, threads run where they may"));
+    }
+    all
 }

@@ -123,8 +123,8 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(Token, f32)>, Fault> {
     }
     map.into_iter()
         .map(|(id, bias)| {
-            let digits = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
-            let Some(token) = id.parse().ok().filter(|_| digits).map(Token) else {
+            // One way to write each, so that no token stands twice.
+            let Some(token) = id.parse().ok().filter(|n: &u32| n.to_string() == id).map(Token) else {
                 return Err(invalid(&path, "a key is no token id; allowed is a whole number in decimal"));
             };
             match bias.as_f64() {
@@ -154,7 +154,7 @@ mod tests {
         let all = r#"{"temperature":1,"top_k":5,"top_p":0.5,"min_p":0.1,"typical_p":0.9,"repeat_penalty":1.1,
             "frequency_penalty":-1,"presence_penalty":2,"repeat_last_n":4096,"dry_multiplier":0.8,"dry_base":1.5,
             "dry_allowed_length":3,"dry_last_n":9,"dry_breakers":["\n"],"mirostat":2,"mirostat_tau":4,
-            "mirostat_eta":0.2,"logit_bias":{"7":-100,"08":1},"min_tokens":10,"seed":1}"#;
+            "mirostat_eta":0.2,"logit_bias":{"7":-100,"8":1},"min_tokens":10,"seed":1}"#;
         let wanted = Sampling {
             temperature: Some(1.0),
             top_k: Some(5),
@@ -173,7 +173,7 @@ mod tests {
             mirostat: true,
             mirostat_tau: Some(4.0),
             mirostat_eta: Some(0.2),
-            logit_bias: vec![(Token(8), 1.0), (Token(7), -100.0)],
+            logit_bias: vec![(Token(7), -100.0), (Token(8), 1.0)],
             min_tokens: 10,
             logprobs: None,
             seed: Some(1),
@@ -207,6 +207,8 @@ mod tests {
             (r#""min_tokens":-1"#, "min_tokens"),
             (r#""logit_bias":[]"#, "logit_bias"),
             (r#""logit_bias":{"a":1}"#, "logit_bias"),
+            (r#""logit_bias":{"1":1,"01":2}"#, "logit_bias"),
+            (r#""logit_bias":{"+1":1}"#, "logit_bias"),
             (r#""logit_bias":{"+1":1}"#, "logit_bias"),
             (r#""logit_bias":{"4294967296":1}"#, "logit_bias"),
             (r#""logit_bias":{"1":101}"#, "logit_bias.1"),

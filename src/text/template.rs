@@ -106,7 +106,9 @@ impl Template {
             ("eos_token", eos.as_str().into()),
             ("strftime_now", Value::from_function(move |format: &str| moment.format(format))),
         ];
+        let source = self.env.get_template(NAME).map_err(|e| described(&e))?;
         self.render_value(Value::from_pairs(variables.chain(ours)))
+            .map_err(|e| own_words(e, source.source(), &chat.contents()))
     }
 
     fn render_value(&self, context: Value) -> Result<String, TextError> {
@@ -116,7 +118,7 @@ impl Template {
         if out.full {
             return Err(TextError::RenderedLength);
         }
-        rendered.map_err(|e| own_words(described(&e), template.source()))?;
+        rendered.map_err(|e| described(&e))?;
         let prompt = String::from_utf8_lossy(&out.bytes).into_owned();
         match prompt.len() - prompt.matches(MARK).count() * MARK.len_utf8() > RENDERED_BYTES_MAX {
             true => Err(TextError::RenderedLength),
@@ -160,11 +162,11 @@ fn described(error: &Error) -> TextError {
     TextError::Template { line: error.line().unwrap_or(0), what }
 }
 
-/// The error without what its words may quote of a conversation: as much of them from the beginning on as stands in the
-/// template's `source`.
-fn own_words(error: TextError, source: &str) -> TextError {
+/// The error without what its words quote of the conversation's texts `said`: where they do, as much of them from the
+/// beginning on as stands in the template's `source`.
+fn own_words(error: TextError, source: &str, said: &[String]) -> TextError {
     match error {
-        TextError::Raised { message } if !source.contains(&message) => {
+        TextError::Raised { message } if quotes(&message, source, said) => {
             let ends: Vec<usize> = message.char_indices().map(|(at, _)| at).collect();
             let n_own = ends.partition_point(|&end| source.contains(&message[..end]));
             let own = ends.get(n_own.saturating_sub(1)).map_or("", |&end| &message[..end]);
@@ -172,6 +174,16 @@ fn own_words(error: TextError, source: &str) -> TextError {
         }
         error => error,
     }
+}
+
+/// Whether `message` has a text of `said`, or a word of one that is none of the template's own.
+fn quotes(message: &str, source: &str, said: &[String]) -> bool {
+    let (message, source) = (message.to_lowercase(), source.to_lowercase());
+    let own = |part: &str| source.contains(part) || !message.contains(part);
+    said.iter().map(|text| text.to_lowercase()).any(|text| {
+        let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 2);
+        !own(text.trim()) || words.any(|word| !own(word))
+    })
 }
 
 /// A prompt that grows up to its bound, with all marks.
@@ -245,11 +257,16 @@ mod tests {
     fn errors_name_line_and_cause() {
         let raised = render("{{ raise_exception('roles must alternate') }}", &[]);
         assert_eq!(raised, Err(TextError::Raised { message: "roles must alternate".to_owned() }));
-        // Of words that the template does not have, those before them.
-        for (secret, told) in [("secret", "no such role: \u{2026}"), ("", "no such role: ")] {
-            let source =
-                format!("{{% set x = '{secret}' | upper %}}{{{{ raise_exception('no such role: ' + x) }}}}");
-            assert_eq!(render(&source, &[]), Err(TextError::Raised { message: told.to_owned() }));
+        // What was said is not said again.
+        let source = "{{ raise_exception('no such role: ' + messages[0].content + enable|default(' 7')) }}";
+        for (said, told) in [
+            ("a Secret", "no such role: \u{2026}"),
+            ("\u{e9}", "no such role: \u{2026}"),
+            ("role", "no such role: role 7"),
+            ("", "no such role:  7"),
+        ] {
+            let raised = render(source, &[Json::message("user", said)]);
+            assert_eq!(raised, Err(TextError::Raised { message: told.to_owned() }), "{said}");
         }
         let raised = render("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}", &[]);
         assert_eq!(raised, Err(TextError::Raised { message: "deep".to_owned() }));

@@ -388,6 +388,14 @@ fn standard_interfaces_are_answered_as_the_standard_says() {
             let refused = error(of.call_method("Get", &body).await);
             assert_eq!(refused, format!("org.freedesktop.DBus.Error.{name}"));
         }
+        // Without an interface it is the one that has properties; whether anybody is there can be asked anywhere.
+        let tier: OwnedVariant = of.call("Get", &("", "Tier")).await.unwrap();
+        assert_eq!(tier, of.call("Get", &(MANAGER, "Tier")).await.unwrap());
+        let all: Values = of.call("GetAll", &("",)).await.unwrap();
+        assert!(all.contains_key("Tier") && all.contains_key("State"), "{all:?}");
+        let nowhere = at(&client, "/nowhere", "org.freedesktop.DBus.Peer").await;
+        nowhere.call::<_, _, ()>("Ping", &()).await.unwrap();
+        assert!(error(nowhere.call_method("Nothing", &()).await).ends_with("UnknownMethod"));
         let set = of.call_method("Set", &(MANAGER, "Tier", Variant::new("x"))).await;
         assert_eq!(error(set), "org.freedesktop.DBus.Error.PropertyReadOnly");
         let log = at(&client, "/org/freedesktop/LogControl1", "org.freedesktop.LogControl1").await;
@@ -524,7 +532,9 @@ fn a_stranger_sees_nothing_of_anothers() {
             assert!(!tree.contains(id) && !objects.contains(id), "{private}");
             for line in [
                 format!("introspect org.sotto.Sotto1 {private}"),
-                format!("call org.sotto.Sotto1 {private} org.freedesktop.DBus.Peer Ping"),
+                format!(
+                    "call org.sotto.Sotto1 {private} org.freedesktop.DBus.Properties GetAll s {GENERATION}"
+                ),
             ] {
                 let (well, said) = stranger(words(&line)).await;
                 assert!(!well && said.contains("no such object, or none of yours"), "{line}: {said}");

@@ -72,7 +72,8 @@ fn answer(how: &HowArgs, question: Question, json: bool, newline: bool) -> Resul
         match &answered {
             Ok(answer) => super::show::json(&answer.json())?,
             Err(Failure { error: Some(error), .. }) => super::show::json(&json!({ "error": error }))?,
-            Err(_) => {}
+            // Nobody who has a code for it: a daemon that died, for one.
+            Err(Failure { message, .. }) => super::show::json(&json!({ "error": { "message": message } }))?,
         }
         return answered.map(drop);
     }

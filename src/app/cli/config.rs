@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Failure;
 use super::show::{self, out};
 use crate::app::config::Place;
+use crate::app::reload;
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -45,6 +46,10 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
     match &args.what {
         What::Check(args) => {
             let read = read(args)?;
+            let settings = reload::settings(&read.config, None, false);
+            for warning in reload::warnings(&read.config, &settings) {
+                show::note(&format!("warning: {warning}"));
+            }
             let files: Vec<String> = read.files.iter().map(|path| path.display().to_string()).collect();
             out(&match files.is_empty() {
                 true => "there is no file, the defaults hold\n".into(),

@@ -196,6 +196,7 @@ impl Default for Dbus {
 #[serde(default, deny_unknown_fields)]
 pub(in crate::app) struct Api {
     pub enable: bool,
+    #[serde(deserialize_with = "socket")]
     pub socket: PathBuf,
     pub mode: Mode,
     pub group: String,
@@ -209,6 +210,15 @@ pub(in crate::app) struct Api {
     pub keepalive_s: Int<1, 3_600>,
     pub stall_timeout_s: Int<1, 3_600>,
     pub metrics: bool,
+}
+
+/// A path by which a socket can be called (unix(7)).
+fn socket<'de, D: Deserializer<'de>>(reader: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(reader)?;
+    match path.as_os_str().len() {
+        1..=107 => Ok(path),
+        n => Err(de::Error::custom(format_args!("got a path of {n} bytes, 1 to 107 are taken"))),
+    }
 }
 
 impl Default for Api {

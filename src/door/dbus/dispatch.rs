@@ -160,9 +160,14 @@ async fn take(call: Arc<Call>, member: &str) -> Result<(), Refusal> {
     let asked = call.clone();
     let header = asked.header();
     let path = header.path().map_or("", |path| path.as_str());
-    let object = object(&call).ok_or_else(|| unknown_object(path))?;
-    let own = object.interfaces();
     let wanted = header.interface().map(|name| name.as_str());
+    let object = match object(&call) {
+        Some(object) => object,
+        // Whoever asks whether anybody is there asks no object.
+        None if wanted == Some(PEER) => Object::Folder(Vec::new()),
+        None => return Err(unknown_object(path).into()),
+    };
+    let own = object.interfaces();
     let mut names = own.iter().chain(&EVERYWHERE).filter(|name| wanted.is_none_or(|wanted| wanted == **name));
     let find = |name: &&str| {
         let interface = call.door.interfaces.get(name)?;
@@ -280,8 +285,14 @@ fn declaring<'c>(
     interface: &str,
     property: Option<&str>,
 ) -> Result<&'c Interface, Refusal> {
-    let has = object.interfaces().iter().chain(&EVERYWHERE).find(|name| **name == interface);
-    let found = has.and_then(|name| call.door.interfaces.get(name)).ok_or_else(|| {
+    let all =
+        || object.interfaces().iter().chain(&EVERYWHERE).filter_map(|name| call.door.interfaces.get(name));
+    // With no name the one that has properties: no object has two of them.
+    let named = |of: &&Interface| match interface {
+        "" => !of.properties.is_empty(),
+        name => of.name == name,
+    };
+    let found = all().find(named).ok_or_else(|| {
         let message = format!("there is no interface {}", cut(interface, NAME_SHOWN_BYTES_MAX));
         Refusal::standard("org.freedesktop.DBus.Error.UnknownInterface", message)
     })?;

@@ -180,7 +180,9 @@ async fn route(
         ["v1", "models"] => Ok(models::list(door)),
         ["sotto", "v1", "models", name, "load"] => load(door, caller, id, name, request).await,
         ["sotto", "v1", "models", name, "unload"] => {
-            models::unload(door, caller, name, request.uri().query()).await
+            let query = request.uri().query().map(str::to_owned);
+            asked(door, request, no_body).await?;
+            models::unload(door, caller, name, query.as_deref()).await
         }
         ["sotto", "v1", "tokenize"] => tokenize(door, caller, request).await,
         ["sotto", "v1", "status"] => Ok(status::status(door, caller)),
@@ -263,6 +265,17 @@ async fn load(
     no_query(request.uri().query())?;
     let (how, ignored, _) = asked(door, request, models::how).await?;
     Ok(tell_ignored(models::load(door, caller, id, name, how).await?, &ignored))
+}
+
+fn no_body(bytes: &[u8], _lenient: bool) -> Result<((), Vec<String>), Fault> {
+    match bytes.len() {
+        0 => Ok(((), Vec::new())),
+        n => {
+            let message =
+                format!("got a body of {n} bytes, none is taken here: force=true stands in the query");
+            Err(Fault::new(Code::InvalidValue, message))
+        }
+    }
 }
 
 fn no_query(query: Option<&str>) -> Result<(), Fault> {
