@@ -207,7 +207,7 @@ def engine_s(records, uid, first, last):
     return total
 
 
-def report(args, records, wanted, began, memory, waits):
+def report(args, records, wanted, began, memory, beside):
     ends = {}
     for r in records:
         ends[r["end"]] = ends.get(r["end"], 0) + 1
@@ -239,7 +239,7 @@ def report(args, records, wanted, began, memory, waits):
     faults = [f"ends: {wrong}"] * bool(wrong) + [f"{len(differ)} answers differ"] * bool(differ)
     faults += ["the run is uneven"] * (over_run > SPREAD_MAX) + ["10 s are uneven"] * (over_10_s > SPREAD_10_S_MAX)
     faults += ["memory grows"] * (late > early * GROWTH_MAX)
-    faults += ["a first token waits for background work"] * (percentile(waits, 0.95) > 2 * CHUNK_S)
+    faults += ["a first token waits for background work"] * (percentile(beside, 0.95) > 2 * CHUNK_S)
     print(f"wrong: {'; '.join(faults) or 'nothing'}")
     return 1 if faults else 0
 
@@ -304,7 +304,7 @@ def measure(args, folder, children):
             record = run(lambda b: over_http(doors["socket"], b), request(kind, LONG if long else 0))
             assert record["end"] in ("stop", "length"), record
             wanted[kind, long] = record["text"]
-    waits = beside_background(args, doors, folder)
+    beside = beside_background(args, doors, folder)
     print(f"{len(wanted)} requests alone; now {N_UIDS * args.clients} clients for {args.seconds} s", flush=True)
     began = time.monotonic()
     paths = [folder / f"user-{uid}" for uid in range(N_UIDS)]
@@ -317,7 +317,7 @@ def measure(args, folder, children):
     print(file=sys.stderr)
     failed = [pid for pid in users if os.waitpid(pid, 0)[1] != 0]
     records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    verdict = report(args, records, wanted, began, memory, waits)
+    verdict = report(args, records, wanted, began, memory, beside)
     if daemon.poll() is not None:
         print(f"the daemon has ended:\n{(folder / 'log').read_text()[-2000:]}")
         verdict = 1
