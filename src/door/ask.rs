@@ -4,6 +4,7 @@ use serde_json::Value;
 
 #[cfg(feature = "http")]
 use crate::base::Token;
+use crate::base::limits::N_CTX_MAX;
 use crate::engine::{
     Caching, Caller, Class, Effort, Fault, GenerationId, Input, Message, Request, Role, Sampling, Task,
 };
@@ -242,6 +243,13 @@ pub(super) fn native_input(fields: &mut Fields) -> Result<(Input, &'static str),
         (.., Some(list)) => Ok((tokens(list, "tokens")?, "tokens")),
         _ => Err(missing("input", "give one of input, messages, tokens")),
     }
+}
+
+/// How a model is to be loaded: whether it is pinned (it is), and its positions; `None`: as it is, or as configured.
+pub(super) fn load(fields: &mut Fields) -> Result<(bool, Option<usize>), Fault> {
+    let pin = fields.flag("pin")?.unwrap_or(true);
+    let n_ctx = fields.whole("context", 2, N_CTX_MAX as u64)?.map(|n| n as usize);
+    Ok((pin, n_ctx))
 }
 
 #[cfg(all(test, feature = "http"))]

@@ -371,10 +371,9 @@ impl Engine {
         let runner = Runner::new(shared.clone());
         let run = move || {
             // The pool's threads are started by this one and stay with it.
-            if !cpus.is_empty()
-                && let Err(e) = thread::set_cpus(&cpus)
-            {
-                log::warn!("engine.cpus: none of {cpus:?} can be used, threads run where they may: {e}");
+            if !cpus.is_empty() {
+                // Where none of them can be used threads run where they may; the configuration's reader says so.
+                let _ = thread::set_cpus(&cpus);
             }
             runner.run(&inbox);
         };

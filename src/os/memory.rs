@@ -50,6 +50,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_in_use_stays() {
+        let fill = |seed: u8| {
+            for round in 0..50_u8 {
+                let blocks: Vec<Vec<u8>> = (1..200).map(|n| vec![seed ^ round; 37 * n]).collect();
+                trim();
+                assert!(blocks.iter().flatten().all(|byte| *byte == seed ^ round));
+            }
+        };
+        std::thread::scope(|threads| (0..3).for_each(|seed| drop(threads.spawn(move || fill(seed)))));
+    }
+
+    #[test]
     fn the_smaller_of_the_machine_and_the_group_counts() {
         let made =
             Made::new(&[("/proc/meminfo", "MemTotal:  8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\n")]);

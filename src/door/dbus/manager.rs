@@ -7,8 +7,9 @@ use tokio::time::sleep;
 use zbus::{OwnedFd, OwnedVariant};
 
 use crate::base::limits::{
-    INPUT_BYTES_MAX, KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_CTX_MAX, N_EMBED_BUS_MAX, REPLY_BYTES_MAX,
+    INPUT_BYTES_MAX, KEPT_ENDED_MAX, KEPT_TEXT_BYTES_MAX, N_EMBED_BUS_MAX, REPLY_BYTES_MAX,
 };
+use crate::door::ask;
 use crate::door::embed::{Embed, FEATURES, Vectors};
 use crate::door::fault;
 use crate::door::id::{new_id, parse_id};
@@ -212,8 +213,7 @@ async fn load_model(call: Arc<Call>) -> Result<(), Refusal> {
     call.may(Permit::LoadModel).await?;
     let (model, options): (String, Options) = call.args()?;
     let mut fields = options::fields(&options)?;
-    let pin = fields.flag("pin")?.unwrap_or(true);
-    let n_ctx = fields.whole("context", 2, N_CTX_MAX as u64)?.map(|n| n as usize);
+    let (pin, n_ctx) = ask::load(&mut fields)?;
     fields.finish()?;
     let engine = &call.door.engine;
     let resolved = engine.known(Some(&model))?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::base::limits::{N_CTX_MAX, NAME_SHOWN_BYTES_MAX};
+use crate::base::limits::NAME_SHOWN_BYTES_MAX;
+use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::cut;
 use crate::door::told;
@@ -60,21 +61,14 @@ fn known(door: &HttpDoor, name: &str) -> Result<String, Fault> {
     door.engine.known(Some(&name)).map_err(|fault| fault.at("id"))
 }
 
-/// How a model is to be loaded.
-pub(super) struct How {
-    pin: bool,
-    n_ctx: Option<usize>,
-}
+/// How a model is to be loaded: whether it is pinned, and its positions ([`ask::load`]).
+type How = (bool, Option<usize>);
 
 /// How a body, which may be empty, wants a model loaded.
 pub(super) fn how(bytes: &[u8], lenient: bool) -> Result<(How, Vec<String>), Fault> {
-    if bytes.is_empty() {
-        return Ok((How { pin: true, n_ctx: None }, Vec::new()));
-    }
-    let mut fields = Fields::new(parse_json(bytes)?, "", lenient)?;
-    let pin = fields.flag("pin")?.unwrap_or(true);
-    let n_ctx = fields.whole("context", 2, N_CTX_MAX as u64)?.map(|n| n as usize);
-    Ok((How { pin, n_ctx }, fields.finish()?))
+    let body = if bytes.is_empty() { json!({}) } else { parse_json(bytes)? };
+    let mut fields = Fields::new(body, "", lenient)?;
+    Ok((ask::load(&mut fields)?, fields.finish()?))
 }
 
 /// Loads a model; tells of it by events.
@@ -83,7 +77,7 @@ pub(super) async fn load(
     caller: Caller,
     id: &GenerationId,
     name: &str,
-    How { pin, n_ctx }: How,
+    (pin, n_ctx): How,
 ) -> Result<Response<Body>, Fault> {
     door.options().admins.check(caller.uid, "load models")?;
     let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin, n_ctx };
