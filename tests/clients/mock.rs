@@ -138,6 +138,21 @@ fn a_mock_that_waits_is_cancelled_at_once() {
 }
 
 #[test]
+fn who_reads_events_sees_a_long_prompt_being_read() {
+    let folder = Folder::new();
+    let daemon = Daemon::mock(&folder, "prefill_tokens_per_s=500", "", None);
+    let body = json!({ "input": "x".repeat(2_000), "max_tokens": 1 }).to_string();
+    let began = clock::now_us();
+    let mut call = Call::send(&daemon.socket, &post(NATIVE, body));
+    let first = call.head().event("prefill");
+    let seen_us = clock::now_us() - began;
+    assert!(first["done"].as_u64() < first["total"].as_u64(), "{first}");
+    call.event("token");
+    let all_us = clock::now_us() - began;
+    assert!(seen_us < all_us / 2, "the first news after {seen_us} of {all_us} us");
+}
+
+#[test]
 fn a_mock_answers_on_the_bus() {
     if !have("dbus-daemon", "a mock on the bus") || !have("busctl", "a mock on the bus") {
         return;

@@ -32,7 +32,7 @@ fn the_way_of_a_request_is_seen() {
     assert!(idle["memory"]["resident_bytes"].as_u64().unwrap() > 1 << 20);
     assert!(idle["temperature_c"].is_null() || idle["temperature_c"].is_f64());
 
-    // Five chunks of 128 tokens, two thirds of a second each; the head of the answer comes with its first text.
+    // Five chunks of 128 tokens, two thirds of a second each.
     let body =
         json!({ "input": "x".repeat(600), "model": "mock-endless", "class": "background" }).to_string();
     let mut call = Call::send(&daemon.socket, &post(NATIVE, body));

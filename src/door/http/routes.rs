@@ -236,7 +236,12 @@ async fn generate(
     let printer = Printer::new(&door.engine, id.clone(), shape, framing, usage, n);
     let choices = Choices::start(&door.engine, ask.request(id.clone(), caller, input, input_field), n)?;
     let response = if stream {
-        let begins = |event: &Event| matches!(event, Event::Text { .. });
+        let begins = |event: &Event| match event {
+            Event::Text { .. } => true,
+            // Who reads events sees how a long prompt is read; its model is loaded then, and it is not refused any more.
+            Event::Prefill { done, total, .. } => shape == Shape::Native && done < total,
+            _ => false,
+        };
         streamed(choices, printer, Duration::from_secs(door.options().keepalive_s), begins).await?
     } else {
         whole(choices, printer).await?
