@@ -10,7 +10,6 @@ use tokio::time::timeout;
 
 use super::config::Config;
 use super::daemon::Stop;
-use crate::door::admins::Admins;
 use crate::door::http::{self, HttpOptions};
 use crate::engine::Engine;
 use crate::os;
@@ -74,15 +73,7 @@ pub(super) fn options(config: &Config) -> HttpOptions {
         keepalive_s: api.keepalive_s.0,
         lenient: api.lenient,
         metrics: api.metrics,
-        admins: admins(config),
     }
-}
-
-/// Who may do more than generate.
-fn admins(config: &Config) -> Admins {
-    let groups = config.daemon.admin_groups.clone();
-    // Whoever cannot be looked up is none.
-    Admins::new(move |uid| os::user::is_admin(uid, &groups).unwrap_or(false))
 }
 
 type Passed = Option<std::os::unix::net::UnixListener>;

@@ -21,7 +21,6 @@ use super::idle::Idle;
 use super::reload::{self, Reloader};
 use super::{EXIT_INTERNAL, EXIT_USAGE, journal};
 #[cfg(feature = "dbus")]
-use crate::door::admins::Admins;
 #[cfg(feature = "dbus")]
 use crate::door::dbus::{self, Bus, DbusDoor, DbusOptions, LogTarget, Reload};
 #[cfg(feature = "http")]
@@ -382,12 +381,8 @@ async fn connect_bus(
         (None, enable, BusName::Session) => (Bus::Session, enable == Enable::Yes),
         (None, enable, BusName::System) => (Bus::System, enable == Enable::Yes),
     };
-    let (groups, reloads) = (engine.clone(), reloader.clone());
+    let reloads = reloader.clone();
     let options = DbusOptions {
-        // Whoever cannot be looked up is none.
-        admins: Admins::new(move |uid| {
-            os::user::is_admin(uid, &groups.settings().admin_groups).unwrap_or(false)
-        }),
         sessions: reloader.sessions(),
         reload: Some(Reload(Arc::new(move || reloads.reload()))),
         log_target: Some(LogTarget { get: journal::target, set: journal::set_target }),

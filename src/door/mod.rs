@@ -14,7 +14,7 @@ pub mod done;
 pub mod http;
 
 #[cfg(any(feature = "dbus", feature = "http"))]
-pub mod admins;
+mod admins;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod ask;
 #[cfg(any(feature = "dbus", feature = "http"))]

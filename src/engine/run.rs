@@ -69,7 +69,22 @@ struct Kept {
     pooled: Option<Pooled>,
 }
 
-/// The events of a request that ended while its output was full.
+fn stalled(shared: &Shared) -> Fault {
+    let s = shared.settings().stall_timeout_s;
+    Fault::new(Code::Stalled, format!("the output was not read for {s} s; read faster or ask for less"))
+}
+
+fn cancelled(shared: &Shared) -> Fault {
+    // By the daemon, not by their callers.
+    let why = if shared.goes_down() {
+        "the daemon is going down; ask again in a few seconds"
+    } else {
+        "the caller left or cancelled"
+    };
+    Fault::new(Code::Cancelled, why)
+}
+
+/// The events of an answer that was complete while its output was full.
 struct Draining {
     sink: Box<dyn Sink>,
     live: Arc<Live>,
@@ -405,7 +420,15 @@ impl Runner {
                     }
                 }
             }
-            !d.events.is_empty() && now < d.until && !d.live.cancelled()
+            let cut = match d.events.is_empty() {
+                true => return false,
+                false if d.live.cancelled() => cancelled(&self.shared),
+                false if now >= d.until => stalled(&self.shared),
+                false => return true,
+            };
+            // There is room for an end always.
+            d.sink.offer(&Event::Failed(cut));
+            false
         });
     }
 
@@ -432,15 +455,8 @@ impl Runner {
                 return self.end(slot, Ok(Whole::Text(StopDetail::Deadline)), now);
             }
             Cut::NoRoom => self.pinned_fault(),
-            // By the daemon, not by their callers.
-            Cut::Cancelled if self.shared.goes_down() => {
-                Fault::new(Code::Cancelled, "the daemon is going down; ask again in a few seconds")
-            }
-            Cut::Cancelled => Fault::new(Code::Cancelled, "the caller left or cancelled"),
-            Cut::Stalled => Fault::new(
-                Code::Stalled,
-                format!("the output was not read for {} s; read faster or ask for less", o.stall_timeout_s),
-            ),
+            Cut::Cancelled => cancelled(&self.shared),
+            Cut::Stalled => stalled(&self.shared),
             Cut::QueueTimeout => Fault::new(
                 Code::DeadlineExceeded,
                 format!(
@@ -495,11 +511,17 @@ impl Runner {
             let took = now.saturating_sub(job.start_us());
             self.typical_us = (self.typical_us * 7 + took) / 8;
         }
+        let failed = how.is_err();
         job.end(how, now);
         if job.flush() == Offer::Full {
             let until = now + self.shared.settings().stall_timeout_s * 1_000_000;
-            let (sink, live, events) = job.into_rest();
-            self.draining.push(Draining { sink, live, events, until });
+            let (mut sink, live, mut events) = job.into_rest();
+            if !failed {
+                self.draining.push(Draining { sink, live, events, until });
+            } else if let Some(event) = events.pop_back() {
+                // Who does not read hears why as soon as they do; text that was not taken is no answer any more.
+                sink.offer(&event);
+            }
         }
         self.forget_models();
     }

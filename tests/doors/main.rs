@@ -14,6 +14,7 @@ mod fuzzed;
 mod objects;
 mod prefixes;
 mod settings;
+mod stalls;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;
@@ -448,6 +449,15 @@ fn a_lenient_caller_is_told_what_was_ignored() {
     let reply = house.send("POST", CHAT, "prefer: handling=lenient\r\n", &ask.to_string());
     assert_eq!(reply.status, 200);
     assert!(reply.headers.contains("sotto-ignored: verbosity, wat"), "{}", reply.headers);
+    let asks = [
+        ("/sotto/v1/tokenize", json!({"text": "Once", "wat": 1})),
+        ("/v1/embeddings", json!({"input": "Once", "wat": 1})),
+    ];
+    for (route, ask) in asks {
+        let reply = house.send("POST", route, "prefer: handling=lenient\r\n", &ask.to_string());
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert!(reply.headers.contains("sotto-ignored: wat"), "{route}: {}", reply.headers);
+    }
     let bad = json!({"messages": hi(), "max_tokens": "1"});
     assert_eq!(
         house.send("POST", CHAT, "prefer: handling=lenient\r\n", &bad.to_string()).code(),

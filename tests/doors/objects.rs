@@ -45,16 +45,16 @@ fn limits(sessions: SessionLimits) -> DbusOptions {
     DbusOptions { sessions: tokio::sync::watch::channel(sessions).1, ..DbusOptions::default() }
 }
 
-async fn at<'c>(client: &'c Connection, path: &str, interface: &'static str) -> Proxy<'c> {
+pub(super) async fn at<'c>(client: &'c Connection, path: &str, interface: &'static str) -> Proxy<'c> {
     Proxy::new(client, "org.sotto.Sotto1", path.to_owned(), interface).await.unwrap()
 }
 
 /// All properties of an object, asked for anew.
-async fn properties(client: &Connection, path: &str, interface: &str) -> Values {
+pub(super) async fn properties(client: &Connection, path: &str, interface: &str) -> Values {
     at(client, path, "org.freedesktop.DBus.Properties").await.call("GetAll", &(interface,)).await.unwrap()
 }
 
-fn text(values: &Values, key: &str) -> String {
+pub(super) fn text(values: &Values, key: &str) -> String {
     match &*values[key] {
         Variant::Str(text) => text.as_str().to_owned(),
         other => panic!("{key} is {other:?}"),
@@ -83,8 +83,8 @@ async fn heard(stream: &mut MessageStream, member: &str) -> zbus::Message {
 
 const MODEL: &str = "org.sotto.Sotto1.Model";
 const JOB: &str = "org.sotto.Sotto1.Job";
-const SESSION: &str = "org.sotto.Sotto1.Session";
-const GENERATION: &str = "org.sotto.Sotto1.Generation";
+pub(super) const SESSION: &str = "org.sotto.Sotto1.Session";
+pub(super) const GENERATION: &str = "org.sotto.Sotto1.Generation";
 
 #[test]
 fn models_are_listed_loaded_pinned_and_unloaded() {

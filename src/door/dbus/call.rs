@@ -101,7 +101,7 @@ impl Call {
     /// Refuses a caller who may not.
     pub(super) async fn may(&self, permit: Permit) -> Result<(), Fault> {
         let (door, header) = (&self.door, self.header());
-        door.polkit.check(&door.connection, &header, self.known.caller, permit).await
+        door.polkit.check(&door.engine, &door.connection, &header, self.known.caller, permit).await
     }
 
     /// Answers. A caller that has left, or a bus that is lost, is seen elsewhere.

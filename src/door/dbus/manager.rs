@@ -157,7 +157,7 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
     let format = format.unwrap_or(Format::Events);
     tokio::spawn(async move {
         let door = call.door.clone();
-        pipe::run(&door.engine, request, writer, format, &record).await;
+        let rest = pipe::run(&door.engine, request, writer, format, &record).await;
         if let Some(turn) = turn {
             turn.keep(&record);
         }
@@ -167,6 +167,7 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
             None => return,
         };
         call.tell(&path, interfaces::GENERATION, "Done", &(finish_reason, error, info)).await;
+        rest.write().await;
         door.tidy(record.uid);
         tokio::select! {
             () = sleep(KEPT) => {}

@@ -35,7 +35,6 @@ use zbus::fdo::{RequestNameFlags, RequestNameReply};
 use zbus::names::OwnedUniqueName;
 use zbus::{Connection, DynamicType, Guid, MessageStream};
 
-use crate::door::admins::Admins;
 use crate::engine::{Engine, Fault};
 
 use callers::Callers;
@@ -118,8 +117,6 @@ impl Default for SessionLimits {
 pub struct DbusOptions {
     /// Longest time to get on the bus, seconds.
     pub connect_timeout_s: u64,
-    /// Who may everything where polkit is not on the bus.
-    pub admins: Admins,
     /// Bounds of sessions, as they are now.
     pub sessions: watch::Receiver<SessionLimits>,
     /// `None`: there is nothing to read again.
@@ -132,7 +129,6 @@ impl Default for DbusOptions {
     fn default() -> Self {
         Self {
             connect_timeout_s: 5,
-            admins: Admins::default(),
             sessions: watch::channel(SessionLimits::default()).1,
             reload: None,
             log_target: None,
@@ -300,7 +296,7 @@ async fn open(engine: Engine, bus: Bus, options: DbusOptions) -> zbus::Result<Db
         engine: engine.clone(),
         connection: connection.clone(),
         callers: Callers::default(),
-        polkit: Polkit::new(options.admins.clone()),
+        polkit: Polkit::default(),
         options,
         interfaces: Interfaces::new(),
         generations: Shelf::default(),

@@ -206,9 +206,9 @@ pub(super) fn read(input: String, options: &Options) -> Result<Asked, Fault> {
     Ok(Asked { ask, input, format })
 }
 
-/// `messages`, then `input`; or `input` alone and raw.
-fn take_input(input: String, fields: &mut Fields) -> Result<Input, Fault> {
-    let mut history: Option<Vec<Message>> = None;
+/// What came before, under either of its names.
+pub(super) fn take_history(fields: &mut Fields) -> Result<Option<Vec<Message>>, Fault> {
+    let mut history = None;
     for key in ["messages", "messages_json"] {
         let Some(list) = fields.list(key)? else { continue };
         if history.is_some() {
@@ -216,6 +216,12 @@ fn take_input(input: String, fields: &mut Fields) -> Result<Input, Fault> {
         }
         history = Some(ask::messages(list, key)?);
     }
+    Ok(history)
+}
+
+/// `messages`, then `input`; or `input` alone and raw.
+fn take_input(input: String, fields: &mut Fields) -> Result<Input, Fault> {
+    let history = take_history(fields)?;
     let system = fields.text("system")?;
     match (fields.flag("raw")?.unwrap_or(false), history) {
         (true, Some(_)) => Err(invalid("raw", "a raw input has no messages; leave one out")),

@@ -147,28 +147,18 @@ impl Sink for PipeSink {
     }
 }
 
-/// Runs `request` into `pipe` and into `record`, to its last event. The reader's end cancels, seen even while nothing is
-/// written.
-pub(super) async fn run(
-    engine: &Engine,
-    request: Request,
-    pipe: Sender,
-    format: Format,
-    record: &Arc<Record>,
-) {
-    // The first readiness has to be seen before the engine's thread can write.
-    let _ = pipe.writable().await;
-    let stall = Duration::from_secs(engine.settings().stall_timeout_s);
-    let shared = Arc::new(Shared { pipe, full: Notify::new() });
-    let (last, outcome) = oneshot::channel();
-    let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };
-    let sink = Recorder { record: record.clone(), inner: Box::new(sink) };
-    let ended = match engine.submit(request, Box::new(sink)) {
-        Ok(handle) => follow(&shared, handle, outcome, format).await,
-        Err(fault) => Last::unsaid(fault, format),
-    };
-    if let Some(line) = ended.unwritten {
-        let _ = timeout(stall, async {
+/// The last line of a stream that had no room for it.
+pub(super) struct Rest {
+    shared: Arc<Shared>,
+    line: Option<Vec<u8>>,
+    patience: Duration,
+}
+
+impl Rest {
+    /// Writes it once there is room; a reader that makes none in time goes without.
+    pub(super) async fn write(self) {
+        let Self { shared, line: Some(line), patience } = self else { return };
+        let _ = timeout(patience, async {
             while matches!(write(&shared.pipe, &line), Wrote::Full) {
                 if shared.pipe.writable().await.is_err() {
                     break;
@@ -177,8 +167,31 @@ pub(super) async fn run(
         })
         .await;
     }
+}
+
+/// Runs `request` into `pipe` and into `record`, to its last event. The reader's end cancels, seen even while nothing is
+/// written; one that does not read holds up nothing but its own last line, which is left over.
+pub(super) async fn run(
+    engine: &Engine,
+    request: Request,
+    pipe: Sender,
+    format: Format,
+    record: &Arc<Record>,
+) -> Rest {
+    // The first readiness has to be seen before the engine's thread can write.
+    let _ = pipe.writable().await;
+    let patience = Duration::from_secs(engine.settings().stall_timeout_s);
+    let shared = Arc::new(Shared { pipe, full: Notify::new() });
+    let (last, outcome) = oneshot::channel();
+    let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };
+    let sink = Recorder { record: record.clone(), inner: Box::new(sink) };
+    let ended = match engine.submit(request, Box::new(sink)) {
+        Ok(handle) => follow(&shared, handle, outcome, format).await,
+        Err(fault) => Last::unsaid(fault, format),
+    };
     // One that the engine did not say.
     record.heard(&ended.event);
+    Rest { shared, line: ended.unwritten, patience }
 }
 
 async fn follow(
@@ -187,6 +200,7 @@ async fn follow(
     mut outcome: oneshot::Receiver<Last>,
     format: Format,
 ) -> Last {
+    let mut full = false;
     loop {
         tokio::select! {
             biased;
@@ -198,9 +212,10 @@ async fn follow(
                 drop(handle);
                 return Last::closed();
             }
-            () = shared.full.notified() => {
-                // An error counts as room: the next write finds it.
-                let _ = shared.pipe.writable().await;
+            () = shared.full.notified(), if !full => full = true,
+            // An error counts as room: the next write finds it.
+            _ = shared.pipe.writable(), if full => {
+                full = false;
                 handle.drained();
             }
         }

@@ -11,8 +11,8 @@ use zbus::names::OwnedUniqueName;
 use zbus::{Connection, Variant, fdo};
 
 use crate::base::limits::N_CALLER_MAX;
-use crate::door::admins::Admins;
-use crate::engine::{Caller, Code, Fault};
+use crate::door::admins;
+use crate::engine::{Caller, Code, Engine, Fault};
 
 const NAME: &str = "org.freedesktop.PolicyKit1";
 const PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
@@ -70,22 +70,18 @@ enum Said {
 /// Asks polkit.
 #[derive(Debug, Default)]
 pub(super) struct Polkit {
-    admins: Admins,
     /// When it last said yes.
     yes: Mutex<HashMap<(OwnedUniqueName, Permit), Instant>>,
 }
 
 impl Polkit {
-    pub(super) fn new(admins: Admins) -> Self {
-        Self { admins, yes: Mutex::default() }
-    }
-
     /// Refuses a caller who may not. Somebody is asked for a password only where the call allows it.
     ///
     /// # Errors
     /// `not_authorized`.
     pub(super) async fn check(
         &self,
+        engine: &Engine,
         connection: &Connection,
         header: &Header<'_>,
         caller: Caller,
@@ -110,7 +106,7 @@ impl Polkit {
         };
         match (said, permit) {
             (Said::Yes, _) | (Said::Absent, Permit::Generate) => Ok(()),
-            (Said::Absent, _) => self.admins.check(caller.uid, permit.what()),
+            (Said::Absent, _) => admins::check(caller.uid, engine, permit.what()),
             (Said::No, _) => refused("refuses"),
             (Said::Nothing, _) => refused("is there and says nothing of"),
         }

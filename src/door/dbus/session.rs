@@ -93,22 +93,18 @@ impl Session {
         let (mut map, _) = options::map(String::new(), options)?;
         if map.contains_key("format") || map.contains_key("raw") {
             let key = if map.contains_key("raw") { "raw" } else { "format" };
-            return Err(Fault::new(Code::UnknownField, format!("{key}: not an option of a session")).at(key));
+            return Err(invalid(key, "not an option of a session; leave it out"));
         }
-        let mut base = Vec::new();
-        if let Some(Value::String(content)) = map.remove("system") {
-            base.push(Message { role: Role::System, content });
-        }
-        for key in ["messages", "messages_json"] {
-            if let Some(Value::Array(list)) = map.remove(key) {
-                base.extend(ask::messages(list, key)?);
-            }
-        }
-        // Every turn reads them again; what is wrong with them is told now.
         let mut fields = Fields::new(map.clone().into(), "", false)?;
+        let system = fields.text("system")?.map(|content| Message { role: Role::System, content });
+        let base: Vec<Message> =
+            system.into_iter().chain(options::take_history(&mut fields)?.unwrap_or_default()).collect();
+        // Every turn reads the others again; what is wrong with them is told now.
         let ask = ask::native(&mut fields)?;
         fields.finish()?;
-        map.remove("model");
+        for key in ["system", "messages", "messages_json", "model"] {
+            map.remove(key);
+        }
         let engine = &call.door.engine;
         let model = engine.known(ask.model.as_deref())?;
         let models = engine.models();

@@ -34,13 +34,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::base::limits::N_HEADER_MAX;
-use crate::door::admins::Admins;
 use crate::engine::{Caller, Code, Door, Engine, Fault};
 
 use self::socket::{Phase, Socket};
 
 /// Bounds of the socket (API text, section 6).
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct HttpOptions {
     /// Largest body of a request, KiB.
     pub max_body_kib: usize,
@@ -58,8 +57,6 @@ pub struct HttpOptions {
     pub keepalive_s: u64,
     /// Fields that are unknown or not supported are ignored and named, not refused.
     pub lenient: bool,
-    /// Who may load and unload models.
-    pub admins: Admins,
     /// `/metrics` is there.
     pub metrics: bool,
 }
@@ -75,7 +72,6 @@ impl Default for HttpOptions {
             idle_timeout_s: 60,
             keepalive_s: 10,
             lenient: false,
-            admins: Admins::default(),
             metrics: true,
         }
     }
@@ -108,7 +104,7 @@ struct Seat {
 
 impl HttpDoor {
     fn options(&self) -> HttpOptions {
-        self.options.borrow().clone()
+        *self.options.borrow()
     }
 
     fn seat(self: &Arc<Self>, uid: u32) -> Result<Seat, Fault> {

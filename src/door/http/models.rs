@@ -6,10 +6,10 @@ use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::base::limits::NAME_SHOWN_BYTES_MAX;
-use crate::door::ask;
 use crate::door::fields::{Fields, parse_json};
 use crate::door::id::cut;
 use crate::door::told;
+use crate::door::{admins, ask};
 use crate::engine::{Caller, Code, Event, Fault, GenerationId, LoadRequest, ModelInfo};
 
 use super::HttpDoor;
@@ -79,7 +79,7 @@ pub(super) async fn load(
     name: &str,
     (pin, n_ctx): How,
 ) -> Result<Response<Body>, Fault> {
-    door.options().admins.check(caller.uid, "load models")?;
+    admins::check(caller.uid, &door.engine, "load models")?;
     let request = LoadRequest { id: id.clone(), caller, model: known(door, name)?, pin, n_ctx };
     let printer = Printer::new(&door.engine, id.clone(), Shape::Native, Framing::Ndjson, false, 1);
     let keepalive = Duration::from_secs(door.options().keepalive_s);
@@ -94,7 +94,7 @@ pub(super) async fn unload(
     name: &str,
     query: Option<&str>,
 ) -> Result<Response<Body>, Fault> {
-    door.options().admins.check(caller.uid, "unload models")?;
+    admins::check(caller.uid, &door.engine, "unload models")?;
     let force = match query.unwrap_or_default() {
         "" | "force=false" => false,
         "force=true" => true,

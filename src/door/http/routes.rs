@@ -350,10 +350,19 @@ async fn tokenize(
     caller: Caller,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
-    let (head, body) = request.into_parts();
-    let bytes = body::read(body, &door.options()).await?;
-    let mut fields = Fields::new(parse_json(&bytes)?, "", lenient(&head.headers, door.options().lenient))?;
-    drop(bytes);
+    let ((model, text), ignored, _) = asked(door, request, text_to_tokenize).await?;
+    let Tokenized { tokens, prompt } = told::tokenize(&door.engine, caller.uid, model, text).await?;
+    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
+    let mut result = json!({ "tokens": ids, "count": ids.len() });
+    if let Some(prompt) = prompt {
+        result["prompt"] = prompt.into();
+    }
+    Ok(tell_ignored(body::json_text(format!("{result}\n")), &ignored))
+}
+
+/// The model's name and the text of a body, and the fields that were ignored.
+fn text_to_tokenize(bytes: &[u8], lenient: bool) -> Result<((Option<String>, Text), Vec<String>), Fault> {
+    let mut fields = Fields::new(parse_json(bytes)?, "", lenient)?;
     fields.not_yet(&ask::TOOLS_NOT_YET[..1])?;
     let model = fields.text("model")?;
     let flags = (fields.flag("add_special")?, fields.flag("parse_special")?);
@@ -376,14 +385,7 @@ async fn tokenize(
             return Err(Fault::new(Code::InvalidValue, message).at("messages"));
         }
     };
-    fields.finish()?;
-    let Tokenized { tokens, prompt } = told::tokenize(&door.engine, caller.uid, model, text).await?;
-    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
-    let mut result = json!({ "tokens": ids, "count": ids.len() });
-    if let Some(prompt) = prompt {
-        result["prompt"] = prompt.into();
-    }
-    Ok(body::json_text(format!("{result}\n")))
+    Ok(((model, text), fields.finish()?))
 }
 
 #[cfg(test)]

@@ -490,7 +490,7 @@ impl Scheduler {
             let share = self.limits.background_share as i64;
             self.background_due += match s.ticket.class {
                 Class::Interactive => cost as i64 * share,
-                Class::Background => -(cost as i64 * 100),
+                Class::Background => -(cost as i64 * (100 - share)),
             };
         }
         if n_rows >= plan::N_MEASURED && n_decoded * 4 < n_rows {
