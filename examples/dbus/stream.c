@@ -32,10 +32,11 @@ int main(int argc, char **argv) {
     }
     puts("");
 
+    /* It comes at once, unless the daemon died. */
     for (;;) {
         sd_bus_message *told = NULL;
         const char *reason, *fault;
-        if ((r = sd_bus_process(bus, &told)) < 0 || (r == 0 && (r = sd_bus_wait(bus, 600 * 1000000ULL)) <= 0))
+        if ((r = sd_bus_process(bus, &told)) < 0 || (r == 0 && (r = sd_bus_wait(bus, 5 * 1000000ULL)) <= 0))
             return fprintf(stderr, "the daemon is gone\n"), 1;
         if (told && sd_bus_message_is_signal(told, "org.sotto.Sotto1.Generation", "Done") > 0 &&
             !strcmp(sd_bus_message_get_path(told), path) && sd_bus_message_read(told, "ss", &reason, &fault) >= 0) {

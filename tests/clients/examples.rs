@@ -4,7 +4,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{Daemon, Folder, Running, bus, have, stderr, stdout};
+use crate::support::http::{ask, get};
+use crate::support::{Daemon, Folder, Running, bus, have, stderr, stdout, until};
 
 const QUESTION: &str = "Does \"this\" come back?";
 
@@ -17,6 +18,19 @@ fn says(output: &Output) {
     assert_eq!(stdout(output).trim_end(), QUESTION, "{}", stderr(output));
 }
 
+/// Runs it until its answer is under way, and kills the daemon: no answer is taken for a whole one.
+fn hears_of_a_death(mut example: Command, daemon: Daemon) {
+    let mut example = Running(example.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    until("an answer under way", || {
+        let status = ask(&daemon.socket, &get("/sotto/v1/status")).json();
+        (status["generations"][0]["completion_tokens"].as_u64() > Some(2)).then_some(())
+    });
+    drop(daemon);
+    let mut told = String::new();
+    example.0.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
+    assert!(!example.ended("the example").success() && !told.is_empty(), "{told}");
+}
+
 /// Runs an example of the socket with its interpreter: it answers, and a refusal is told with a failure.
 fn over_the_socket(program: &[&str], needs: &[&str], name: &str) {
     let folder = Folder::new();
@@ -25,13 +39,21 @@ fn over_the_socket(program: &[&str], needs: &[&str], name: &str) {
         return;
     }
     let daemon = Daemon::mock(&folder, "", "", None);
-    let ask = |socket: &Path| {
+    let command = |socket: &Path| {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(example(name)).arg(QUESTION).env("SOTTO_SOCKET", socket);
         // Go keeps what it builds.
-        command.env("GOCACHE", folder.join("go")).output().unwrap()
+        command.env("GOCACHE", folder.join("go"));
+        command
     };
+    let ask = |socket: &Path| command(socket).output().unwrap();
     says(&ask(&daemon.socket));
+    // One that is asked again after a death has a test of its own.
+    if !name.contains("again") {
+        let slow = Folder::new();
+        let daemon = Daemon::mock(&slow, "tokens_per_s=10", "", None);
+        hears_of_a_death(command(&daemon.socket), daemon);
+    }
     let other = Folder::new();
     let full = Daemon::mock(&other, "fail=unsupported_model", "", None);
     let refused = ask(&full.socket);
@@ -117,5 +139,9 @@ fn examples_ask_over_the_bus() {
         let compiled = cc.arg(&built).output().unwrap();
         assert!(compiled.status.success(), "{name}.c: {}", stderr(&compiled));
         ask(&mut Command::new(&built), "user");
+        let (folder, mut command) = (Folder::new(), Command::new(&built));
+        let (_bus, address) = bus(&folder);
+        command.arg(QUESTION).env("SOTTO_BUS", "user").env("DBUS_SESSION_BUS_ADDRESS", &address);
+        hears_of_a_death(command, Daemon::mock(&folder, "tokens_per_s=10", "", Some(&address)));
     }
 }

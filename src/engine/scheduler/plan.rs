@@ -1,6 +1,6 @@
 //! Who has a place, and what the next step takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::room::{Holder, pages, safe};
 use super::{
@@ -72,7 +72,9 @@ impl Scheduler {
             s.active = false;
         }
         self.rotate(of);
-        // Once one waits for room for its model, no others begin whose models are in its way.
+        // Once one waits for room for its model, no others begin whose models are in its way. A pinned one is not.
+        let pinned: Vec<_> = self.models.iter().filter(|(_, m)| m.pinned).map(|(key, _)| *key).collect();
+        let goes_on = |s: &Sequence| s.begun() || pinned.contains(&s.ticket.model);
         let waits = |w: &&Wanted| w.evicts && !self.has_room() && !self.full_of_pinned();
         let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
         loop {
@@ -81,7 +83,7 @@ impl Scheduler {
             let waits = |s: &&Sequence| {
                 !s.active
                     && s.full_since.is_none()
-                    && blocked.is_none_or(|model| s.begun() && s.ticket.model != model)
+                    && blocked.is_none_or(|model| goes_on(s) && s.ticket.model != model)
             };
             let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
             let Some(next) = self.of(of).filter(waits).min_by_key(key).map(|s| s.ticket) else { break };
@@ -244,7 +246,10 @@ impl Scheduler {
         let mut models: Vec<_> = self.of(of).filter(runs).map(used).collect();
         models.sort_unstable();
         models.dedup();
-        for (_, model) in models {
+        let mut models: VecDeque<_> = models.into_iter().map(|(_, model)| model).collect();
+        let mut tried = Vec::new();
+        while let Some(model) = models.pop_front().or_else(|| self.lend(of, &tried)) {
+            tried.push(model);
             loop {
                 let of_model = self.of(of).filter(runs).filter(|s| s.ticket.model == model);
                 let mut slots: Vec<_> = of_model.map(|s| (self.served(s), s.ticket.slot)).collect();
@@ -263,6 +268,22 @@ impl Scheduler {
             }
         }
         None
+    }
+
+    /// Where all who have a place wait for memory of the models `tried`: gives the place of who wants most to one of another
+    /// model, which may have its own. `None` if there is nobody.
+    fn lend(&mut self, of: Class, tried: &[ModelKey]) -> Option<ModelKey> {
+        let begun = || self.of(of).filter(|s| s.begun() && s.full_since.is_none());
+        let rests = begun().filter(|s| !s.active && !tried.contains(&s.ticket.model));
+        let (_, slot, model) = rests.map(|s| (self.served(s), s.ticket.slot, s.ticket.model)).min()?;
+        let blocked =
+            begun().filter(|s| s.active).map(|s| (most(s).saturating_sub(s.n_pages), s.ticket.slot)).max();
+        for (slot, active) in [(blocked?.1, false), (slot, true)] {
+            if let Some(s) = self.sequences.get_mut(&slot) {
+                s.active = active;
+            }
+        }
+        Some(model)
     }
 
     /// Where all who have a place wait for memory: gives the place of who wants most to who wants less and may therefore
