@@ -17,8 +17,8 @@ use crate::os;
 /// The door being served.
 pub(super) struct Api {
     task: JoinHandle<()>,
-    /// The socket's path where it is ours to remove, and the file that it named when it was bound.
-    own: Option<(PathBuf, Option<(u64, u64)>)>,
+    /// Where the socket is ours to remove.
+    _own: Option<Own>,
     /// The socket, where systemd passed it: it outlives this process.
     passed: Passed,
 }
@@ -38,9 +38,9 @@ pub(super) fn open(
         return Ok(None);
     }
     let (listener, own, passed) = listen(socket, config)?;
-    let own = own.map(|path| (path.clone(), os::socket::named(&path)));
+    let own = own.map(|path| Own { bound: os::socket::named(&path), path });
     let task = tokio::spawn(http::serve(engine.clone(), listener, options, closed));
-    Ok(Some(Api { task, own, passed }))
+    Ok(Some(Api { task, _own: own, passed }))
 }
 
 impl Api {
@@ -53,9 +53,21 @@ impl Api {
     /// Waits for the last events of a door that was told to close, at most `longest`.
     pub(super) async fn finish(self, longest: Duration) {
         drop(timeout(longest, self.task).await);
+    }
+}
+
+/// A socket that this process bound. It goes with this, also where the daemon does not come to serve it.
+struct Own {
+    path: PathBuf,
+    /// The file that the path named then.
+    bound: Option<(u64, u64)>,
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
         // Another process may have it by now.
-        if let Some((path, _)) = self.own.filter(|(path, bound)| os::socket::named(path) == *bound) {
-            drop(std::fs::remove_file(path));
+        if os::socket::named(&self.path) == self.bound {
+            drop(std::fs::remove_file(&self.path));
         }
     }
 }

@@ -114,6 +114,7 @@ pub fn run() -> u8 {
 
 fn start(args: &Args) -> Result<(), Stop> {
     // What callers say is in memory.
+    os::memory::keep_little();
     if let Err(e) = os::process::forbid_dumps() {
         log::warn!("an image of this process's memory may be written when it dies: {e}");
     }

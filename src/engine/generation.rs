@@ -398,12 +398,13 @@ impl Generation {
             Err(fault) => Event::Failed(fault),
         };
         let finished = match &event {
-            Event::Done(done) if done.stop_detail.reason() == FinishReason::Stop => 0,
-            Event::Embedded(_) => 0,
-            Event::Done(_) => 1,
-            _ => 2,
+            Event::Done(done) if done.stop_detail.reason() == FinishReason::Stop => Some(0),
+            Event::Done(_) => Some(1),
+            // Nothing was generated.
+            Event::Embedded(_) => None,
+            _ => Some(2),
         };
-        self.metrics.finished[finished].add(1);
+        finished.inspect(|i| self.metrics.finished[*i].add(1));
         self.log(&event, now);
         self.pending.push_back(event);
     }

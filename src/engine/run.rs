@@ -1,24 +1,26 @@
 //! The engine thread: it owns models, what sequences keep, and the scheduler, does one step after the other, and looks at
 //! what came in between two steps.
 
+mod ends;
 mod mind;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use self::ends::Draining;
 use super::generation::{Generation, Whole};
 use super::handle::{Live, Shared};
-use super::loaded::{Loaded, damaged_fault, load_fault};
+use super::loaded::{Loaded, load_fault};
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
 use super::ready::Ready;
-use super::scheduler::{Action, Cut, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
-use super::{Code, Event, Fault, Offer, Request, Sink, StopDetail};
+use super::scheduler::{Action, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
+use super::{Code, Event, Fault, Offer, Request, Sink};
 use crate::base::Token;
 use crate::kernel::Pool;
 use crate::model::{Feed, Kv, ModelError, Part, Pooled, Want};
@@ -55,9 +57,6 @@ pub(super) enum Command {
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 pub(super) const PROGRESS_EVERY: Micros = 250_000;
-/// A full queue is logged at most this often for a uid, and for so many uids at a time.
-const FULL_EVERY: Micros = 60_000_000;
-const N_UID_TOLD_MAX: usize = 64;
 
 /// What a request keeps.
 struct Kept {
@@ -67,29 +66,6 @@ struct Kept {
     pin: Option<NodeId>,
     /// The vector that its input becomes, so far.
     pooled: Option<Pooled>,
-}
-
-fn stalled(shared: &Shared) -> Fault {
-    let s = shared.settings().stall_timeout_s;
-    Fault::new(Code::Stalled, format!("the output was not read for {s} s; read faster or ask for less"))
-}
-
-fn cancelled(shared: &Shared) -> Fault {
-    // By the daemon, not by their callers.
-    let why = if shared.goes_down() {
-        "the daemon is going down; ask again in a few seconds"
-    } else {
-        "the caller left or cancelled"
-    };
-    Fault::new(Code::Cancelled, why)
-}
-
-/// The events of an answer that was complete while its output was full.
-struct Draining {
-    sink: Box<dyn Sink>,
-    live: Arc<Live>,
-    events: VecDeque<Event>,
-    until: Micros,
 }
 
 /// The engine thread's state.
@@ -410,26 +386,7 @@ impl Runner {
                 Offer::Full => {}
             }
         }
-        self.draining.retain_mut(|d| {
-            if d.live.take_drained() || d.live.cancelled() {
-                while let Some(event) = d.events.front() {
-                    match d.sink.offer(event) {
-                        Offer::Taken => drop(d.events.pop_front()),
-                        Offer::Full => break,
-                        Offer::Gone => return false,
-                    }
-                }
-            }
-            let cut = match d.events.is_empty() {
-                true => return false,
-                false if d.live.cancelled() => cancelled(&self.shared),
-                false if now >= d.until => stalled(&self.shared),
-                false => return true,
-            };
-            // There is room for an end always.
-            d.sink.offer(&Event::Failed(cut));
-            false
-        });
+        self.drain(now);
     }
 
     fn tell_positions(&mut self, now: Micros) {
@@ -445,91 +402,6 @@ impl Runner {
                 job.progress(&Event::Queued { position });
             }
         });
-    }
-
-    /// Ends a request for a reason outside it.
-    fn cut(&mut self, slot: Slot, cut: Cut, now: Micros) {
-        let o = self.shared.settings();
-        let fault = match cut {
-            Cut::DeadlineWithText => {
-                return self.end(slot, Ok(Whole::Text(StopDetail::Deadline)), now);
-            }
-            Cut::NoRoom => self.pinned_fault(),
-            Cut::Cancelled => cancelled(&self.shared),
-            Cut::Stalled => stalled(&self.shared),
-            Cut::QueueTimeout => Fault::new(
-                Code::DeadlineExceeded,
-                format!(
-                    "waited {} s in the queue, the most that scheduler.queue_timeout_s allows; try again later",
-                    o.queue_timeout_s
-                ),
-            ),
-            Cut::Deadline => Fault::new(
-                Code::DeadlineExceeded,
-                format!(
-                    "the deadline passed before the first text; allow more time by deadline_ms, at most the {} s of \
-                     scheduler.deadline_s",
-                    o.deadline_s
-                ),
-            )
-            .at("deadline_ms"),
-            Cut::QueueFull { waiting, max, per_uid } => {
-                let whose = if per_uid { "of this user " } else { "" };
-                self.tell_full(slot, now);
-                let wait = (self.typical_us / 1_000).saturating_mul(waiting as u64).clamp(100, 60_000);
-                Fault::new(
-                    Code::QueueFull,
-                    format!("{waiting} requests {whose}wait, at most {max} may; try again in {wait} ms"),
-                )
-                .retry_after(wait)
-            }
-        };
-        self.end(slot, Err(fault), now);
-    }
-
-    /// Logs a refusal for want of room, once a minute for each uid.
-    fn tell_full(&mut self, slot: Slot, now: Micros) {
-        let Some(uid) = self.jobs.get(&slot).map(Generation::uid) else { return };
-        self.told_full.retain(|_, told| now < *told + FULL_EVERY);
-        if self.told_full.len() < N_UID_TOLD_MAX && self.told_full.insert(uid, now).is_none() {
-            log::warn!(
-                message_id = "20ca66d32df8431082ecd8f3c792effb", sotto_uid = uid;
-                "the queue is full for uid {uid}"
-            );
-        }
-    }
-
-    /// Sends the terminal event, now or when the reader has made room, and forgets the request.
-    fn end(&mut self, slot: Slot, how: Result<Whole, Fault>, now: Micros) {
-        let Some(mut job) = self.jobs.remove(&slot) else { return };
-        self.release(slot);
-        self.shared.spend(job.uid(), job.n_drawn());
-        if let Err(fault) = &how {
-            self.shared.metrics.error(fault.code);
-        }
-        if how.is_ok() {
-            let took = now.saturating_sub(job.start_us());
-            self.typical_us = (self.typical_us * 7 + took) / 8;
-        }
-        let failed = how.is_err();
-        job.end(how, now);
-        if job.flush() == Offer::Full {
-            let until = now + self.shared.settings().stall_timeout_s * 1_000_000;
-            let (mut sink, live, mut events) = job.into_rest();
-            if !failed {
-                self.draining.push(Draining { sink, live, events, until });
-            } else if let Some(event) = events.pop_back() {
-                // Who does not read hears why as soon as they do; text that was not taken is no answer any more.
-                sink.offer(&event);
-            }
-        }
-        self.forget_models();
-    }
-
-    /// Fails a request and lets the scheduler go on.
-    pub(super) fn fail(&mut self, slot: Slot, fault: Fault) {
-        self.end(slot, Err(fault), clock::now_us());
-        self.input(Input::Ended(slot));
     }
 
     /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before
@@ -661,22 +533,6 @@ impl Runner {
         }
         self.end(slot, Ok(Whole::Vector(vector)), now);
         self.input(Input::Ended(slot));
-    }
-
-    /// A model computed what is no number.
-    fn damaged(&mut self, slot: Slot) {
-        let Some(job) = self.jobs.get(&slot) else { return };
-        let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos()));
-        log::error!(
-            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
-        );
-        self.fail(slot, fault);
-    }
-
-    fn fail_all(&mut self, shares: &[Share], what: &str) {
-        for share in shares {
-            self.fail(share.slot, Fault::new(Code::Internal, what));
-        }
     }
 
     /// Passes a drawn token on and ends the request where it ends.

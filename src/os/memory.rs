@@ -30,6 +30,27 @@ impl Memory {
     }
 }
 
+/// From here on what is large is given back when it is freed. The GNU C library otherwise moves the bound up to the largest
+/// that was ever freed (mallopt(3)), and what threads free stays with them. Where there is no such function, nothing happens.
+pub fn keep_little() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// Bytes. Buffers of a connection and of most texts are smaller and stay at hand.
+        const LARGE: i32 = 1 << 20;
+        /// Of mallopt(3).
+        const M_TRIM_THRESHOLD: i32 = -1;
+        const M_MMAP_THRESHOLD: i32 = -3;
+        unsafe extern "C" {
+            fn mallopt(param: i32, value: i32) -> i32;
+        }
+        // SAFETY: it takes numbers, and changes only when memory that nobody has goes back.
+        unsafe {
+            mallopt(M_TRIM_THRESHOLD, LARGE);
+            mallopt(M_MMAP_THRESHOLD, LARGE);
+        }
+    }
+}
+
 /// Gives back to the system what was freed and is still kept for later. Where the C library has no such function, nothing
 /// happens.
 pub fn trim() {
@@ -48,6 +69,27 @@ pub fn trim() {
 mod tests {
     use super::super::tree::Made;
     use super::*;
+
+    /// What a thread has freed does not stay with it, also after larger things were freed.
+    #[test]
+    fn what_is_large_goes_when_it_is_freed() {
+        keep_little();
+        let own = || -> u64 {
+            let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells it");
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("it is told");
+            line.trim().trim_end_matches(" kB").parse().expect("a number")
+        };
+        let before = own();
+        let fill = move || {
+            for mib in [30, 20, 10, 5, 20] {
+                drop(std::hint::black_box(vec![1_u8; mib << 20]));
+            }
+            own()
+        };
+        let kept = super::super::thread::start("fill", fill).expect("a thread").join().expect("it ends");
+        // Other tests of this process allocate as well.
+        assert!(!cfg!(target_env = "gnu") || kept < before + (15 << 10), "{before} KiB before, {kept} after");
+    }
 
     #[test]
     fn what_is_in_use_stays() {

@@ -31,6 +31,9 @@ fn libdbus_uses_the_whole_interface() {
     client.args([&mock_bus]).arg(mock_folder.join("sotto.toml"));
     client.args([&real_bus]).arg(models).arg(stories());
     let design = root.join("../shared/design/proto/org.sotto.Sotto1.xml");
+    if !design.exists() {
+        println!("skipped: the interface beside its design; ../shared/design is not there");
+    }
     client.args(design.exists().then_some(design));
     let told = client.output().unwrap();
     assert!(told.status.success(), "{}\n{}", stderr(&told), daemon.log());

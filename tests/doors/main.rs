@@ -458,6 +458,14 @@ fn a_lenient_caller_is_told_what_was_ignored() {
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert!(reply.headers.contains("sotto-ignored: wat"), "{route}: {}", reply.headers);
     }
+    let mut many: serde_json::Map<String, Value> = (0..150).map(|i| (format!("k{i}"), json!(1))).collect();
+    many.insert("input".into(), json!("hi"));
+    many.insert("max_tokens".into(), json!(1));
+    let reply = house.send("POST", NATIVE, "prefer: handling=lenient\r\n", &Value::from(many).to_string());
+    let named = reply.headers.lines().find_map(|line| line.strip_prefix("sotto-ignored: ")).unwrap();
+    let (names, more) = named.rsplit_once(", and ").unwrap();
+    let n_named = names.split(", ").filter(|name| name.starts_with('k')).count();
+    assert_eq!(format!("{} more", 150 - n_named), more, "{named}");
     let bad = json!({"messages": hi(), "max_tokens": "1"});
     assert_eq!(
         house.send("POST", CHAT, "prefer: handling=lenient\r\n", &bad.to_string()).code(),

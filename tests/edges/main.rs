@@ -504,9 +504,13 @@ fn the_daemon_says_what_is_wrong() {
         (vec!["--model", "/nowhere.gguf", "--socket", &socket], vec!["/nowhere.gguf", "no such file"]),
         (vec!["--socket", "/nowhere/at/all/s", "--bus", "none"], vec!["/nowhere/at/all/s", "--socket"]),
         (vec!["--bus", "sometimes"], vec!["sometimes", "none"]),
+        #[cfg(feature = "dbus")]
+        (vec!["--mock", "--bus", "session", "--socket", &socket], vec!["no-such-bus"]),
     ];
     for (args, words) in rows {
-        let output = Command::new(env!("CARGO_BIN_EXE_sottod")).args(&args).output().unwrap();
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_sottod"));
+        daemon.args(&args).env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/no-such-bus");
+        let output = daemon.output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         says(&stderr(&output), &words);
     }

@@ -363,13 +363,13 @@ async fn remote(
                     }
                 }
                 ClientEvent::Done(done) => return finish(Ok(done)),
-                ClientEvent::Error(error) => return finish(Err(told(error))),
+                ClientEvent::Error(error) => return finish(Err(elsewhere(told(error)))),
                 ClientEvent::Loaded(_) | ClientEvent::Unknown => {}
             }
             ControlFlow::Continue(())
         })
         .await;
-    called.map_err(refused)?;
+    called.map_err(|e| elsewhere(refused(e)))?;
     end.into_inner().unwrap_or_else(|| {
         Err(Failure::internal(
             "the daemon went away before the end of the answer; its journal has the reason",
@@ -386,16 +386,21 @@ pub(super) fn refused(e: ClientError) -> Failure {
     }
 }
 
+/// What answers in this process too says so where the daemon has no such model.
+#[cfg(feature = "http")]
+fn elsewhere(mut failure: Failure) -> Failure {
+    if failure.error.as_ref().is_some_and(|error| error["code"] == Code::UnknownModel.as_str()) {
+        failure.message += "; --model FILE or --local runs one in this process";
+    }
+    failure
+}
+
 /// A failure in the daemon's words.
 #[cfg(feature = "http")]
 pub(super) fn told(mut error: Value) -> Failure {
     let known = Code::ALL.iter().copied().find(|c| error["code"] == c.as_str());
     let exit = known.map_or(crate::app::EXIT_USAGE, crate::app::exit_code);
-    let elsewhere = match known {
-        Some(Code::UnknownModel) => "; --model FILE or --local runs one in this process",
-        _ => "",
-    };
-    let message = client::told(&error) + elsewhere;
+    let message = client::told(&error);
     if let Some(fields) = error.as_object_mut() {
         // What only one of the two ways to hear of it has.
         fields.retain(|key, value| key != "event" && key != "type" && !value.is_null());

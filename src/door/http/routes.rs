@@ -298,7 +298,16 @@ fn no_query(query: Option<&str>) -> Result<(), Fault> {
 /// Tells which fields were passed over.
 fn tell_ignored(mut response: Response<Body>, ignored: &[String]) -> Response<Body> {
     if !ignored.is_empty() {
-        let names = cut(&ignored.join(", "), MESSAGE_BYTES_MAX);
+        let mut names = String::new();
+        for (i, name) in ignored.iter().enumerate() {
+            let name = cut(name, NAME_SHOWN_BYTES_MAX);
+            if names.len() + name.len() > MESSAGE_BYTES_MAX {
+                names += &format!(", and {} more", ignored.len() - i);
+                break;
+            }
+            names += if i == 0 { "" } else { ", " };
+            names += &name;
+        }
         let names: String = names.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
         response.headers_mut().extend(HeaderValue::from_str(&names).ok().map(|names| (IGNORED, names)));
     }
@@ -360,8 +369,11 @@ async fn tokenize(
     Ok(tell_ignored(body::json_text(format!("{result}\n")), &ignored))
 }
 
+/// What is to be tokenized, and the name of the model.
+type ToTokenize = (Option<String>, Text);
+
 /// The model's name and the text of a body, and the fields that were ignored.
-fn text_to_tokenize(bytes: &[u8], lenient: bool) -> Result<((Option<String>, Text), Vec<String>), Fault> {
+fn text_to_tokenize(bytes: &[u8], lenient: bool) -> Result<(ToTokenize, Vec<String>), Fault> {
     let mut fields = Fields::new(parse_json(bytes)?, "", lenient)?;
     fields.not_yet(&ask::TOOLS_NOT_YET[..1])?;
     let model = fields.text("model")?;
