@@ -6,8 +6,13 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use std::time::Duration;
+
 use crate::base::limits::EVENT_QUEUE_MAX;
 use crate::engine::{Code, Engine, Event, Fault, Handle, LoadRequest, Offer, Request, Sink};
+
+/// While a reader's pipe or socket is full, how often it is looked at whether they read: that makes room only by the page.
+pub(super) const READ_LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 struct State {

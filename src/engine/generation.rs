@@ -400,8 +400,8 @@ impl Generation {
         let finished = match &event {
             Event::Done(done) if done.stop_detail.reason() == FinishReason::Stop => Some(0),
             Event::Done(_) => Some(1),
-            // Nothing was generated.
-            Event::Embedded(_) => None,
+            // Nothing was to be generated.
+            _ if self.embeds() => None,
             _ => Some(2),
         };
         finished.inspect(|i| self.metrics.finished[*i].add(1));
@@ -441,13 +441,20 @@ impl Generation {
 
     /// One line a generation (API text, section 8); never its text.
     fn log(&self, event: &Event, now: Micros) {
+        if self.embeds() {
+            let (id, n) = (&self.request.id, self.n_prompt);
+            return match event {
+                Event::Failed(f) if f.code.family() == Family::Internal => {
+                    log::error!("text {id} of {n} tokens failed, {}", f.code.as_str());
+                }
+                Event::Failed(f) => log::debug!("text {id} of {n} tokens failed, {}", f.code.as_str()),
+                _ => log::debug!("text {id} of {n} tokens is a vector"),
+            };
+        }
         let t = self.timings(now);
         let (message_id, level, code, finish) = match event {
             Event::Done(d) => {
                 ("69dab35f7a0a4dc99718c0111bdd6d6e", log::Level::Info, "", d.stop_detail.reason().as_str())
-            }
-            Event::Embedded(_) => {
-                ("69dab35f7a0a4dc99718c0111bdd6d6e", log::Level::Info, "", FinishReason::Stop.as_str())
             }
             Event::Failed(f) => {
                 let level =

@@ -20,10 +20,10 @@ use super::metrics::lock;
 use super::models::{Asker, ToUnload};
 use super::rate::Rates;
 use super::run::{Command, Runner};
-use super::watch::{Progress, Watched};
+use super::watch::Progress;
 use super::{
     Class, Code, Fault, GenerationId, LoadRequest, Metrics, ModelInfo, ModelState, Options, Request,
-    RequestsLeft, Settings, Sink,
+    RequestsLeft, Settings, Sink, Task,
 };
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
@@ -36,8 +36,8 @@ use crate::os::{clock, cpus, thread};
 pub(super) struct Live {
     cancel: AtomicBool,
     drained: AtomicBool,
-    /// It is a generation, no load.
-    generates: bool,
+    /// The model that is to be loaded; `None`: it is a generation.
+    loads: Option<String>,
     /// How far it is.
     pub progress: Progress,
 }
@@ -54,7 +54,12 @@ impl Live {
         self.cancel.store(true, Ordering::Release);
     }
 
-    /// The reader made room since the last look.
+    /// The reader has read.
+    fn drain(&self) {
+        self.drained.store(true, Ordering::Release);
+    }
+
+    /// Whether the reader has read since the last look.
     pub(super) fn take_drained(&self) -> bool {
         self.drained.swap(false, Ordering::AcqRel)
     }
@@ -77,9 +82,10 @@ impl Handle {
         &self.id
     }
 
-    /// The reader made room: a sink that was full may be offered its event again.
+    /// The reader has read: a sink that was full may be offered its event again, and where that is still too much they
+    /// have not stalled.
     pub fn drained(&self) {
-        self.live.drained.store(true, Ordering::Release);
+        self.live.drain();
         // A stopped engine has nothing to offer.
         drop(self.commands.send(Command::Look));
     }
@@ -397,10 +403,15 @@ impl Engine {
     /// As of [`Self::submit`].
     pub fn submit_part(&self, request: Request, sink: Box<dyn Sink>, first: bool) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
-        self.enter(uid, first)?;
+        if request.task == Task::Embed {
+            // One text of several: of what comes of it its door tells, and counts.
+            self.shared.enter(uid, first)?;
+        } else {
+            self.enter(uid, first)?;
+        }
         let submitted_us = clock::now_us();
         let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
-        let handle = self.handle(progress, true);
+        let handle = self.handle(progress, None);
         let live = handle.live.clone();
         let submission = Submission { request, sink, live, submitted_us };
         self.admission.push(ToAdmit::Submit(Box::new(submission)));
@@ -408,10 +419,10 @@ impl Engine {
     }
 
     /// The caller's end of what is under way: a generation, or a load.
-    fn handle(&self, progress: Progress, generates: bool) -> Handle {
+    fn handle(&self, progress: Progress, loads: Option<String>) -> Handle {
         let id = progress.id().clone();
         let (cancel, drained) = (AtomicBool::new(false), AtomicBool::new(false));
-        let live = Arc::new(Live { cancel, drained, generates, progress });
+        let live = Arc::new(Live { cancel, drained, loads, progress });
         let rested = {
             let mut all = self.shared.live();
             all.insert(id.as_str().to_owned(), live.clone());
@@ -438,7 +449,7 @@ impl Engine {
         let LoadRequest { id, caller, model, pin, n_ctx } = request;
         self.enter(caller.uid, true)?;
         let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
-        let handle = self.handle(progress, false);
+        let handle = self.handle(progress, Some(model.clone()));
         let asker = Some(Asker { sink, live: handle.live.clone() });
         self.admission.push(ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })));
         Ok(handle)
@@ -456,6 +467,11 @@ impl Engine {
         tell: impl FnOnce(Result<(), Fault>) + Send + 'static,
     ) -> Result<(), Fault> {
         let id = self.known(Some(model))?;
+        // Also a load that has not come to the engine yet.
+        for live in self.shared.live().values().filter(|live| live.loads.as_ref() == Some(&id)) {
+            live.cancel();
+        }
+        self.look();
         let to = ToUnload { id, force, tell: Box::new(tell) };
         self.commands.send(Command::Unload(to)).map_err(|_| engine_gone())
     }
@@ -534,6 +550,14 @@ impl Engine {
         found
     }
 
+    /// As [`Handle::drained`], by id, for who does not have the handle. An id that is not known is none that is read.
+    pub fn drained(&self, id: &GenerationId) {
+        if let Some(live) = self.shared.live().get(id.as_str()) {
+            live.drain();
+        }
+        self.look();
+    }
+
     /// Begins to load a model without a request (`--model`, `models.preload`); it takes no other one's place.
     pub fn preload(&self, model: &str, pin: bool) {
         let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
@@ -589,22 +613,6 @@ impl Engine {
     /// `unknown_model`, with the names that there are.
     pub fn known(&self, name: Option<&str>) -> Result<String, Fault> {
         self.resolve(name).ok_or_else(|| self.shared.unknown_model(name))
-    }
-
-    /// How the request `id` stands, if it is under way.
-    #[must_use]
-    pub fn watch_one(&self, id: &GenerationId) -> Option<Watched> {
-        self.shared.live().get(id.as_str()).map(|live| live.progress.look(clock::now_us()))
-    }
-
-    /// The requests of `uid` that are under way, all of them for uid 0; and of how many uids there are any.
-    #[must_use]
-    pub fn watch(&self, uid: u32) -> (Vec<Watched>, usize) {
-        let (live, now) = (self.shared.live(), clock::now_us());
-        let generations = || live.values().filter(|live| live.generates);
-        let uids: BTreeSet<u32> = generations().map(|live| live.progress.uid()).collect();
-        let own = generations().filter(|live| uid == 0 || live.progress.uid() == uid);
-        (own.map(|live| live.progress.look(now)).collect(), uids.len())
     }
 
     /// What `uid` may still ask for within a minute, where that is bounded.

@@ -383,7 +383,7 @@ impl Runner {
                     self.input(Input::Drained(slot));
                 }
                 Offer::Gone => self.input(Input::Cancel(slot)),
-                Offer::Full => {}
+                Offer::Full => self.input(Input::Read(slot)),
             }
         }
         self.drain(now);

@@ -1,8 +1,9 @@
 //! Listening sockets: passed by systemd, or bound by ourselves.
 
+use std::ffi::c_int;
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -10,9 +11,26 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::user;
+
+/// Bytes, with what the system keeps for them, that were written to `stream` and not read at its other end. (unix(7) does
+/// not tell of it; Linux, net/unix/af_unix.c, `unix_outq_len`.)
+///
+/// # Errors
+/// When the system does not tell.
+pub fn unread(stream: impl AsFd) -> io::Result<u32> {
+    // SAFETY: the request SIOCOUTQ writes one int and reads nothing (sockios.h), and a Getter has room for that.
+    let ask = unsafe { Getter::<SIOCOUTQ, c_int>::new() };
+    // SAFETY: the descriptor is open as long as it is borrowed, and the request changes nothing of it.
+    let n = unsafe { ioctl(stream, ask) }?;
+    Ok(n.unsigned_abs())
+}
+
+/// The same number as TIOCOUTQ.
+const SIOCOUTQ: Opcode = 0x5411;
 
 /// The listening socket that systemd passed under `name`, ready for use; `None` if it passed none.
 ///

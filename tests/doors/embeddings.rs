@@ -64,6 +64,24 @@ fn texts_become_vectors() {
 }
 
 #[test]
+fn a_failure_is_counted_once_and_nothing_was_generated() {
+    let house = House::new(HttpOptions::default());
+    let long = "and so it went on ".repeat(400);
+    assert_eq!(house.post(ROUTE, json!({"input": [long, long, "a"]})).code(), "context_too_long");
+    assert_eq!(house.post(ROUTE, json!({"input": 5})).code(), "invalid_value");
+    assert_eq!(house.post(ROUTE, json!({"input": "a"})).status, 200);
+    let page = house.send("GET", "/metrics", "", "").body;
+    for line in
+        ["sotto_errors_total{code=\"context_too_long\"} 1", "sotto_errors_total{code=\"invalid_value\"} 1"]
+    {
+        assert!(page.lines().any(|told| told == line), "{line}:\n{page}");
+    }
+    let generated =
+        page.lines().filter(|line| line.starts_with("sotto_generations_total") && !line.ends_with(" 0"));
+    assert_eq!(generated.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
 fn what_cannot_become_a_vector_is_refused() {
     let house = House::new(HttpOptions::default());
     let long = "and so it went on ".repeat(400);

@@ -241,6 +241,57 @@ fn a_generation_is_an_object_with_a_result() {
 }
 
 #[test]
+fn a_load_is_taken_back_however_soon() {
+    let mock: Mock = "load_ms=400".parse().unwrap();
+    let options = sotto::engine::Options { threads: 1, mock: Some(mock), ..Default::default() };
+    let settings = Settings { models: Mock::models(), ..Settings::default() };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap();
+    on_a_pair_with(engine, DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        for pause_ms in [0, 0, 1, 50, 0] {
+            let job: OwnedObjectPath = manager.call("LoadModel", &("mock", Options::new())).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            manager.call::<_, _, ()>("UnloadModel", &("mock", Options::new())).await.unwrap();
+            let waited = at(&client, job.as_str(), JOB).await.call_method("Wait", &()).await;
+            assert_eq!(error(waited), "org.sotto.Error.Cancelled", "{pause_ms} ms");
+            let loaded: Vec<OwnedObjectPath> = manager.get_property("LoadedModels").await.unwrap();
+            assert_eq!(loaded, []);
+        }
+    });
+}
+
+#[test]
+fn what_has_ended_keeps_no_door_open() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let door = sotto::door::dbus::serve(two_models(), Bus::Peer(theirs), DbusOptions::default());
+        let client = zbus::connection::Builder::unix_stream(ours).p2p().build();
+        let (door, client) = tokio::join!(door, client);
+        let (door, client) = (door.unwrap(), client.unwrap());
+        let manager = manager(&client).await;
+        let options = Options::from([("max_tokens", Variant::new(2_u32))]);
+        let (path, stream): (OwnedObjectPath, OwnedFd) =
+            manager.call("StartGeneration", &("hi", options)).await.unwrap();
+        let job: OwnedObjectPath = manager.call("LoadModel", &("one", Options::new())).await.unwrap();
+        drained(stream).await;
+        at(&client, job.as_str(), JOB).await.call::<_, _, ()>("Wait", &()).await.unwrap();
+        let _: (String, Values) =
+            at(&client, path.as_str(), GENERATION).await.call("Result", &()).await.unwrap();
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if door.n_open() == 0 {
+                break;
+            }
+        }
+        assert_eq!(door.n_open(), 0);
+        // And can be looked at still.
+        assert_eq!(text(&properties(&client, path.as_str(), GENERATION).await, "State"), "done");
+        assert_eq!(text(&properties(&client, job.as_str(), JOB).await, "State"), "done");
+    });
+}
+
+#[test]
 fn a_session_has_one_turn_at_a_time() {
     on_a_pair_with(endless(), DbusOptions::default(), |client| async move {
         let mut signals = MessageStream::from(&client);

@@ -47,6 +47,26 @@ fn who_reads_late_is_told_of_the_stall_however_late() {
     }
 }
 
+/// Reads a little every fifth of a second, for three times as long as nobody may rest.
+fn trickle(mut from: impl std::io::Read, n: usize) {
+    let mut piece = vec![0; n];
+    for _ in 0..15 * STALL_S {
+        from.read_exact(&mut piece).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn who_reads_slowly_has_not_stalled() {
+    let house = House(Inside::start(endless(), HttpOptions { idle_timeout_s: 1, ..HttpOptions::default() }));
+    let mut stream = house.connect();
+    let body = json!({"model": "mock-endless", "input": "again and again"}).to_string();
+    std::io::Write::write_all(&mut stream, &post(NATIVE, body)).unwrap();
+    // Slower than the room that the system makes for whole pages of it.
+    trickle(&mut stream, 1_024);
+    assert_eq!(house.0.engine.status().active_generations, 1);
+}
+
 #[cfg(feature = "dbus")]
 mod bus {
     use super::*;
@@ -83,9 +103,23 @@ mod bus {
             let (path, stream) = unread(&client).await;
             assert_eq!(result(&client, &path).await, "org.sotto.Error.Stalled");
             assert_eq!(text(&properties(&client, path.as_str(), GENERATION).await, "State"), "failed");
-            // Within the time that its last line waits for room.
+            // Its last line waits for room, longer than the stall took.
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
             let lines = drained(stream).await;
             assert!(lines.lines().last().unwrap().contains("\"code\":\"stalled\""), "{} bytes", lines.len());
+        });
+    }
+
+    #[test]
+    fn a_stream_that_is_read_slowly_goes_on() {
+        on_a_pair_with(endless(), DbusOptions::default(), |client| async move {
+            let (path, stream) = unread(&client).await;
+            let file = std::fs::File::from(std::os::fd::OwnedFd::from(stream));
+            tokio::task::spawn_blocking(move || trickle(&file, 32)).await.unwrap();
+            // It was there until here.
+            let state = text(&properties(&client, path.as_str(), GENERATION).await, "State");
+            assert!(["paused", "decode", "failed"].contains(&state.as_str()), "{state}");
+            assert_eq!(result(&client, &path).await, "org.sotto.Error.Cancelled");
         });
     }
 

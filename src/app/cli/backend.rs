@@ -382,6 +382,8 @@ async fn remote(
 pub(super) fn refused(e: ClientError) -> Failure {
     match e {
         ClientError::Refused { error, .. } => told(error),
+        // Not of the caller's doing: the daemon died, or was made to.
+        ClientError::Http(e) => Failure::internal(ClientError::Http(e)),
         other => Failure::usage(other),
     }
 }

@@ -94,8 +94,13 @@ impl Job {
         };
         let path = paths::object(Kind::Job, self.id.as_str());
         call.tell(&path, interfaces::JOB, "Finished", &(error, message)).await;
+        // It is only kept from here on: nobody waits for that.
+        let door = Arc::downgrade(&call.door);
+        drop(call);
         sleep(KEPT).await;
-        call.door.jobs.remove(self.id.as_str());
+        if let Some(door) = door.upgrade() {
+            door.jobs.remove(self.id.as_str());
+        }
     }
 
     pub(super) async fn method(&self, call: &Call, member: &str) -> Result<(), Refusal> {

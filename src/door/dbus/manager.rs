@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use zbus::{OwnedFd, OwnedVariant};
 
 use crate::base::limits::{
@@ -167,13 +167,21 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
             None => return,
         };
         call.tell(&path, interfaces::GENERATION, "Done", &(finish_reason, error, info)).await;
-        rest.write().await;
         door.tidy(record.uid);
+        // It is only kept from here on: nobody waits for that.
+        let (known, kept_by) = (call.known.clone(), Arc::downgrade(&door));
+        drop((call, door));
+        let kept = async {
+            // Who looks again within that time finds the last line.
+            tokio::join!(sleep(KEPT), timeout(KEPT, rest.write()))
+        };
         tokio::select! {
-            () = sleep(KEPT) => {}
-            () = call.known.gone() => {}
+            _ = kept => {}
+            () = known.gone() => {}
         }
-        door.generations.remove(record.id.as_str());
+        if let Some(door) = kept_by.upgrade() {
+            door.generations.remove(record.id.as_str());
+        }
     });
     Ok(())
 }
@@ -290,7 +298,9 @@ async fn embed(call: &Call) -> Result<(), Refusal> {
     }
     let inputs = inputs.into_iter().map(Input::Text).collect();
     let Vectors { model, vectors, n_tokens } = tokio::select! {
-        made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => made?,
+        made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => {
+            made.inspect_err(|fault| call.door.engine.metrics().error(fault.code))?
+        }
         // Nobody is there to be answered.
         () = call.known.gone() => return Ok(()),
     };

@@ -4,14 +4,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
+use rustix::io::ioctl_fionread;
 use tokio::io::Interest;
 use tokio::net::unix::pipe::Sender;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::base::limits::EVENT_BYTES_MAX;
+use crate::door::queue::READ_LOOK;
 use crate::door::wire;
 use crate::engine::{Code, Engine, Event, Fault, Handle, Logprob, Offer, Request, Sink};
 
@@ -151,21 +152,17 @@ impl Sink for PipeSink {
 pub(super) struct Rest {
     shared: Arc<Shared>,
     line: Option<Vec<u8>>,
-    patience: Duration,
 }
 
 impl Rest {
-    /// Writes it once there is room; a reader that makes none in time goes without.
+    /// Writes it once there is room.
     pub(super) async fn write(self) {
-        let Self { shared, line: Some(line), patience } = self else { return };
-        let _ = timeout(patience, async {
-            while matches!(write(&shared.pipe, &line), Wrote::Full) {
-                if shared.pipe.writable().await.is_err() {
-                    break;
-                }
+        let Self { shared, line: Some(line) } = self else { return };
+        while matches!(write(&shared.pipe, &line), Wrote::Full) {
+            if shared.pipe.writable().await.is_err() {
+                break;
             }
-        })
-        .await;
+        }
     }
 }
 
@@ -180,7 +177,6 @@ pub(super) async fn run(
 ) -> Rest {
     // The first readiness has to be seen before the engine's thread can write.
     let _ = pipe.writable().await;
-    let patience = Duration::from_secs(engine.settings().stall_timeout_s);
     let shared = Arc::new(Shared { pipe, full: Notify::new() });
     let (last, outcome) = oneshot::channel();
     let sink = PipeSink { shared: Some(shared.clone()), last: Some(last), format, sent: None };
@@ -191,7 +187,7 @@ pub(super) async fn run(
     };
     // One that the engine did not say.
     record.heard(&ended.event);
-    Rest { shared, line: ended.unwritten, patience }
+    Rest { shared, line: ended.unwritten }
 }
 
 async fn follow(
@@ -200,7 +196,7 @@ async fn follow(
     mut outcome: oneshot::Receiver<Last>,
     format: Format,
 ) -> Last {
-    let mut full = false;
+    let (mut full, mut unread) = (false, None);
     loop {
         tokio::select! {
             biased;
@@ -215,8 +211,14 @@ async fn follow(
             () = shared.full.notified(), if !full => full = true,
             // An error counts as room: the next write finds it.
             _ = shared.pipe.writable(), if full => {
-                full = false;
+                (full, unread) = (false, None);
                 handle.drained();
+            }
+            () = sleep(READ_LOOK), if full => {
+                let now = ioctl_fionread(&shared.pipe).ok();
+                if now.is_some() && now < std::mem::replace(&mut unread, now) {
+                    handle.drained();
+                }
             }
         }
     }

@@ -33,8 +33,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::base::limits::N_HEADER_MAX;
+use crate::base::limits::{N_CHOICE_MAX, N_HEADER_MAX};
+use crate::door::id::after;
+use crate::door::queue::READ_LOOK;
 use crate::engine::{Caller, Code, Door, Engine, Fault};
+use crate::os;
 
 use self::socket::{Phase, Socket};
 
@@ -228,8 +231,13 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             .serve_connection(TokioIo::new(Socket::new(stream, phase.clone())), service);
         let (mut served, mut hang_up) = (pin!(served), pin!(hang_up(&watched)));
         let mut draining = false;
+        let mut unread = None;
         loop {
             let deadline = phase.deadline(&door.options());
+            let blocked = phase.is_blocked();
+            if !blocked {
+                unread = None;
+            }
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
                 () = hang_up.as_mut() => break End::Gone,
@@ -237,6 +245,14 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
                     draining = true;
                     served.as_mut().graceful_shutdown();
                 },
+                () = sleep(READ_LOOK), if blocked => {
+                    let now = os::socket::unread(&watched).ok();
+                    if now.is_some() && now < std::mem::replace(&mut unread, now)
+                        && let Some(first) = phase.read()
+                    {
+                        (0..N_CHOICE_MAX).for_each(|i| door.engine.drained(&after(&first, i)));
+                    }
+                }
                 () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     break if phase.in_head() { End::Late } else { End::Gone };
                 }

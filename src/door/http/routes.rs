@@ -42,8 +42,8 @@ pub(super) async fn answer(
     phase: Arc<Phase>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    phase.busy();
     let id = crate::door::id::new_id();
+    phase.busy(&id);
     let is_old = request.version() == Version::HTTP_10;
     if is_old {
         phase.last();
@@ -66,7 +66,7 @@ pub(super) async fn answer(
         metrics.error(fault.code);
     }
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
-    if (GENERATING.contains(&name) || name == "/sotto/v1/tokenize")
+    if (GENERATING.contains(&name) || name == EMBEDDINGS)
         && let Some(left) = door.engine.requests_left(caller.uid)
     {
         rate_headers(response.headers_mut(), left);
@@ -93,7 +93,9 @@ fn rate_headers(headers: &mut HeaderMap, left: RequestsLeft) {
 
 /// Routes whose faults are counted where they arise.
 const GENERATING: [&str; 4] =
-    ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate", "/v1/embeddings"];
+    ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate", "/sotto/v1/tokenize"];
+/// Others that are bounded by the minute.
+const EMBEDDINGS: &str = "/v1/embeddings";
 
 /// Left out where the configuration says so.
 const METRICS: &str = "/metrics";
@@ -110,8 +112,8 @@ fn name(path: &str) -> &'static str {
         ["sotto", "v1", "generations", _] => "/sotto/v1/generations/{id}",
         ["sotto", "v1", "models", _, "load"] => "/sotto/v1/models/{id}/load",
         ["sotto", "v1", "models", _, "unload"] => "/sotto/v1/models/{id}/unload",
-        ["sotto", "v1", "tokenize"] => "/sotto/v1/tokenize",
-        ["v1", "embeddings"] => GENERATING[3],
+        ["sotto", "v1", "tokenize"] => GENERATING[3],
+        ["v1", "embeddings"] => EMBEDDINGS,
         ["sotto", "v1", "status"] => "/sotto/v1/status",
         ["healthz"] => "/healthz",
         ["readyz"] => "/readyz",
@@ -156,7 +158,7 @@ async fn route(
             return Err(Fault::new(Code::UnknownRoute, message));
         }
         "/sotto/v1/generations/{id}" => Method::DELETE,
-        "/sotto/v1/tokenize" | "/sotto/v1/models/{id}/load" | "/sotto/v1/models/{id}/unload" => Method::POST,
+        EMBEDDINGS | "/sotto/v1/models/{id}/load" | "/sotto/v1/models/{id}/unload" => Method::POST,
         name if GENERATING.contains(&name) => Method::POST,
         _ => Method::GET,
     };
@@ -201,7 +203,7 @@ fn lenient(headers: &HeaderMap, otherwise: bool) -> bool {
     wishes.find_map(|wish| wish.strip_prefix("handling=")).map_or(otherwise, |how| how == "lenient")
 }
 
-/// What a body asks for, as `read` finds it, the fields in it that are ignored, and the head; what is wrong is counted.
+/// What a body asks for, as `read` finds it, the fields in it that are ignored, and the head.
 async fn asked<T>(
     door: &HttpDoor,
     request: Request<Incoming>,
@@ -212,7 +214,7 @@ async fn asked<T>(
         Ok(bytes) => read(&bytes, lenient(&head.headers, door.options().lenient)),
         Err(fault) => Err(fault),
     };
-    let (asked, ignored) = read.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
+    let (asked, ignored) = read?;
     Ok((asked, ignored, head.headers))
 }
 
@@ -224,8 +226,8 @@ async fn generate(
     shape: Shape,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
-    let (asked, ignored, headers) =
-        asked(door, request, |bytes, lenient| read(shape, bytes, lenient)).await?;
+    let asked = asked(door, request, |bytes, lenient| read(shape, bytes, lenient)).await;
+    let (asked, ignored, headers) = asked.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
     let openai::Asked { ask, input, input_field, stream, usage, n } = asked;
     let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
@@ -359,7 +361,8 @@ async fn tokenize(
     caller: Caller,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
-    let ((model, text), ignored, _) = asked(door, request, text_to_tokenize).await?;
+    let asked = asked(door, request, text_to_tokenize).await;
+    let ((model, text), ignored, _) = asked.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
     let Tokenized { tokens, prompt } = told::tokenize(&door.engine, caller.uid, model, text).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let mut result = json!({ "tokens": ids, "count": ids.len() });

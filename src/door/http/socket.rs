@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::engine::{Code, Fault};
+use crate::engine::{Code, Fault, GenerationId};
 
 use super::{HttpOptions, error};
 
@@ -41,13 +41,15 @@ pub(super) struct Phase {
 struct State {
     stage: Stage,
     since: Instant,
-    /// Since when the socket takes no more bytes.
+    /// Since when the socket takes no more bytes, or when its reader last read of those that it has.
     blocked: Option<Instant>,
+    /// The present request.
+    id: Option<GenerationId>,
 }
 
 impl Default for Phase {
     fn default() -> Self {
-        let state = State { stage: Stage::Idle, since: Instant::now(), blocked: None };
+        let state = State { stage: Stage::Idle, since: Instant::now(), blocked: None, id: None };
         Self { state: Mutex::new(state), changed: Notify::new(), last: AtomicBool::new(false) }
     }
 }
@@ -74,8 +76,9 @@ impl Phase {
         self.last.load(Ordering::Relaxed)
     }
 
-    /// A head has arrived; its answer is under way until [`Self::idle`].
-    pub(super) fn busy(&self) {
+    /// A head has arrived; its answer, of that id, is under way until [`Self::idle`].
+    pub(super) fn busy(&self, id: &GenerationId) {
+        self.state().id = Some(id.clone());
         self.enter(Stage::Busy);
     }
 
@@ -96,6 +99,18 @@ impl Phase {
             state.blocked = blocked.then(Instant::now);
             self.changed.notify_one();
         }
+    }
+
+    /// Whether the socket takes no more bytes.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.state().blocked.is_some()
+    }
+
+    /// The reader of a blocked socket has read; the id of what they read.
+    pub(super) fn read(&self) -> Option<GenerationId> {
+        let mut state = self.state();
+        state.blocked = state.blocked.map(|_| Instant::now());
+        state.id.clone()
     }
 
     /// Waits for a change of the deadline.
@@ -120,6 +135,9 @@ impl Phase {
         Some(since + Duration::from_secs(limit_s))
     }
 }
+
+/// Most that is written at once, bytes: that its reader has read is seen when all of it is.
+const PIECE: usize = 2_048;
 
 /// The socket.
 pub(super) struct Socket {
@@ -196,7 +214,8 @@ impl AsyncWrite for Socket {
             Some((at, _)) => buf.get(..at).unwrap_or(buf),
             None => buf,
         };
-        let written = Pin::new(&mut self.stream).poll_write(cx, before_own);
+        let piece = before_own.get(..PIECE).unwrap_or(before_own);
+        let written = Pin::new(&mut self.stream).poll_write(cx, piece);
         self.phase.wrote(written.is_pending());
         written
     }

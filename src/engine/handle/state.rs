@@ -1,10 +1,12 @@
 //! What the engine tells of itself.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
 use crate::engine::metrics::lock;
-use crate::engine::{Code, Fault};
+use crate::engine::{Code, Fault, GenerationId, Watched};
+use crate::os::clock;
 
 /// Whether the daemon answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,22 @@ pub struct Status {
 }
 
 impl Engine {
+    /// How the request `id` stands, if it is under way.
+    #[must_use]
+    pub fn watch_one(&self, id: &GenerationId) -> Option<Watched> {
+        self.shared.live().get(id.as_str()).map(|live| live.progress.look(clock::now_us()))
+    }
+
+    /// The requests of `uid` that are under way, all of them for uid 0; and of how many uids there are any.
+    #[must_use]
+    pub fn watch(&self, uid: u32) -> (Vec<Watched>, usize) {
+        let (live, now) = (self.shared.live(), clock::now_us());
+        let generations = || live.values().filter(|live| live.loads.is_none());
+        let uids: BTreeSet<u32> = generations().map(|live| live.progress.uid()).collect();
+        let own = generations().filter(|live| uid == 0 || live.progress.uid() == uid);
+        (own.map(|live| live.progress.look(now)).collect(), uids.len())
+    }
+
     /// What it does now.
     #[must_use]
     pub fn status(&self) -> Status {

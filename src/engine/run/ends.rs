@@ -108,7 +108,7 @@ impl Runner {
 
     /// Logs a refusal for want of room, once a minute for each uid.
     fn tell_full(&mut self, slot: Slot, now: Micros) {
-        let Some(uid) = self.jobs.get(&slot).map(Generation::uid) else { return };
+        let Some(uid) = self.jobs.get(&slot).filter(|job| !job.embeds()).map(Generation::uid) else { return };
         self.told_full.retain(|_, told| now < *told + FULL_EVERY);
         if self.told_full.len() < N_UID_TOLD_MAX && self.told_full.insert(uid, now).is_none() {
             log::warn!(
@@ -123,7 +123,9 @@ impl Runner {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
         self.shared.spend(job.uid(), job.n_drawn());
-        if let Err(fault) = &how {
+        if let Err(fault) = &how
+            && !job.embeds()
+        {
             self.shared.metrics.error(fault.code);
         }
         if how.is_ok() {

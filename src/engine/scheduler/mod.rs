@@ -121,6 +121,8 @@ pub(super) enum Input {
     Sent(Slot),
     /// Its output is full.
     Full(Slot),
+    /// Its output is full as before, but its reader has read.
+    Read(Slot),
     /// Its output has room again.
     Drained(Slot),
     /// It ended by itself.
@@ -401,6 +403,13 @@ impl Scheduler {
                     s.full_since.get_or_insert(now);
                 }
             }
+            Input::Read(slot) => {
+                if let Some(s) = self.sequences.get_mut(&slot)
+                    && s.full_since.is_some()
+                {
+                    s.full_since = Some(now);
+                }
+            }
             Input::Drained(slot) => {
                 if let Some(s) = self.sequences.get_mut(&slot) {
                     s.full_since = None;
@@ -425,15 +434,17 @@ impl Scheduler {
     }
 
     fn submit(&mut self, now: Micros, ticket: Ticket, actions: &mut Vec<Action>) {
-        let (mut waiting, mut of_uid, mut placed) = (0, 0, 0);
+        let (mut waiting, mut of_uid, mut placed, mut of_model) = (0, 0, 0, 0);
         for s in self.sequences.values() {
             waiting += usize::from(s.waits());
             of_uid += usize::from(s.waits() && s.ticket.uid == ticket.uid);
-            placed += usize::from(s.active && s.ticket.class == ticket.class);
+            let has_place = s.active && s.ticket.class == ticket.class;
+            placed += usize::from(has_place);
+            of_model += usize::from(has_place && s.ticket.model == ticket.model);
         }
         let l = &self.limits;
         // Those that wait for a place that is free do not count.
-        let free = l.max_sequences.min(ticket.max_sequences).saturating_sub(placed);
+        let free = l.max_sequences.saturating_sub(placed).min(ticket.max_sequences.saturating_sub(of_model));
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
         if waiting >= l.queue_max + free {
             return actions.push(full(waiting - free, l.queue_max, false));

@@ -78,18 +78,20 @@ impl Scheduler {
         let waits = |w: &&Wanted| w.evicts && !self.has_room() && !self.full_of_pinned();
         let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
         loop {
-            let n_placed = self.of(of).filter(|s| s.active).count();
-            let n_active = |uid| self.of(of).filter(|s| s.active && s.ticket.uid == uid).count();
+            let placed = || self.of(of).filter(|s| s.active);
+            if placed().count() >= self.limits.max_sequences {
+                break;
+            }
+            let n_active = |uid| placed().filter(|s| s.ticket.uid == uid).count();
+            let n_of = |model| placed().filter(|s| s.ticket.model == model).count();
             let waits = |s: &&Sequence| {
                 !s.active
                     && s.full_since.is_none()
+                    && n_of(s.ticket.model) < s.ticket.max_sequences
                     && blocked.is_none_or(|model| goes_on(s) && s.ticket.model != model)
             };
             let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
             let Some(next) = self.of(of).filter(waits).min_by_key(key).map(|s| s.ticket) else { break };
-            if n_placed >= self.limits.max_sequences.min(next.max_sequences) {
-                break;
-            }
             if !self.make_room(next.model, of, actions) {
                 if self.full_of_pinned() {
                     self.forget(next.slot);
@@ -121,19 +123,36 @@ impl Scheduler {
         // One of each uid that waits, the oldest.
         let mut behind = BTreeMap::new();
         for s in self.of(of).filter(waits) {
-            behind.entry(s.ticket.uid).or_insert((self.served(s), s.ticket.slot, s.ticket.max_sequences));
+            let t = &s.ticket;
+            behind.entry(t.uid).or_insert((self.served(s), t.slot, t.model, t.max_sequences));
         }
         let mut behind: Vec<_> = behind.into_values().collect();
         behind.sort_unstable();
         // Of the sequences of a uid the newest first.
-        let mut ahead: Vec<_> = active().map(|s| (self.served(s), s.ticket.slot)).collect();
+        let mut ahead: Vec<_> = active().map(|s| (self.served(s), s.ticket.slot, s.ticket.model)).collect();
         ahead.sort_unstable_by(|a, b| b.cmp(a));
-        let n_active = ahead.len();
-        let most = |max_sequences: usize| self.limits.max_sequences.min(max_sequences);
-        // Whoever finds a free place takes that.
-        let without = (n_active..).zip(&behind).filter(|(n, (.., max))| *n >= most(*max)).map(|(_, b)| b.0);
-        let far = |(b, (a, _)): &(Micros, (Micros, Slot))| *a > b + 2 * self.limits.quantum;
-        let gives: Vec<Slot> = without.zip(ahead).take_while(far).map(|(_, (_, slot))| slot).collect();
+        let (mut n, mut n_of) = (ahead.len(), BTreeMap::new());
+        for (_, _, model) in &ahead {
+            *n_of.entry(*model).or_insert(0) += 1;
+        }
+        let mut gives = Vec::new();
+        for (had, _, model, max_sequences) in behind {
+            let own = n_of.get(&model).copied().unwrap_or(0);
+            if n < self.limits.max_sequences && own < max_sequences {
+                // Whoever finds a free place takes that.
+                n += 1;
+            } else {
+                let fits = |(_, _, other): &(Micros, Slot, ModelKey)| own < max_sequences || *other == model;
+                let Some(i) = ahead.iter().position(fits) else { continue };
+                if ahead.get(i).is_none_or(|(most, ..)| *most <= had + 2 * self.limits.quantum) {
+                    continue;
+                }
+                let (_, slot, other) = ahead.remove(i);
+                gives.push(slot);
+                n_of.entry(other).and_modify(|n| *n -= 1);
+            }
+            *n_of.entry(model).or_insert(0) += 1;
+        }
         for slot in gives {
             if let Some(s) = self.sequences.get_mut(&slot) {
                 s.active = false;
@@ -274,7 +293,11 @@ impl Scheduler {
     /// model, which may have its own. `None` if there is nobody.
     fn lend(&mut self, of: Class, tried: &[ModelKey]) -> Option<ModelKey> {
         let begun = || self.of(of).filter(|s| s.begun() && s.full_since.is_none());
-        let rests = begun().filter(|s| !s.active && !tried.contains(&s.ticket.model));
+        let n_of = |model| self.of(of).filter(|s| s.active && s.ticket.model == model).count();
+        let fits = |s: &&Sequence| {
+            !s.active && !tried.contains(&s.ticket.model) && n_of(s.ticket.model) < s.ticket.max_sequences
+        };
+        let rests = begun().filter(fits);
         let (_, slot, model) = rests.map(|s| (self.served(s), s.ticket.slot, s.ticket.model)).min()?;
         let blocked =
             begun().filter(|s| s.active).map(|s| (most(s).saturating_sub(s.n_pages), s.ticket.slot)).max();

@@ -23,13 +23,16 @@ struct Client {
     n_shared: usize,
     begun: bool,
     full: bool,
+    /// When its reader last read, or was last seen not to.
+    read_us: Micros,
     sent: bool,
 }
 
 impl Client {
     fn new(ticket: Ticket, since: Micros, n_answer: usize) -> Self {
         let (n_drawn, n_kept, n_shared) = (0, 0, 0);
-        Self { ticket, since, n_answer, n_drawn, n_kept, n_shared, begun: false, full: false, sent: false }
+        let (begun, full, read_us, sent) = (false, false, 0, false);
+        Self { ticket, since, n_answer, n_drawn, n_kept, n_shared, begun, full, read_us, sent }
     }
 
     /// Pages of its own for so many tokens.
@@ -151,7 +154,7 @@ impl World {
                         Cut::Deadline => assert!(now >= c.ticket.deadline && !c.sent),
                         Cut::DeadlineWithText => assert!(now >= c.ticket.deadline && c.sent),
                         Cut::QueueTimeout => assert!(now >= c.since + l.queue_timeout && !c.begun),
-                        Cut::Stalled => assert!(c.full),
+                        Cut::Stalled => assert!(c.full && now >= c.read_us + l.stall_timeout),
                         Cut::NoRoom => {
                             assert!(
                                 !self.loaded.contains(&c.ticket.model) && self.full_of_pinned() && !c.begun
@@ -259,12 +262,16 @@ impl World {
                 assert!(!self.clients.contains_key(&slot), "seed {}: cancelled at once", self.seed);
             }
             1..=4 if c.sent && !c.full && !self.all_read => {
-                c.full = true;
+                (c.full, c.read_us) = (true, self.now);
                 self.input(Input::Full(slot));
             }
-            5..=20 if c.full => {
+            5..=18 if c.full => {
                 c.full = false;
                 self.input(Input::Drained(slot));
+            }
+            19..=20 if c.full => {
+                c.read_us = self.now;
+                self.input(Input::Read(slot));
             }
             _ => {}
         }
@@ -342,30 +349,32 @@ impl World {
         }
     }
 
-    /// Why somebody who reads has to wait though the engine rests: who does not read has what is wanted.
+    /// Why somebody who reads has to wait though the engine rests: what is wanted is held, in the end by who does not read.
+    /// Each who holds is looked at by the same rule.
     fn is_held_up(&self, c: &Client) -> bool {
-        let full = |model: ModelKey| {
-            self.clients.values().any(|other| other.full && other.begun && other.ticket.model == model)
-        };
-        // Others wait for the place of a model that who does not read still uses.
-        let waits = self.loaded.len() >= self.scheduler.limits.max_loaded
-            && self.clients.values().any(|c| c.full && c.begun);
-        if waits && !c.begun && !self.pinned.contains(&c.ticket.model) {
+        let s = &self.scheduler;
+        // Of those who have a place none reads slowly, so that they are held up themselves.
+        let active = |other: &&Sequence| other.active && other.ticket.class == c.ticket.class;
+        let n_active = s.sequences.values().filter(active).count();
+        let of_model = |other: &&Sequence| active(other) && other.ticket.model == c.ticket.model;
+        let n_of_model = s.sequences.values().filter(of_model).count();
+        let no_place = n_active >= s.limits.max_sequences || n_of_model >= c.ticket.max_sequences;
+        if !s.sequences[&c.ticket.slot].active && no_place {
             return true;
         }
         let used = |model: ModelKey| self.clients.values().any(|c| c.begun && c.ticket.model == model);
-        // Those who have the places wait for others' memory themselves.
-        let active = |s: &&Sequence| s.active && (s.ticket.model == c.ticket.model || !c.begun);
-        let n_active = self.scheduler.sequences.values().filter(active).count();
-        let no_place = n_active >= self.scheduler.limits.max_sequences.min(c.ticket.max_sequences);
-        if no_place && self.clients.values().any(|c| c.full) {
+        let all_in_use = self.loaded.len() >= s.limits.max_loaded
+            && self.loaded.iter().all(|model| self.pinned.contains(model) || used(*model));
+        let Some(loaded) = s.models.get(&c.ticket.model) else { return all_in_use };
+        // Nobody begins whose model is in the way of one that is waited for.
+        if !c.begun && all_in_use && !self.pinned.contains(&c.ticket.model) {
             return true;
         }
-        if self.loaded.contains(&c.ticket.model) {
-            return full(c.ticket.model);
-        }
-        self.loaded.len() >= self.scheduler.limits.max_loaded
-            && self.loaded.iter().all(|model| self.pinned.contains(model) || used(*model))
+        // All that it may come to want is not there.
+        let of_model = s.sequences.values().filter(|other| other.ticket.model == c.ticket.model);
+        let held: usize = of_model.map(|other| other.n_pages).sum();
+        let missing = c.own_pages(c.ticket.n_prompt + c.ticket.n_max) - s.sequences[&c.ticket.slot].n_pages;
+        missing > loaded.capacity.n_pages - held
     }
 
     fn run(&mut self, model: ModelKey) {
