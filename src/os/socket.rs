@@ -118,6 +118,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_counts_no_more() {
+        use std::io::{Read, Write};
+        let (mut one, mut other) = UnixStream::pair().expect("two sockets");
+        let left = |one: &UnixStream| unread(one).expect("it is told");
+        assert_eq!(left(&one), 0);
+        for _ in 0..3 {
+            one.write_all(&[7; 100]).expect("there is room");
+        }
+        let all = left(&one);
+        let mut piece = [0; 100];
+        other.read_exact(&mut piece).expect("they came");
+        let fewer = left(&one);
+        assert!(fewer > 0 && fewer < all, "{fewer} of {all}");
+        other.read_exact(&mut [0; 200]).expect("they came");
+        assert_eq!(left(&one), 0);
+        assert!(unread(std::fs::File::open("/dev/null").expect("a device")).is_err());
+    }
+
+    #[test]
     fn who_waits_is_seen_until_taken() {
         let path = std::env::temp_dir().join(format!("sotto-waited-{}.sock", std::process::id()));
         let listener = UnixListener::bind(&path).expect("a socket");

@@ -42,7 +42,7 @@ pub(super) struct Limits {
     pub queue_max_per_uid: usize,
     /// Longest wait.
     pub queue_timeout: Micros,
-    /// Longest time a reader may leave its output full.
+    /// Longest time in which a reader whose output is full reads nothing.
     pub stall_timeout: Micros,
     /// Most prompt tokens of a step.
     pub prefill_chunk: usize,
