@@ -14,6 +14,17 @@ use crate::engine::{Code, Engine, Event, Fault, Handle, LoadRequest, Offer, Requ
 /// While a reader's pipe or socket is full, how often it is looked at whether they read: that makes room only by the page.
 pub(super) const READ_LOOK: Duration = Duration::from_millis(250);
 
+/// What was unread at the last look, if anything was told.
+#[derive(Debug, Default)]
+pub(super) struct Unread(Option<u64>);
+
+impl Unread {
+    /// Whether somebody has read since the last look, if so much is `left` now; where nothing is told nobody has.
+    pub(super) fn is_less(&mut self, left: Option<u64>) -> bool {
+        left.is_some() && left < std::mem::replace(&mut self.0, left)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     events: VecDeque<Event>,

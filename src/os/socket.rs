@@ -21,12 +21,12 @@ use super::user;
 ///
 /// # Errors
 /// When the system does not tell.
-pub fn unread(stream: impl AsFd) -> io::Result<u32> {
+pub fn unread(stream: impl AsFd) -> io::Result<u64> {
     // SAFETY: the request SIOCOUTQ writes one int and reads nothing (sockios.h), and a Getter has room for that.
     let ask = unsafe { Getter::<SIOCOUTQ, c_int>::new() };
     // SAFETY: the descriptor is open as long as it is borrowed, and the request changes nothing of it.
     let n = unsafe { ioctl(stream, ask) }?;
-    Ok(n.unsigned_abs())
+    Ok(u64::from(n.unsigned_abs()))
 }
 
 /// The same number as TIOCOUTQ.

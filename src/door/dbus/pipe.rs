@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
 use crate::base::limits::EVENT_BYTES_MAX;
-use crate::door::queue::READ_LOOK;
+use crate::door::queue::{READ_LOOK, Unread};
 use crate::door::wire;
 use crate::engine::{Code, Engine, Event, Fault, Handle, Logprob, Offer, Request, Sink};
 
@@ -196,7 +196,7 @@ async fn follow(
     mut outcome: oneshot::Receiver<Last>,
     format: Format,
 ) -> Last {
-    let (mut full, mut unread) = (false, None);
+    let (mut full, mut unread) = (false, Unread::default());
     loop {
         tokio::select! {
             biased;
@@ -211,12 +211,11 @@ async fn follow(
             () = shared.full.notified(), if !full => full = true,
             // An error counts as room: the next write finds it.
             _ = shared.pipe.writable(), if full => {
-                (full, unread) = (false, None);
+                (full, unread) = (false, Unread::default());
                 handle.drained();
             }
             () = sleep(READ_LOOK), if full => {
-                let now = ioctl_fionread(&shared.pipe).ok();
-                if now.is_some() && now < std::mem::replace(&mut unread, now) {
+                if unread.is_less(ioctl_fionread(&shared.pipe).ok()) {
                     handle.drained();
                 }
             }

@@ -35,7 +35,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::base::limits::{N_CHOICE_MAX, N_HEADER_MAX};
 use crate::door::id::after;
-use crate::door::queue::READ_LOOK;
+use crate::door::queue::{READ_LOOK, Unread};
 use crate::engine::{Caller, Code, Door, Engine, Fault};
 use crate::os;
 
@@ -231,12 +231,12 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             .serve_connection(TokioIo::new(Socket::new(stream, phase.clone())), service);
         let (mut served, mut hang_up) = (pin!(served), pin!(hang_up(&watched)));
         let mut draining = false;
-        let mut unread = None;
+        let mut unread = Unread::default();
         loop {
             let deadline = phase.deadline(&door.options());
             let blocked = phase.is_blocked();
             if !blocked {
-                unread = None;
+                unread = Unread::default();
             }
             tokio::select! {
                 _ = served.as_mut() => break End::Said,
@@ -246,8 +246,7 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
                     served.as_mut().graceful_shutdown();
                 },
                 () = sleep(READ_LOOK), if blocked => {
-                    let now = os::socket::unread(&watched).ok();
-                    if now.is_some() && now < std::mem::replace(&mut unread, now)
+                    if unread.is_less(os::socket::unread(&watched).ok())
                         && let Some(first) = phase.read()
                     {
                         (0..N_CHOICE_MAX).for_each(|i| door.engine.drained(&after(&first, i)));

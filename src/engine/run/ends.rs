@@ -42,8 +42,13 @@ pub(super) struct Draining {
 impl Runner {
     /// Passes the rest of complete answers on to those who read again.
     pub(super) fn drain(&mut self, now: Micros) {
+        let patience = self.shared.settings().stall_timeout_s * 1_000_000;
         self.draining.retain_mut(|d| {
-            if d.live.take_drained() || d.live.cancelled() {
+            let reads = d.live.take_drained();
+            if reads {
+                d.until = now + patience;
+            }
+            if reads || d.live.cancelled() {
                 while let Some(event) = d.events.front() {
                     match d.sink.offer(event) {
                         Offer::Taken => drop(d.events.pop_front()),
