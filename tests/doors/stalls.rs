@@ -1,11 +1,18 @@
 //! Who asks and does not read: what they hear of it, whenever they look again, and that nothing stays held.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sotto::base::Token;
 use sotto::door::http::HttpOptions;
-use sotto::engine::{Engine, Mock, Options as EngineOptions, Settings};
+use sotto::engine::{
+    Code, Engine, Event, Handle, Mock, Offer, Options as EngineOptions, Request, Settings, Sink,
+};
 
+use super::batch::request;
 use super::{CHAT, House, Inside, NATIVE};
 use crate::support::http::{Call, post};
 use crate::support::until;
@@ -65,6 +72,52 @@ fn who_reads_slowly_has_not_stalled() {
     // Slower than the room that the system makes for whole pages of it.
     trickle(&mut stream, 1_024);
     assert_eq!(house.0.engine.status().active_generations, 1);
+}
+
+/// Room for no text until it is open, and for a failure always.
+struct Gate(Arc<AtomicBool>, Sender<Event>);
+
+impl Sink for Gate {
+    fn offer(&mut self, event: &Event) -> Offer {
+        if matches!(event, Event::Text { .. }) && !self.0.load(Ordering::Relaxed) {
+            return Offer::Full;
+        }
+        if self.1.send(event.clone()).is_ok() { Offer::Taken } else { Offer::Gone }
+    }
+}
+
+/// The last event of a request.
+fn end(events: &Receiver<Event>) -> Event {
+    loop {
+        let event = events.recv_timeout(Duration::from_secs(10)).expect("an end in time");
+        if matches!(event, Event::Done(_) | Event::Failed(_)) {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn the_rest_of_a_complete_answer_waits_for_who_reads_slowly() {
+    let engine = endless();
+    let one_token = |id| {
+        let whole = request(id, 1, &[Token(3)], 1, false);
+        let (gate, (sink, events)) = (Arc::new(AtomicBool::new(false)), channel());
+        let whole = Request { model: Some("mock-endless".into()), ..whole };
+        let handle: Handle = engine.submit(whole, Box::new(Gate(gate.clone(), sink))).unwrap();
+        (handle, gate, events)
+    };
+    let ((slow, open, slow_events), (_still, _shut, still_events)) = (one_token(1), one_token(2));
+    // As doors tell of each look at which less was unread, for three times as long as nobody may rest.
+    for _ in 0..15 * STALL_S {
+        std::thread::sleep(Duration::from_millis(200));
+        slow.drained();
+    }
+    open.store(true, Ordering::Relaxed);
+    slow.drained();
+    let slow_end = end(&slow_events);
+    assert!(matches!(&slow_end, Event::Done(done) if done.usage.completion_tokens == 1), "{slow_end:?}");
+    let still_end = end(&still_events);
+    assert!(matches!(&still_end, Event::Failed(fault) if fault.code == Code::Stalled), "{still_end:?}");
 }
 
 #[cfg(feature = "dbus")]

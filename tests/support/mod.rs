@@ -173,7 +173,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `sottod` with `model`; `config` is what its configuration says besides version, threads and folders.
+    /// Starts `sottod` with `model`; `config` is what its configuration says besides version and folders, and threads where it does not.
     pub(crate) fn start(folder: &Folder, model: &Path, config: &str) -> Self {
         Self::start_on(folder, Some(model), config, None)
     }
@@ -196,9 +196,10 @@ impl Daemon {
 
     fn start_with(folder: &Folder, arguments: &[&OsStr], config: &str, address: Option<&str>) -> Self {
         let folders = if config.contains("[models]") { "" } else { "[models]\ndirs = []\n" };
+        let threads = if config.contains("threads = ") { "" } else { "threads = 1\n" };
         let file = folder.write(
             "sotto.toml",
-            format!("version = 1\n{folders}[engine]\nthreads = 1\nnice = 0\ncontext = 16384\n{config}"),
+            format!("version = 1\n{folders}[engine]\n{threads}nice = 0\ncontext = 16384\n{config}"),
         );
         let (socket, log) = (folder.join("api.sock"), folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
