@@ -467,7 +467,7 @@ fn four_streams_are_as_fast_as_four_sequences_in_process() {
 }
 
 fn four_streams(threads: &str) {
-    const N: usize = 128;
+    const N: usize = 512;
     let folder = Folder::new();
     let daemon = Daemon::start_on(&folder, Some(&shape()), &format!("threads = {threads}\n"), None);
     let body = json!({"tokens": [3], "max_tokens": N, "min_tokens": N, "temperature": 0, "cache": false});
