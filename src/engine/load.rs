@@ -102,7 +102,12 @@ impl Load {
     /// The model to run, of `model`, which was loaded, once there is no slice left.
     pub(super) fn finish(self, model: &Loaded) -> Arc<Model> {
         let Self::Pack(packer) = self else { return model.model.clone() };
-        let packed = packer.finish().and_then(|checkpoint| Ok(Model::new(Arc::new(checkpoint))?));
+        let packed = packer.finish().map(Arc::new).and_then(|checkpoint| {
+            let model = Model::new(checkpoint.clone())?;
+            // Its norms were copied, each of which can have brought in a large page.
+            checkpoint.forget_all();
+            Ok(model)
+        });
         packed.map(Arc::new).unwrap_or_else(|e| {
             log::warn!("model {}: weights are read as the file has them: {e}", model.id);
             model.model.clone()

@@ -186,6 +186,11 @@ impl Checkpoint {
         }
     }
 
+    /// The same for all pages of all parts.
+    pub fn forget_all(&self) {
+        (0..self.maps.len()).for_each(|part| self.forget(part, 0, usize::MAX));
+    }
+
     /// `tokenizer.json` of a directory, as it stands.
     #[must_use]
     pub fn tokenizer_json(&self) -> Option<&SharedBytes> {
