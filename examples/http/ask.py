@@ -17,9 +17,14 @@ class Sotto(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 sotto = Sotto(os.environ.get("SOTTO_SOCKET", "/run/sotto/api.sock"))
 body = {"messages": [{"role": "user", "content": sys.argv[1]}], "max_tokens": 200}
-sotto.request("POST", "/v1/chat/completions", json.dumps(body))
+try:
+    sotto.request("POST", "/v1/chat/completions", json.dumps(body))
+except OSError as e:
+    sys.exit(f"{sotto.path}: {e}; is sottod running?")
 answer = json.load(sotto.getresponse())
 if "error" in answer:
     sys.exit(f'{answer["error"]["code"]}: {answer["error"]["message"]}')

@@ -32,7 +32,7 @@ fn is_model(path: &Path) -> bool {
     let first = |stem: &str| part(stem).is_none_or(|(_, number)| number == "00001");
     let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     match path.extension() {
-        Some(e) if e == "gguf" => first(stem),
+        Some(e) if e == "gguf" && !path.is_dir() => first(stem),
         _ => path.join("config.json").is_file(),
     }
 }

@@ -29,7 +29,9 @@ pub(super) struct Reloader {
     api: watch::Sender<HttpOptions>,
     #[cfg(feature = "dbus")]
     sessions: watch::Sender<SessionLimits>,
-    /// The configuration that holds.
+    /// That of the start, of which some holds as long as the process.
+    start: Arc<Read>,
+    /// The one that was read last.
     read: Mutex<Arc<Read>>,
 }
 
@@ -48,6 +50,7 @@ impl Reloader {
             api,
             #[cfg(feature = "dbus")]
             sessions,
+            start: read.clone(),
             read: Mutex::new(read),
         }
     }
@@ -99,8 +102,8 @@ impl Reloader {
         self.api.send_replace(super::api::options(&new.config));
         #[cfg(feature = "dbus")]
         self.sessions.send_replace(session_limits(&new.config));
-        for (key, when) in read.held_back(&new) {
-            log::warn!("{key} has changed: that holds from {when} on");
+        for (key, when) in read.held_back(&self.start, &new) {
+            log::warn!("{key} is another one: that holds from {when} on");
         }
         let old = &read.config.models.preload;
         for id in new.config.models.preload.iter().filter(|id| !old.contains(id)) {
@@ -158,6 +161,13 @@ pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
     }
     for (alias, id) in models.aliases.iter().filter(|(_, id)| unknown(id)) {
         all.push(format!("models.aliases: {alias:?} = {id:?}: no such model in models.dirs"));
+    }
+    let names_one = |name: &str| settings.models.iter().any(|m| m.id == name);
+    for alias in models.aliases.keys().filter(|alias| names_one(alias)) {
+        all.push(format!("models.aliases: {alias:?}: a model has that name, so the alias is never used"));
+    }
+    if names_one("default") && settings.default_model.as_ref().is_some_and(|id| id != "default") {
+        all.push("models.default: a model is named \"default\", and answers who asks for that name".into());
     }
     for id in config.model.keys().filter(unknown) {
         all.push(format!("model.{id:?}: no such model in models.dirs"));

@@ -250,7 +250,7 @@ impl Admission {
 
     fn refuse(&self, item: Item, fault: Fault) {
         let uid = item.uid();
-        item.refuse(fault, &self.shared.metrics);
+        item.refuse(fault);
         self.shared.leave(uid);
     }
 

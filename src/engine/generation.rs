@@ -154,6 +154,11 @@ impl Generation {
         }
     }
 
+    /// Whether it goes on in the next steps, for those who look.
+    pub(super) fn rests(&self, rests: bool) {
+        self.live.progress.rests(rests);
+    }
+
     /// It has a place now.
     pub(super) fn started(&mut self, now: Micros) {
         self.start = Some(now);

@@ -23,7 +23,7 @@ use super::run::{Command, Runner};
 use super::watch::Progress;
 use super::{
     Class, Code, Fault, GenerationId, LoadRequest, Metrics, ModelInfo, ModelState, Options, Request,
-    RequestsLeft, Settings, Sink, Task,
+    RequestsLeft, Settings, Sink,
 };
 use crate::base::limits::{
     ADMIT_QUEUE_MAX, ADMIT_QUEUE_PER_UID_MAX, N_FEED_MAX, N_THREADS_MAX, PREFILL_CHUNK_MAX,
@@ -403,12 +403,7 @@ impl Engine {
     /// As of [`Self::submit`].
     pub fn submit_part(&self, request: Request, sink: Box<dyn Sink>, first: bool) -> Result<Handle, Fault> {
         let uid = request.caller.uid;
-        if request.task == Task::Embed {
-            // One text of several: of what comes of it its door tells, and counts.
-            self.shared.enter(uid, first)?;
-        } else {
-            self.enter(uid, first)?;
-        }
+        self.shared.enter(uid, first)?;
         let submitted_us = clock::now_us();
         let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
         let handle = self.handle(progress, None);
@@ -447,7 +442,7 @@ impl Engine {
     /// As of [`Self::submit`].
     pub fn load(&self, request: LoadRequest, sink: Box<dyn Sink>) -> Result<Handle, Fault> {
         let LoadRequest { id, caller, model, pin, n_ctx } = request;
-        self.enter(caller.uid, true)?;
+        self.shared.enter(caller.uid, true)?;
         let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
         let handle = self.handle(progress, Some(model.clone()));
         let asker = Some(Asker { sink, live: handle.live.clone() });
@@ -482,7 +477,7 @@ impl Engine {
     /// # Errors
     /// As of [`Self::submit`].
     pub fn describe(&self, uid: u32, id: &str, tell: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-        self.enter(uid, false)?;
+        self.shared.enter(uid, false)?;
         self.admission.push(ToAdmit::Describe(ToDescribe { uid, id: id.to_owned(), tell: Box::new(tell) }));
         Ok(())
     }
@@ -516,7 +511,7 @@ impl Engine {
         text: Text,
         tell: impl FnOnce(Result<Tokenized, Fault>) + Send + 'static,
     ) -> Result<(), Fault> {
-        self.enter(uid, true)?;
+        self.shared.enter(uid, true)?;
         let to = ToTokenize { uid, model, text, tell: Box::new(tell) };
         self.admission.push(ToAdmit::Tokenize(Box::new(to)));
         Ok(())
@@ -528,10 +523,6 @@ impl Engine {
     /// `shutting_down` after [`Self::shut_down`], or that the engine is gone.
     pub fn takes(&self) -> Result<(), Fault> {
         self.shared.takes()
-    }
-
-    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
-        self.shared.enter(uid, counts).inspect_err(|fault| self.shared.metrics.error(fault.code))
     }
 
     /// Cancels by id. `uid` is the caller's; another uid's generation counts as unknown unless `uid` is 0.
@@ -562,7 +553,7 @@ impl Engine {
     pub fn preload(&self, model: &str, pin: bool) {
         let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
         // A stopped engine loads nothing.
-        if self.enter(0, true).is_ok() {
+        if self.shared.enter(0, true).is_ok() {
             self.admission.push(ToAdmit::Load(Box::new(wish)));
         }
     }

@@ -128,7 +128,7 @@ impl Metrics {
         lock(&self.requests).iter().for_each(|((door, route, code), n)| f([door, route, code], *n));
     }
 
-    /// A fault with `code` was told to a caller.
+    /// A fault with `code` was told to a caller: doors count what they tell.
     pub fn error(&self, code: Code) {
         self.errors[code as usize].add(1);
     }

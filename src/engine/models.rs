@@ -85,9 +85,7 @@ impl Runner {
     }
 
     fn refuse_wishes(&mut self, key: ModelKey, fault: &Fault) {
-        for asker in self.wishes_for(key).into_iter().filter_map(|wish| wish.asker) {
-            let mut asker = asker;
-            self.shared.metrics.error(fault.code);
+        for mut asker in self.wishes_for(key).into_iter().filter_map(|wish| wish.asker) {
             asker.sink.offer(&Event::Failed(fault.clone()));
         }
     }
@@ -98,7 +96,11 @@ impl Runner {
         let left: Vec<Wish> = self.wishes.extract_if(.., left).collect();
         for Wish { model, asker, .. } in left {
             if let Some(mut asker) = asker {
-                asker.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, "the load was cancelled")));
+                let why = match self.shared.goes_down() {
+                    true => "the daemon is going down; ask again in a few seconds",
+                    false => "the load was cancelled",
+                };
+                asker.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, why)));
             }
             if self.wishes.iter().all(|wish| wish.model.key != model.key) {
                 self.input(Input::Unwant(model.key));
@@ -186,6 +188,7 @@ impl Runner {
             match why {
                 Why::Unused => "nobody uses it",
                 Why::Memory => "memory is short",
+                Why::Bound => "models.max_loaded is lower now",
                 Why::For(_) => "another one is wanted",
             },
         );

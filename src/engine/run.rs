@@ -228,6 +228,11 @@ impl Runner {
             told.store(n, Ordering::Relaxed);
         }
         self.shared.active.store(self.scheduler.n_active(), Ordering::Relaxed);
+        for (slot, rests) in self.scheduler.resting() {
+            if let Some(job) = self.jobs.get(&slot) {
+                job.rests(rests);
+            }
+        }
         now
     }
 

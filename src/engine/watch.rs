@@ -1,7 +1,7 @@
 //! What there is to see of a request while it is under way: numbers that the engine thread leaves and anybody may read.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::{Class, GenerationId};
 
@@ -19,10 +19,13 @@ pub enum Stage {
     Prefill,
     /// Its answer is written.
     Decode,
+    /// It was read or written, and rests: its output is full, or others have its place.
+    Paused,
 }
 
 impl Stage {
-    const ALL: [Self; 5] = [Self::Admission, Self::Queued, Self::Loading, Self::Prefill, Self::Decode];
+    const ALL: [Self; 6] =
+        [Self::Admission, Self::Queued, Self::Loading, Self::Prefill, Self::Decode, Self::Paused];
 
     /// The name on the wire.
     #[must_use]
@@ -33,6 +36,7 @@ impl Stage {
             Self::Loading => "loading",
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Paused => "paused",
         }
     }
 }
@@ -78,6 +82,7 @@ pub(super) struct Progress {
     /// Most tokens of the answer.
     most: AtomicUsize,
     stage: AtomicUsize,
+    rests: AtomicBool,
     /// Tokens of the prompt when its reading began, those that are read by now, and those of the answer.
     began_with: AtomicUsize,
     read: AtomicUsize,
@@ -98,6 +103,7 @@ impl Progress {
             prompt: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             stage: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
             began_with: AtomicUsize::new(0),
             read: AtomicUsize::new(0),
             written: AtomicUsize::new(0),
@@ -150,6 +156,11 @@ impl Progress {
         self.last_us.store(now_us, Ordering::Relaxed);
     }
 
+    /// Whether it goes on in the next steps.
+    pub(super) fn rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+
     fn enter(&self, stage: Stage, now_us: u64) {
         self.stage.store(stage as usize, Ordering::Relaxed);
         self.since_us.store(now_us, Ordering::Relaxed);
@@ -160,6 +171,10 @@ impl Progress {
     pub(super) fn look(&self, now_us: u64) -> Watched {
         let number = |of: &AtomicUsize| of.load(Ordering::Relaxed);
         let stage = Stage::ALL.get(number(&self.stage)).copied().unwrap_or_default();
+        let stage = match stage {
+            Stage::Prefill | Stage::Decode if self.rests.load(Ordering::Relaxed) => Stage::Paused,
+            stage => stage,
+        };
         let (prompt, read, written) = (number(&self.prompt), number(&self.read), number(&self.written));
         let since = self.since_us.load(Ordering::Relaxed);
         let took = self.last_us.load(Ordering::Relaxed).saturating_sub(since);

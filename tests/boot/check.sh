@@ -181,6 +181,7 @@ rm /etc/sotto/sotto.toml
 systemctl reset-failed sottod.service sottod.socket
 systemctl start sottod.socket
 ok "mended, it answers" answers
-systemd-analyze security sottod.service --no-pager | tail -n 1
+exposure=$(systemd-analyze security sottod.service --no-pager | tail -n 1)
+ok "exposure at most 1.0: $exposure" awk -v x="${exposure##*: }" 'BEGIN { exit !(x + 0 <= 1.0 && x ~ /^[0-9]/) }'
 echo "$n_failed failed"
 [ "$n_failed" = 0 ]

@@ -1,6 +1,9 @@
 //! What the socket tells of the daemon itself: numbers, states, tokens.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
+use sotto::engine::Engine;
 
 use super::{House, HttpOptions, NATIVE};
 use crate::support::until;
@@ -52,6 +55,75 @@ fn numbers_are_told_and_no_text() {
     has("sotto_errors_total{code=\"invalid_value\"} 1");
     has("sotto_inter_token_seconds_count{model=\"inside\"} 4");
     assert!(!page.body.contains(canary));
+}
+
+/// How often each code was told.
+fn errors(engine: &Engine) -> BTreeMap<&'static str, u64> {
+    let mut all = BTreeMap::new();
+    engine.metrics().each_error(|code, n| {
+        all.insert(code.as_str(), n);
+    });
+    all
+}
+
+#[test]
+fn what_is_refused_is_counted_once_wherever_that_is() {
+    let house = House::new(HttpOptions { max_connections_per_uid: 3, ..HttpOptions::default() });
+    // On routes that generate and on others, before them, and beside the routes.
+    assert_eq!(house.send("GET", NATIVE, "", "").code(), "method_not_allowed");
+    assert_eq!(house.send("PUT", "/v1/models", "", "").code(), "method_not_allowed");
+    assert_eq!(house.post(NATIVE, json!({"input": "a", "model": "nobody"})).code(), "unknown_model");
+    assert_eq!(
+        house.post("/sotto/v1/tokenize", json!({"text": "a", "model": "nobody"})).code(),
+        "unknown_model"
+    );
+    assert_eq!(
+        house.post("/v1/embeddings", json!({"input": "a", "model": "nobody"})).code(),
+        "unknown_model"
+    );
+    assert_eq!(house.raw(b"POST /sotto/v1/generate HTTP/1.1\r\n\r\n").code(), "invalid_value");
+    assert_eq!(house.raw(b"no head at all\r\n\r\n").code(), "invalid_value");
+    let large = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "a".repeat(40_000));
+    assert_eq!(house.raw(large.as_bytes()).code(), "header_too_large");
+    // Seats are free when those who had them are gone.
+    let seats: Vec<_> = (0..3).map(|_| house.connect()).collect();
+    assert_eq!(house.raw(b"").code(), "queue_full");
+    drop(seats);
+    let expected =
+        [("header_too_large", 1), ("invalid_value", 2), ("method_not_allowed", 2), ("unknown_model", 3)];
+    let mut all = errors(&house.0.engine);
+    // A seat before could still have been taken by who was answered.
+    assert!(all.remove("queue_full") >= Some(1), "{all:?}");
+    assert_eq!(all, BTreeMap::from(expected));
+}
+
+#[cfg(feature = "dbus")]
+#[test]
+fn what_the_bus_refuses_is_counted_once() {
+    use crate::dbus::{Options, drained, manager, on_a_pair_with};
+    let engine = super::engine();
+    let counted = engine.clone();
+    on_a_pair_with(engine, sotto::door::dbus::DbusOptions::default(), |client| async move {
+        let manager = manager(&client).await;
+        let nobody = || Options::from([("model", zbus::Variant::from("nobody"))]);
+        let calls = [
+            manager.call::<_, _, ()>("Generate", &1_u32).await,
+            manager.call::<_, _, ()>("Generate", &("a", nobody())).await,
+            manager.call::<_, _, ()>("Tokenize", &("a", nobody())).await,
+            manager.call::<_, _, ()>("Embed", &(vec!["a"], nobody())).await,
+            manager.call::<_, _, ()>("OpenSession", &(nobody(),)).await,
+            manager
+                .call::<_, _, ()>("Generate", &("a", Options::from([("top", zbus::Variant::from(1))])))
+                .await,
+        ];
+        assert!(calls.iter().all(Result::is_err), "{calls:?}");
+        // A stream is told of it in the stream.
+        let (_, stream): (zbus::OwnedObjectPath, zbus::OwnedFd) =
+            manager.call("StartGeneration", &("a", nobody())).await.unwrap();
+        assert!(drained(stream).await.contains("unknown_model"));
+    });
+    let expected = BTreeMap::from([("invalid_value", 1), ("unknown_field", 1), ("unknown_model", 5)]);
+    until("all counted", || (errors(&counted) == expected).then_some(()));
 }
 
 #[test]

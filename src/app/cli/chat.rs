@@ -8,7 +8,7 @@ use clap::Args;
 use super::backend::Backend;
 use super::lines::{Entry, Lines};
 use super::show::{self, Show};
-use super::{EXIT_USAGE, Failure, HowArgs};
+use super::{Failure, HowArgs};
 use crate::engine::{Code, Input, Message, Role};
 
 #[derive(Debug, Args)]
@@ -47,24 +47,23 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
         eprintln!("/help lists the commands, Ctrl-D leaves.");
     }
     loop {
-        let done = match lines.entry() {
-            Ok(Entry::End) => return Ok(()),
-            Ok(Entry::Interrupted) => {
+        let done = match lines.entry()? {
+            Entry::End => return Ok(()),
+            Entry::Interrupted => {
                 eprintln!("/exit or Ctrl-D leaves.");
                 continue;
             }
-            Ok(Entry::Command(line)) => match talk.command(&line) {
+            Entry::Command(line) => match talk.command(&line) {
                 Ok(true) => continue,
                 Ok(false) => return Ok(()),
                 Err(failure) => Err(failure),
             },
-            Ok(Entry::Message(text)) if text.trim().is_empty() => continue,
-            Ok(Entry::Message(text)) => talk.say(text),
-            Err(failure) => Err(failure),
+            Entry::Message(text) if text.trim().is_empty() => continue,
+            Entry::Message(text) => talk.say(text),
         };
         match done {
-            // A person can say it in another way; a script is told by the exit code.
-            Err(failure) if person && failure.code == EXIT_USAGE => show::error(&failure.message),
+            // A person keeps the conversation, and can say it again or in another way; a script is told by the exit code.
+            Err(failure) if person => show::error(&failure.message),
             done => done?,
         }
     }

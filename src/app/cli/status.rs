@@ -131,6 +131,7 @@ fn doing(generation: &Value) -> String {
             number(generation, "prompt_done"),
             number(generation, "prompt_tokens")
         ),
+        "paused" => format!("rests, {} tokens written", number(generation, "completion_tokens")),
         "decode" => format!(
             "writes, {} tokens after {}",
             number(generation, "completion_tokens"),

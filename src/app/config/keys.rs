@@ -18,6 +18,9 @@ use crate::base::limits::PACK_CACHE_GIB;
 use crate::model::KvType;
 use crate::os::thread;
 
+/// When a key holds that is read at the start alone.
+pub(super) const NEXT_START: &str = "the next start";
+
 /// From when on a changed value of `key` holds; `None`: from the reload on.
 pub(super) fn holds(key: &str) -> Option<&'static str> {
     const FIXED: [&str; 7] =
@@ -25,7 +28,7 @@ pub(super) fn holds(key: &str) -> Option<&'static str> {
     match key {
         "engine.prefix_cache_mib" => None,
         _ if key.starts_with("model.") && !key.contains(".sampling.") => Some("the model's next load"),
-        _ => FIXED.iter().any(|fixed| key.starts_with(fixed)).then_some("the next start"),
+        _ => FIXED.iter().any(|fixed| key.starts_with(fixed)).then_some(NEXT_START),
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) use self::keys::BusName;
 #[cfg(any(feature = "dbus", feature = "http"))]
 pub(super) use self::keys::Enable;
 pub(super) use self::keys::{Config, PackName};
-use self::keys::{SamplingKeys, holds};
+use self::keys::{NEXT_START, SamplingKeys, holds};
 use super::catalog;
 use crate::base::limits::{CONFIG_BYTES_MAX, N_CONFIG_FILE_MAX};
 use crate::engine::{ModelSettings, Options, Rate, Sampling, Settings};
@@ -124,15 +124,21 @@ impl Read {
         })
     }
 
-    /// The keys whose values `new` changes and that do not hold from now on: each with from when on.
-    pub(super) fn held_back(&self, new: &Self) -> Vec<(String, &'static str)> {
+    /// The keys whose values in `new` do not hold from now on, each with from when on: those of the next start that are
+    /// others than they were at the `start`, and others that were changed.
+    pub(super) fn held_back(&self, start: &Self, new: &Self) -> Vec<(String, &'static str)> {
         let values = |of: &Self| -> BTreeMap<String, Value> {
             of.values().map(|(key, value, _)| (key, value)).collect()
         };
-        let (old, new) = (values(self), values(new));
-        let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        let changed = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
-        changed.filter_map(|key| Some((key.clone(), holds(key)?))).collect()
+        let (start, old, new) = (values(start), values(self), values(new));
+        let keys: std::collections::BTreeSet<&String> =
+            [&start, &old, &new].map(BTreeMap::keys).into_iter().flatten().collect();
+        let held = keys.into_iter().filter_map(|key| {
+            let when = holds(key)?;
+            let before = if when == NEXT_START { &start } else { &old };
+            (before.get(key) != new.get(key)).then(|| (key.clone(), when))
+        });
+        held.collect()
     }
 }
 
@@ -476,13 +482,21 @@ mod tests {
         let new = files.place(&[]).read().expect("right");
         let (start, load) = ("the next start", "the model's next load");
         assert_eq!(
-            old.held_back(&new),
+            old.held_back(&old, &new),
             [
                 ("api.socket".into(), start),
                 ("engine.context".into(), start),
                 ("model.a.context".into(), load)
             ]
         );
-        assert!(new.held_back(&new).is_empty());
+        assert_eq!(
+            new.held_back(&old, &new)[..],
+            [("api.socket".into(), start), ("engine.context".into(), start)]
+        );
+        assert!(
+            new.held_back(&old, &old).iter().all(|(_, when)| *when == load),
+            "what was there at the start holds"
+        );
+        assert!(new.held_back(&new, &new).is_empty());
     }
 }

@@ -25,18 +25,18 @@ pub(super) struct Refusal {
     name: &'static str,
     message: String,
     details: Info,
-    code: &'static str,
+    code: Code,
 }
 
 impl Refusal {
     /// Its code, for the metrics.
-    pub(super) fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> Code {
         self.code
     }
 
     /// One that D-Bus itself has a name for.
     pub(super) fn standard(name: &'static str, message: String) -> Self {
-        Self { name, message: printable(&message), details: Info::new(), code: Code::UnknownField.as_str() }
+        Self { name, message: printable(&message), details: Info::new(), code: Code::UnknownField }
     }
 }
 
@@ -46,12 +46,7 @@ impl From<Fault> for Refusal {
         let key = fault.param.as_deref().filter(|key| !fault.message.starts_with(key));
         let key = key.map_or(String::new(), |key| format!("{key}: "));
         let message = printable(&format!("{}: {key}{}", fault.code.as_str(), fault.message));
-        Self {
-            name: fault::dbus_name(fault.code),
-            message,
-            details: details(&fault),
-            code: fault.code.as_str(),
-        }
+        Self { name: fault::dbus_name(fault.code), message, details: details(&fault), code: fault.code }
     }
 }
 

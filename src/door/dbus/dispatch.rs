@@ -55,6 +55,7 @@ async fn answer(door: Arc<Door>, message: Message) {
         Ok(known) => known,
         // Whoever is not known is told so, and nothing else.
         Err(fault) => {
+            door.engine.metrics().error(fault.code);
             return super::call::refuse(&door, &message, &fault.into()).await;
         }
     };
@@ -64,10 +65,11 @@ async fn answer(door: Arc<Door>, message: Message) {
     let told = call.clone();
     let answered = take(call.clone(), member).await;
     if let Some(route) = manager_method(&told, member) {
-        let code = answered.as_ref().map_or_else(Refusal::code, |()| "ok");
+        let code = answered.as_ref().map_or_else(|refusal| refusal.code().as_str(), |()| "ok");
         told.door.engine.metrics().request("dbus", route, code);
     }
     if let Err(refusal) = answered {
+        told.door.engine.metrics().error(refusal.code());
         told.refuse(&refusal).await;
     }
 }

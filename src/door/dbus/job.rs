@@ -89,7 +89,10 @@ impl Job {
             self.heard(load.next().await);
         }
         let (error, message) = match &self.state().end {
-            Some(Err(fault)) => (fault::dbus_name(fault.code), fault.message.clone()),
+            Some(Err(fault)) => {
+                call.door.engine.metrics().error(fault.code);
+                (fault::dbus_name(fault.code), fault.message.clone())
+            }
             _ => ("", String::new()),
         };
         let path = paths::object(Kind::Job, self.id.as_str());

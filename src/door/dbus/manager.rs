@@ -97,22 +97,22 @@ struct Asked {
     turn: Option<Turn>,
 }
 
-/// Reads a call that generates, alone or in a session; what is wrong with it is counted.
+/// Reads a call that generates, alone or in a session.
 fn read(call: &Call, session: Option<&Arc<Session>>) -> Result<Asked, Fault> {
     let (input, options): (String, Options) = call.args()?;
     let (id, caller) = (new_id(), call.known.caller);
-    let read =
-        match session {
-            None => options::read(input, &options).map(|asked| Asked {
-                request: asked.ask.request(id, caller, asked.input, "input"),
-                format: asked.format,
-                turn: None,
-            }),
-            Some(session) => session.turn(id.clone(), input, &options).map(|(ask, input, format, turn)| {
-                Asked { request: ask.request(id, caller, input, "input"), format, turn: Some(turn) }
-            }),
-        };
-    read.inspect_err(|fault| call.door.engine.metrics().error(fault.code))
+    match session {
+        None => options::read(input, &options).map(|asked| Asked {
+            request: asked.ask.request(id, caller, asked.input, "input"),
+            format: asked.format,
+            turn: None,
+        }),
+        Some(session) => session.turn(id.clone(), input, &options).map(|(ask, input, format, turn)| Asked {
+            request: ask.request(id, caller, input, "input"),
+            format,
+            turn: Some(turn),
+        }),
+    }
 }
 
 /// One call, one answer: `Generate` and `Ask`.
@@ -163,7 +163,10 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
         }
         let (finish_reason, error, info) = match record.last() {
             Some(Ok(done)) => (done.stop_detail.reason().as_str(), "", of(&done)),
-            Some(Err(fault)) => ("error", fault::dbus_name(fault.code), details(&fault)),
+            Some(Err(fault)) => {
+                door.engine.metrics().error(fault.code);
+                ("error", fault::dbus_name(fault.code), details(&fault))
+            }
             None => return,
         };
         call.tell(&path, interfaces::GENERATION, "Done", &(finish_reason, error, info)).await;
@@ -298,9 +301,7 @@ async fn embed(call: &Call) -> Result<(), Refusal> {
     }
     let inputs = inputs.into_iter().map(Input::Text).collect();
     let Vectors { model, vectors, n_tokens } = tokio::select! {
-        made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => {
-            made.inspect_err(|fault| call.door.engine.metrics().error(fault.code))?
-        }
+        made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => made?,
         // Nobody is there to be answered.
         () = call.known.gone() => return Ok(()),
     };

@@ -9,7 +9,7 @@ use zbus::OwnedVariant;
 
 use crate::base::limits::REPLY_BYTES_MAX;
 use crate::door::wire;
-use crate::engine::{Code, Done, Engine, Event, Fault, GenerationId, Offer, Sink};
+use crate::engine::{Code, Done, Engine, Event, Fault, GenerationId, Offer, Sink, Stage};
 
 use super::info::{Info, collect, of, variant};
 
@@ -94,10 +94,6 @@ impl Record {
         self.end(&mut self.state(), Err(fault));
     }
 
-    pub(super) fn paused(&self) {
-        self.state().phase = "paused";
-    }
-
     pub(super) fn has_ended(&self) -> bool {
         *self.ended.borrow()
     }
@@ -155,7 +151,11 @@ impl Record {
         match name {
             "Id" => variant(self.id.as_str()),
             "Model" => variant(super::paths::model(s.model.as_deref().or(engine.resolve(None).as_deref()))),
-            "State" => variant(s.phase),
+            "State" => {
+                let seen = engine.watch_one(&self.id).filter(|_| s.end.is_none());
+                let rests = seen.is_some_and(|seen| seen.stage == Stage::Paused);
+                variant(if rests { Stage::Paused.as_str() } else { s.phase })
+            }
             "Progress" => {
                 let info = match s.phase {
                     "queued" => collect([("position", variant(s.position as u32))]),
@@ -186,10 +186,8 @@ pub(super) struct Recorder {
 impl Sink for Recorder {
     fn offer(&mut self, event: &Event) -> Offer {
         let offer = self.inner.offer(event);
-        match offer {
-            Offer::Taken => self.record.heard(event),
-            Offer::Full => self.record.paused(),
-            Offer::Gone => {}
+        if offer == Offer::Taken {
+            self.record.heard(event);
         }
         offer
     }

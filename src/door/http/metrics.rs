@@ -66,7 +66,7 @@ pub(super) fn page(engine: &Engine) -> String {
     let mut page = Page(String::with_capacity(16 << 10));
     page.head("sotto_build_info", "gauge", "1; the version is a label.");
     page.line("sotto_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    page.head("sotto_requests_total", "counter", "Requests that were answered.");
+    page.head("sotto_requests_total", "counter", "Requests, by what their answer began with.");
     metrics.each_request(|[door, route, code], n| {
         page.line("sotto_requests_total", &[("door", door), ("route", route), ("code", code)], n);
     });

@@ -190,7 +190,7 @@ async fn accept(door: Arc<HttpDoor>, listener: UnixListener, shutdown: watch::Re
                 }
                 // Beyond this the backlog is the only answer.
                 Err(fault) if refusals.len() < door.options().max_connections => {
-                    refusals.spawn(refuse(stream, fault));
+                    refusals.spawn(refuse(door.clone(), stream, fault));
                 }
                 Err(_) => {}
             },
@@ -262,6 +262,9 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
             }
         }
     };
+    if let Some(code) = phase.refused() {
+        door.engine.metrics().error(code);
+    }
     match end {
         End::Gone => {}
         End::Said => linger(watched).await,
@@ -270,7 +273,7 @@ async fn connection(seat: Seat, stream: UnixStream, caller: Caller, mut shutdown
                 "the head of the request did not arrive within {} s; send it at once",
                 door.options().header_timeout_s
             );
-            refuse(watched, Fault::new(Code::RequestTimeout, message)).await;
+            refuse(door, watched, Fault::new(Code::RequestTimeout, message)).await;
         }
     }
 }
@@ -296,7 +299,8 @@ async fn hang_up(stream: &UnixStream) {
 }
 
 /// Says `fault` outside of any request and closes.
-async fn refuse(mut stream: UnixStream, fault: Fault) {
+async fn refuse(door: Arc<HttpDoor>, mut stream: UnixStream, fault: Fault) {
+    door.engine.metrics().error(fault.code);
     if timeout(LINGER, stream.write_all(&error::raw(&fault))).await.is_ok_and(|written| written.is_ok()) {
         linger(stream).await;
     }

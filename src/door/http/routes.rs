@@ -54,17 +54,13 @@ pub(super) async fn answer(
         Ok(()) => route(&door, caller, &id, request).await,
         Err(fault) => Err(fault),
     };
-    let code = match &answered {
-        Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
-            Code::MethodNotAllowed.as_str()
-        }
-        Ok(_) => "ok",
-        Err(fault) => fault.code.as_str(),
+    let fault = match &answered {
+        Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => Some(Code::MethodNotAllowed),
+        Ok(_) => None,
+        Err(fault) => Some(fault.code),
     };
-    metrics.request("http", name, code);
-    if let (Err(fault), false) = (&answered, GENERATING.contains(&name)) {
-        metrics.error(fault.code);
-    }
+    fault.into_iter().for_each(|code| metrics.error(code));
+    metrics.request("http", name, fault.map_or("ok", Code::as_str));
     let mut response = answered.unwrap_or_else(|fault| error::response(&fault));
     if (GENERATING.contains(&name) || name == EMBEDDINGS)
         && let Some(left) = door.engine.requests_left(caller.uid)
@@ -91,10 +87,10 @@ fn rate_headers(headers: &mut HeaderMap, left: RequestsLeft) {
     headers.extend(HeaderValue::try_from(seconds).ok().map(|value| (reset, value)));
 }
 
-/// Routes whose faults are counted where they arise.
+/// Routes that are bounded by the minute.
 const GENERATING: [&str; 4] =
     ["/v1/chat/completions", "/v1/completions", "/sotto/v1/generate", "/sotto/v1/tokenize"];
-/// Others that are bounded by the minute.
+/// So is this one.
 const EMBEDDINGS: &str = "/v1/embeddings";
 
 /// Left out where the configuration says so.
@@ -199,8 +195,9 @@ async fn route(
 /// Whether unknown and unsupported fields are to be ignored.
 fn lenient(headers: &HeaderMap, otherwise: bool) -> bool {
     let preferences = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
-    let mut wishes = preferences.flat_map(|value| value.split(',')).map(str::trim);
-    wishes.find_map(|wish| wish.strip_prefix("handling=")).map_or(otherwise, |how| how == "lenient")
+    let mut wishes = preferences.flat_map(|value| value.split(',')).filter_map(|wish| wish.split_once('='));
+    let handling = wishes.find(|(name, _)| name.trim().eq_ignore_ascii_case("handling"));
+    handling.map_or(otherwise, |(_, how)| how.trim().trim_matches('"') == "lenient")
 }
 
 /// What a body asks for, as `read` finds it, the fields in it that are ignored, and the head.
@@ -227,7 +224,7 @@ async fn generate(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
     let asked = asked(door, request, |bytes, lenient| read(shape, bytes, lenient)).await;
-    let (asked, ignored, headers) = asked.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
+    let (asked, ignored, headers) = asked?;
     let openai::Asked { ask, input, input_field, stream, usage, n } = asked;
     let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let framing = if shape == Shape::Native || accepted.contains("application/x-ndjson") {
@@ -362,7 +359,7 @@ async fn tokenize(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
     let asked = asked(door, request, text_to_tokenize).await;
-    let ((model, text), ignored, _) = asked.inspect_err(|fault| door.engine.metrics().error(fault.code))?;
+    let ((model, text), ignored, _) = asked?;
     let Tokenized { tokens, prompt } = told::tokenize(&door.engine, caller.uid, model, text).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let mut result = json!({ "tokens": ids, "count": ids.len() });
@@ -412,6 +409,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         assert!(lenient(&headers, true) && !lenient(&headers, false));
         headers.insert(PREFER, HeaderValue::from_static("wait=5, handling=lenient"));
+        assert!(lenient(&headers, false));
+        headers.insert(PREFER, HeaderValue::from_static("Handling = \"lenient\""));
         assert!(lenient(&headers, false));
         headers.insert(PREFER, HeaderValue::from_static("handling=strict"));
         assert!(!lenient(&headers, true));

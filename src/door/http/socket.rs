@@ -45,11 +45,14 @@ struct State {
     blocked: Option<Instant>,
     /// The present request.
     id: Option<GenerationId>,
+    /// What was said of a head that was not understood.
+    refused: Option<Code>,
 }
 
 impl Default for Phase {
     fn default() -> Self {
-        let state = State { stage: Stage::Idle, since: Instant::now(), blocked: None, id: None };
+        let state =
+            State { stage: Stage::Idle, since: Instant::now(), blocked: None, id: None, refused: None };
         Self { state: Mutex::new(state), changed: Notify::new(), last: AtomicBool::new(false) }
     }
 }
@@ -113,6 +116,11 @@ impl Phase {
         state.id.clone()
     }
 
+    /// What was said of a head that was not understood, if one was: the connection ends with it.
+    pub(super) fn refused(&self) -> Option<Code> {
+        self.state().refused
+    }
+
     /// Waits for a change of the deadline.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -173,8 +181,8 @@ fn own_words(bytes: &[u8]) -> Option<(usize, &[u8])> {
     find(head, b"content-length: 0\r\n").then(|| (at, head.get(9..12).unwrap_or_default()))
 }
 
-fn words_for(status: &[u8]) -> Vec<u8> {
-    error::raw(&if matches!(status, b"431" | b"414") {
+fn words_for(status: &[u8]) -> Fault {
+    if matches!(status, b"431" | b"414") {
         let message = "the head of the request is larger than api.max_header_kib allows, or has more than 100 headers; \
                        send fewer or shorter ones";
         Fault::new(Code::HeaderTooLarge, message)
@@ -184,7 +192,7 @@ fn words_for(status: &[u8]) -> Vec<u8> {
             "the head of the request is not understood; HTTP/1.1 is spoken here: look at its first line, at one \
              Content-Length of digits, and at Transfer-Encoding",
         )
-    })
+    }
 }
 
 impl AsyncRead for Socket {
@@ -207,7 +215,9 @@ impl AsyncWrite for Socket {
         ready!(self.poll_own(cx))?;
         let before_own = match own_words(buf) {
             Some((0, status)) => {
-                self.own = words_for(status);
+                let fault = words_for(status);
+                self.phase.state().refused = Some(fault.code);
+                self.own = error::raw(&fault);
                 let _ = self.poll_own(cx)?;
                 return Poll::Ready(Ok(buf.len()));
             }
@@ -245,6 +255,6 @@ mod tests {
         assert_eq!(own_words(&after), Some((at, &b"431"[..])));
         assert_eq!(own_words(b"HTTP/1.1 404 Not Found\r\ncontent-length: 9\r\n\r\n"), None);
         assert_eq!(own_words(b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n"), None);
-        assert!(String::from_utf8(words_for(b"431")).unwrap().contains("header_too_large"));
+        assert_eq!(words_for(b"431").code, Code::HeaderTooLarge);
     }
 }

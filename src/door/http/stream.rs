@@ -96,6 +96,9 @@ impl Printer {
 
     /// Prints `event` of choice `index`.
     fn print(&mut self, index: usize, event: &Event, out: &mut Vec<u8>) {
+        if let Event::Failed(fault) = event {
+            self.engine.metrics().error(fault.code);
+        }
         if self.shape == Shape::Native {
             return wire::event_lines(event, out);
         }

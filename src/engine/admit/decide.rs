@@ -68,11 +68,12 @@ pub(super) fn admit(model: &Loaded, request: &Request, renderer: Option<&Path>) 
     // At least one token of an answer.
     let n = tokens.len() + usize::from(request.task == Task::Generate);
     if n > n_ctx {
-        let (id, more) = (&model.id, n - tokens.len());
+        let answer = if n > tokens.len() { " with at least 1 of the answer" } else { "" };
         let message = format!(
-            "the prompt has {} tokens, model {id} has room for {n_ctx} with at least {more} of the answer; \
-             shorten it, or give the model a larger context",
-            tokens.len()
+            "the prompt has {} tokens, model {} has room for {n_ctx}{answer}; shorten it, or give the model a larger \
+             context",
+            tokens.len(),
+            model.id
         );
         let fault = Fault::new(Code::ContextTooLong, message).at(request.input_field);
         return Err(fault.room(n as u64, n_ctx as u64));

@@ -8,7 +8,7 @@ use crate::engine::handle::Live;
 use crate::engine::loaded::Loaded;
 use crate::engine::models::Asker;
 use crate::engine::scheduler::Micros;
-use crate::engine::{Code, Event, Fault, Input, Message, Metrics, Request, Settings, Sink, Task};
+use crate::engine::{Code, Event, Fault, Input, Message, Request, Settings, Sink};
 
 /// A request on its way to admission.
 pub(in crate::engine) struct Submission {
@@ -197,11 +197,7 @@ impl Item {
     }
 
     /// Tells who waits for it that it is not to be.
-    pub(super) fn refuse(self, fault: Fault, metrics: &Metrics) {
-        let is_text = matches!(&self.what, ToAdmit::Submit(s) if s.request.task == Task::Embed);
-        if !is_text && !matches!((&self.what, fault.code), (ToAdmit::Describe(_), _) | (_, Code::Cancelled)) {
-            metrics.error(fault.code);
-        }
+    pub(super) fn refuse(self, fault: Fault) {
         match self.what {
             ToAdmit::Submit(mut s) => {
                 s.sink.offer(&Event::Failed(fault));

@@ -128,11 +128,6 @@ impl Runner {
         let Some(mut job) = self.jobs.remove(&slot) else { return };
         self.release(slot);
         self.shared.spend(job.uid(), job.n_drawn());
-        if let Err(fault) = &how
-            && !job.embeds()
-        {
-            self.shared.metrics.error(fault.code);
-        }
         if how.is_ok() {
             let took = now.saturating_sub(job.start_us());
             self.typical_us = (self.typical_us * 7 + took) / 8;

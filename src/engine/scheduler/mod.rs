@@ -164,6 +164,8 @@ pub(super) enum Why {
     Unused,
     /// Memory is short.
     Memory,
+    /// More are loaded than may be since a reload.
+    Bound,
     /// Another one is to be loaded in its place.
     For(ModelKey),
 }
@@ -327,6 +329,11 @@ impl Scheduler {
     #[must_use]
     pub(super) fn n_active(&self) -> usize {
         self.sequences.values().filter(|s| !s.waits()).count()
+    }
+
+    /// All requests, and whether each rests: its output is full, or it has no place.
+    pub(super) fn resting(&self) -> impl Iterator<Item = (Slot, bool)> {
+        self.sequences.iter().map(|(slot, s)| (*slot, !s.active || s.full_since.is_some()))
     }
 
     /// Requests that have a place until `model` is loaded.

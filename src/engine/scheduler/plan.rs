@@ -20,6 +20,7 @@ impl Scheduler {
     pub(in crate::engine) fn plan(&mut self, now: Micros, actions: &mut Vec<Action>) -> Step {
         self.parts.clear();
         self.expire(now, actions);
+        while self.is_over() && self.evict(Class::Background, Why::Bound, actions) {}
         for class in [Class::Interactive, Class::Background] {
             self.place(class, actions);
         }
@@ -168,27 +169,41 @@ impl Scheduler {
         if self.loading.is_some() {
             return false;
         }
-        if !self.has_room() {
-            // Background work gives way.
-            let in_use = |s: &&Sequence| match by {
-                Class::Interactive => s.ticket.class == Class::Interactive && (s.active || s.begun()),
-                Class::Background => s.active || s.begun(),
-            };
-            let unused =
-                |key: &ModelKey| !self.sequences.values().filter(in_use).any(|s| s.ticket.model == *key);
-            let models = self.models.iter().filter(|(key, m)| !m.pinned && unused(key));
-            let Some(old) = models.min_by_key(|(_, m)| m.used).map(|(key, _)| *key) else { return false };
-            for s in self.sequences.values_mut().filter(|s| s.ticket.model == old) {
-                s.active = false;
-                if s.begun() {
-                    actions.push(Action::Drop(s.ticket.slot));
-                    drop_kept(s);
-                }
+        while !self.has_room() {
+            // The last to go is looked at whether the new one fits in its place.
+            let why = if self.is_over() { Why::Bound } else { Why::For(model) };
+            if !self.evict(by, why, actions) {
+                return false;
             }
-            self.unload(old, Why::For(model), actions);
         }
         self.loading = Some(model);
         true
+    }
+
+    /// Unloads the model that was used longest ago and that nobody uses; background work gives way to what is `by`
+    /// somebody who waits. `false` if all are used or pinned.
+    fn evict(&mut self, by: Class, why: Why, actions: &mut Vec<Action>) -> bool {
+        let in_use = |s: &&Sequence| match by {
+            Class::Interactive => s.ticket.class == Class::Interactive && (s.active || s.begun()),
+            Class::Background => s.active || s.begun(),
+        };
+        let unused = |key: &ModelKey| !self.sequences.values().filter(in_use).any(|s| s.ticket.model == *key);
+        let models = self.models.iter().filter(|(key, m)| !m.pinned && unused(key));
+        let Some(old) = models.min_by_key(|(_, m)| m.used).map(|(key, _)| *key) else { return false };
+        for s in self.sequences.values_mut().filter(|s| s.ticket.model == old) {
+            s.active = false;
+            if s.begun() {
+                actions.push(Action::Drop(s.ticket.slot));
+                drop_kept(s);
+            }
+        }
+        self.unload(old, why, actions);
+        true
+    }
+
+    /// After the bound was lowered.
+    fn is_over(&self) -> bool {
+        self.models.len() > self.limits.max_loaded
     }
 
     /// Lets go of models that nobody has used for long; returns when the next one is due.
@@ -239,7 +254,7 @@ impl Scheduler {
 
     /// No model can be loaded until one is unloaded by name.
     fn full_of_pinned(&self) -> bool {
-        !self.has_room() && self.models.values().all(|m| m.pinned)
+        self.models.values().filter(|m| m.pinned).count() >= self.limits.max_loaded
     }
 
     /// Begins to load what is wanted though nobody asks it.

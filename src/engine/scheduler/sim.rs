@@ -200,7 +200,7 @@ impl World {
     }
 
     fn full_of_pinned(&self) -> bool {
-        self.loaded == self.pinned && self.loaded.len() >= self.scheduler.limits.max_loaded
+        self.pinned.len() >= self.scheduler.limits.max_loaded
     }
 
     /// Something that the owner does, or nothing.
@@ -214,6 +214,10 @@ impl World {
                 self.input(Input::Pin(model, true));
             }
             3..=20 if self.pinned.remove(&model) => self.input(Input::Pin(model, false)),
+            // A reload, but not within the loading of one that had room.
+            21 if self.scheduler.loading.is_none() => {
+                self.scheduler.limits.max_loaded = 1 + self.rng.below(3)
+            }
             _ => {}
         }
     }
@@ -290,6 +294,10 @@ impl World {
                 break step;
             }
         };
+        let asked = |model: &ModelKey| self.clients.values().any(|c| c.ticket.model == *model);
+        let over = self.loaded.len() > self.scheduler.limits.max_loaded
+            && !self.loaded.iter().all(|model| self.pinned.contains(model) || asked(model));
+        assert!(!over, "seed {}: more are loaded than may be: {:#?}", self.seed, self.scheduler);
         match step {
             Step::Idle(until) => {
                 let stuck = self.clients.values().find(|c| !c.full && !self.is_held_up(c));

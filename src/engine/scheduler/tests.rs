@@ -320,6 +320,32 @@ fn memory_never_locks() {
     panic!("{s:?}");
 }
 
+/// A bound that was lowered holds at once, but for what is in use and what is pinned; those keep one more from coming.
+#[test]
+fn models_go_when_fewer_may_stay() {
+    let mut s = ready(Limits { max_loaded: 3, ..LIMITS });
+    let (pinned, third, fourth) = (ModelKey(2), ModelKey(3), ModelKey(4));
+    for model in [pinned, third] {
+        on(&mut s, 0, Input::Want { model, evicts: false });
+        assert_eq!(plan(&mut s, 0).0, Step::Load(model));
+        on(&mut s, 0, Input::Loaded(model, ROOMY));
+    }
+    on(&mut s, 0, Input::Pin(pinned, true));
+    submit(&mut s, 0, 1, 7, Class::Interactive);
+    assert_eq!(run(&mut s, 0, 10), [(1, 8)]);
+    s.set_limits(Limits { max_loaded: 1, ..LIMITS });
+    let mut actions = Vec::new();
+    s.plan(10, &mut actions);
+    assert_eq!(actions, [Action::Unload(third, Why::Bound)], "nobody uses it");
+    on(&mut s, 20, Input::Want { model: fourth, evicts: true });
+    actions.clear();
+    s.plan(20, &mut actions);
+    assert_eq!(actions, [Action::NoRoom(fourth)], "the pinned one has the only place");
+    on(&mut s, 30, Input::Ended(Slot(1)));
+    assert_eq!(plan(&mut s, 30), (Step::Idle(None), vec![Action::Unload(MODEL, Why::Bound)]));
+    assert!(s.uses(pinned));
+}
+
 /// A model that nobody uses goes when its time is over, one that was asked to stay does not.
 #[test]
 fn models_go_when_nobody_uses_them() {
