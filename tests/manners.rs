@@ -1,6 +1,6 @@
 //! How the daemon behaves beside others: what it refuses, gives up, and when it rests or ends. The state of the machine
 //! comes from files that the tests write.
-#![cfg(feature = "http")]
+#![cfg(all(feature = "dbus", feature = "http"))]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

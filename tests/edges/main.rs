@@ -1,7 +1,7 @@
 //! What comes from outside and is wrong, on the programs as they are: files, requests, clients that leave, readers that
 //! stall. Each row asserts the code, the numbers in the message, and what a user should see after it: the daemon
 //! answers on, others are not touched, memory stays where it was.
-#![cfg(feature = "http")]
+#![cfg(all(feature = "dbus", feature = "http"))]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -504,7 +504,6 @@ fn the_daemon_says_what_is_wrong() {
         (vec!["--model", "/nowhere.gguf", "--socket", &socket], vec!["/nowhere.gguf", "no such file"]),
         (vec!["--socket", "/nowhere/at/all/s", "--bus", "none"], vec!["/nowhere/at/all/s", "--socket"]),
         (vec!["--bus", "sometimes"], vec!["sometimes", "none"]),
-        #[cfg(feature = "dbus")]
         (vec!["--mock", "--bus", "session", "--socket", &socket], vec!["no-such-bus"]),
     ];
     for (args, words) in rows {
