@@ -372,8 +372,8 @@ fn a_reload_takes_effect_and_drops_no_stream() {
         .unwrap();
     daemon.process.signal(rustix::process::Signal::HUP);
     daemon.logged("configuration read again from 2 files, 2 models");
-    daemon.logged("engine.kv_type is another one: that holds from the next start on");
-    daemon.logged("model.story.context is another one: that holds from the model's next load on");
+    daemon.logged("engine.kv_type: the new value holds from the next start on");
+    daemon.logged("model.story.context: the new value holds from the model's next load on");
     assert_eq!(ask(&socket, &get("/metrics")).error("code"), "unknown_route");
     assert_eq!(ask(&socket, &get("/v1/models/small")).json()["id"], "story");
     // The class lets it wait behind the stream; nothing of it is asked of the model but a token.

@@ -103,7 +103,7 @@ impl Reloader {
         #[cfg(feature = "dbus")]
         self.sessions.send_replace(session_limits(&new.config));
         for (key, when) in read.held_back(&self.start, &new) {
-            log::warn!("{key} is another one: that holds from {when} on");
+            log::warn!("{key}: the new value holds from {when} on");
         }
         let old = &read.config.models.preload;
         for id in new.config.models.preload.iter().filter(|id| !old.contains(id)) {

@@ -27,7 +27,7 @@ pub enum ClientError {
         source: std::io::Error,
     },
     /// The conversation broke off.
-    #[error("the daemon's answer broke off: {0}; see the journal of sottod")]
+    #[error("the daemon's answer broke off; see the journal of sottod")]
     Http(#[from] hyper::Error),
     /// The daemon refused.
     #[error("{}", told(error))]

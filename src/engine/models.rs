@@ -70,6 +70,9 @@ impl Runner {
 
     /// A model that was wished for is ready.
     fn grant(&mut self, wish: &mut Wish) {
+        if wish.pin && !self.scheduler.may_pin(wish.model.key) {
+            return self.refuse(wish, &self.pinned_fault());
+        }
         if wish.pin {
             self.input(Input::Pin(wish.model.key, true));
             self.shared.set_pinned(&wish.model.id, true);
@@ -85,8 +88,20 @@ impl Runner {
     }
 
     fn refuse_wishes(&mut self, key: ModelKey, fault: &Fault) {
-        for mut asker in self.wishes_for(key).into_iter().filter_map(|wish| wish.asker) {
-            asker.sink.offer(&Event::Failed(fault.clone()));
+        for mut wish in self.wishes_for(key) {
+            self.refuse(&mut wish, fault);
+        }
+    }
+
+    /// Tells who wished for a model that it is not to be; the daemon's own wishes end in the log.
+    fn refuse(&self, wish: &mut Wish, fault: &Fault) {
+        match &mut wish.asker {
+            Some(asker) => drop(asker.sink.offer(&Event::Failed(fault.clone()))),
+            None => log::warn!(
+                "model {} is not kept loaded as models.preload has it: {}",
+                wish.model.id,
+                fault.message
+            ),
         }
     }
 
@@ -127,10 +142,11 @@ impl Runner {
 
     /// What is said where pinned models have all places.
     pub(super) fn pinned_fault(&self) -> Fault {
-        let ids: Vec<&str> = self.ready.values().map(|ready| ready.model.id.as_str()).collect();
+        let pinned = self.ready.iter().filter(|(key, _)| self.scheduler.is_pinned(**key));
+        let ids: Vec<&str> = pinned.map(|(_, ready)| ready.model.id.as_str()).collect();
         let n = self.shared.settings().max_loaded;
         let message = format!(
-            "at most {n} models are loaded at a time (models.max_loaded), and those there are pinned: {}; unload one",
+            "at most {n} models are loaded at a time (models.max_loaded), and pinned ones have all places: {}; unload one",
             ids.join(", ")
         );
         Fault::new(Code::ModelBusy, message).at("model")

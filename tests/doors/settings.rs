@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use sotto::base::Token;
 use sotto::engine::{
-    Code, Engine, Event, Fault, Message, ModelFile, ModelSettings, Options, Rate, Request, Role, Sampling,
-    Settings, Text, Tokenized,
+    Code, Engine, Event, Fault, LoadRequest, Message, Mock, ModelFile, ModelSettings, ModelState, Options,
+    Rate, Request, Role, Sampling, Settings, Text, Tokenized,
 };
 use sotto::model::KvType;
 
-use super::batch::{answer, request, submit};
-use super::support::{Folder, stories};
+use super::batch::{Events, answer, request, submit};
+use super::support::{Folder, stories, until};
 
 fn file(id: &str, path: &Path) -> ModelFile {
     ModelFile { id: id.into(), path: path.into() }
@@ -179,7 +179,7 @@ fn a_uid_has_so_much_of_a_minute() {
     let engine = engine(Settings { rate, rate_of_uid, ..settings(ModelSettings::default()) });
     let asked = |id: u128, uid| {
         let (sink, events) = channel();
-        let sink = super::batch::Events(sink);
+        let sink = Events(sink);
         let handle = engine.submit(request(id, uid, &tokens(20), 10, true), Box::new(sink));
         handle.map(|handle| (handle, events))
     };
@@ -201,4 +201,48 @@ fn a_uid_has_so_much_of_a_minute() {
     for uid in [0, 1, 5] {
         answer(&asked(6, uid).unwrap().1);
     }
+}
+
+/// What a load of a model comes to.
+fn load(engine: &Engine, id: u128, model: &str, pin: bool) -> Result<(), Fault> {
+    let Request { id, caller, .. } = request(id, 0, &[], 1, false);
+    let (sink, events) = channel();
+    let wanted = LoadRequest { id, caller, model: model.into(), pin, n_ctx: None };
+    let _handle = engine.load(wanted, Box::new(Events(sink)))?;
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {
+            Event::Failed(fault) => return Err(fault),
+            Event::Loaded { .. } => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+/// A bound that was lowered lets nobody pin one more, though it is still loaded, and holds as soon as it is at rest.
+#[test]
+fn a_lower_bound_is_not_passed_by_pins() {
+    let bound = |max_loaded| Settings { models: Mock::models(), max_loaded, ..Settings::default() };
+    let options = Options { mock: "".parse().ok(), threads: 1, n_ctx: 400, ..Options::default() };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, bound(2)).unwrap();
+    let loaded = || {
+        let models = engine.models().into_iter().filter(|model| model.state == ModelState::Loaded);
+        models.map(|model| (model.id, model.pinned)).collect::<Vec<_>>()
+    };
+    load(&engine, 1, "mock", true).unwrap();
+    let endless = Request { model: Some("mock-endless".into()), ..request(2, 1, &[Token(70)], 300, false) };
+    let (handle, events) = submit(&engine, endless);
+    assert!(events.iter().any(|event| matches!(event, Event::Text { .. })), "it writes");
+    engine.reload(bound(1));
+    let fault = load(&engine, 3, "mock-endless", true).unwrap_err();
+    assert_eq!(fault.code, Code::ModelBusy);
+    assert!(
+        fault.message.contains("at most 1 models") && fault.message.contains("all places: mock; unload"),
+        "{fault}"
+    );
+    drop(handle);
+    until("the bound holds", || (loaded() == [("mock".to_owned(), true)]).then_some(()));
+    assert_eq!(load(&engine, 4, "mock-internal", false).unwrap_err().code, Code::ModelBusy);
+    engine.reload(bound(2));
+    load(&engine, 5, "mock-endless", true).unwrap();
+    assert_eq!(loaded().len(), 2);
 }

@@ -118,9 +118,12 @@ fn what_the_bus_refuses_is_counted_once() {
         ];
         assert!(calls.iter().all(Result::is_err), "{calls:?}");
         // A stream is told of it in the stream.
-        let (_, stream): (zbus::OwnedObjectPath, zbus::OwnedFd) =
+        let (path, stream): (zbus::OwnedObjectPath, zbus::OwnedFd) =
             manager.call("StartGeneration", &("a", nobody())).await.unwrap();
         assert!(drained(stream).await.contains("unknown_model"));
+        // Who is told of it again is not counted again.
+        let generation = crate::objects::at(&client, path.as_str(), crate::objects::GENERATION).await;
+        assert!(generation.call::<_, _, ()>("Result", &()).await.is_err());
     });
     let expected = BTreeMap::from([("invalid_value", 1), ("unknown_field", 1), ("unknown_model", 5)]);
     until("all counted", || (errors(&counted) == expected).then_some(()));

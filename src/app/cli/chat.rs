@@ -8,7 +8,7 @@ use clap::Args;
 use super::backend::Backend;
 use super::lines::{Entry, Lines};
 use super::show::{self, Show};
-use super::{Failure, HowArgs};
+use super::{EXIT_USAGE, Failure, HowArgs};
 use crate::engine::{Code, Input, Message, Role};
 
 #[derive(Debug, Args)]
@@ -47,7 +47,15 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
         eprintln!("/help lists the commands, Ctrl-D leaves.");
     }
     loop {
-        let done = match lines.entry()? {
+        let entry = match lines.entry() {
+            // More than a message may be.
+            Err(failure) if person && failure.code == EXIT_USAGE => {
+                show::error(&failure.message);
+                continue;
+            }
+            entry => entry?,
+        };
+        let done = match entry {
             Entry::End => return Ok(()),
             Entry::Interrupted => {
                 eprintln!("/exit or Ctrl-D leaves.");

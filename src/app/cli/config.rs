@@ -47,13 +47,15 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
         What::Check(args) => {
             let read = read(args)?;
             let settings = reload::settings(&read.config, None, false);
-            for warning in reload::warnings(&read.config, &settings) {
+            let warnings = reload::warnings(&read.config, &settings);
+            for warning in &warnings {
                 show::note(&format!("warning: {warning}"));
             }
             let files: Vec<String> = read.files.iter().map(|path| path.display().to_string()).collect();
             out(&match files.is_empty() {
                 true => "there is no file, the defaults hold\n".into(),
-                false => format!("nothing is wrong with {}\n", files.join(", ")),
+                false if warnings.is_empty() => format!("nothing is wrong with {}\n", files.join(", ")),
+                false => format!("{} can be used, with {} warnings\n", files.join(", "), warnings.len()),
             })
         }
         What::Show(args) => {

@@ -131,7 +131,12 @@ fn doing(generation: &Value) -> String {
             number(generation, "prompt_done"),
             number(generation, "prompt_tokens")
         ),
-        "paused" => format!("rests, {} tokens written", number(generation, "completion_tokens")),
+        "paused" => format!(
+            "rests, {} of {} tokens read, {} written",
+            number(generation, "prompt_done"),
+            number(generation, "prompt_tokens"),
+            number(generation, "completion_tokens")
+        ),
         "decode" => format!(
             "writes, {} tokens after {}",
             number(generation, "completion_tokens"),

@@ -26,6 +26,8 @@ pub(super) struct Refusal {
     message: String,
     details: Info,
     code: Code,
+    /// It was told before, and counted.
+    again: bool,
 }
 
 impl Refusal {
@@ -34,9 +36,25 @@ impl Refusal {
         self.code
     }
 
+    /// Of what somebody was told before.
+    pub(super) fn again(fault: Fault) -> Self {
+        Self { again: true, ..fault.into() }
+    }
+
+    /// Whether it is to be counted.
+    pub(super) fn is_new(&self) -> bool {
+        !self.again
+    }
+
     /// One that D-Bus itself has a name for.
     pub(super) fn standard(name: &'static str, message: String) -> Self {
-        Self { name, message: printable(&message), details: Info::new(), code: Code::UnknownField }
+        Self {
+            name,
+            message: printable(&message),
+            details: Info::new(),
+            code: Code::UnknownField,
+            again: false,
+        }
     }
 }
 
@@ -46,7 +64,13 @@ impl From<Fault> for Refusal {
         let key = fault.param.as_deref().filter(|key| !fault.message.starts_with(key));
         let key = key.map_or(String::new(), |key| format!("{key}: "));
         let message = printable(&format!("{}: {key}{}", fault.code.as_str(), fault.message));
-        Self { name: fault::dbus_name(fault.code), message, details: details(&fault), code: fault.code }
+        Self {
+            name: fault::dbus_name(fault.code),
+            message,
+            details: details(&fault),
+            code: fault.code,
+            again: false,
+        }
     }
 }
 

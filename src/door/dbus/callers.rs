@@ -25,6 +25,11 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Whether the caller has left the bus.
+    pub(super) fn is_gone(&self) -> bool {
+        *self.gone.borrow()
+    }
+
     /// Waits until the caller has left the bus.
     pub(super) async fn gone(&self) {
         let mut gone = self.gone.clone();

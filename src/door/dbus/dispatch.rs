@@ -64,22 +64,30 @@ async fn answer(door: Arc<Door>, message: Message) {
     let member = header.member().map_or("", |member| member.as_str());
     let told = call.clone();
     let answered = take(call.clone(), member).await;
-    if let Some(route) = manager_method(&told, member) {
+    if let Some(route) = route(&told, member) {
         let code = answered.as_ref().map_or_else(|refusal| refusal.code().as_str(), |()| "ok");
         told.door.engine.metrics().request("dbus", route, code);
     }
     if let Err(refusal) = answered {
-        told.door.engine.metrics().error(refusal.code());
+        if refusal.is_new() && !told.known.is_gone() {
+            told.door.engine.metrics().error(refusal.code());
+        }
         told.refuse(&refusal).await;
     }
 }
 
-/// The method of the manager that was called, for the metrics.
-fn manager_method(call: &Call, member: &str) -> Option<&'static str> {
-    let manager = call.door.interfaces.get(MANAGER)?;
+/// The method of the manager that was called, or the turn of a session, for the metrics.
+fn route(call: &Call, member: &str) -> Option<&'static str> {
     let header = call.header();
-    let asked = header.path().is_some_and(|path| path.as_str() == paths::ROOT);
-    manager.methods.iter().find(|method| asked && method.name == member).map(|method| method.name)
+    match (paths::place(header.path()?.as_str())?, member) {
+        (Place::Manager, _) => {
+            let manager = call.door.interfaces.get(MANAGER)?;
+            manager.methods.iter().find(|method| method.name == member).map(|method| method.name)
+        }
+        (Place::Object(Kind::Session, _), "Ask") => Some("Session.Ask"),
+        (Place::Object(Kind::Session, _), "Send") => Some("Session.Send"),
+        _ => None,
+    }
 }
 
 /// An object that the caller may see.

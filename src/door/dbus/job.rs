@@ -90,7 +90,9 @@ impl Job {
         }
         let (error, message) = match &self.state().end {
             Some(Err(fault)) => {
-                call.door.engine.metrics().error(fault.code);
+                if !call.known.is_gone() {
+                    call.door.engine.metrics().error(fault.code);
+                }
                 (fault::dbus_name(fault.code), fault.message.clone())
             }
             _ => ("", String::new()),
@@ -118,7 +120,7 @@ impl Job {
                     () = call.known.gone() => return Ok(()),
                 }
                 if let Some(Err(fault)) = &self.state().end {
-                    return Err(fault.clone().into());
+                    return Err(Refusal::again(fault.clone()));
                 }
             }
         }

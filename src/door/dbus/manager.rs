@@ -164,7 +164,9 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
         let (finish_reason, error, info) = match record.last() {
             Some(Ok(done)) => (done.stop_detail.reason().as_str(), "", of(&done)),
             Some(Err(fault)) => {
-                door.engine.metrics().error(fault.code);
+                if !call.known.is_gone() {
+                    door.engine.metrics().error(fault.code);
+                }
                 ("error", fault::dbus_name(fault.code), details(&fault))
             }
             None => return,
@@ -196,7 +198,7 @@ pub(super) async fn of_generation(call: &Call, record: &Record, member: &str) ->
         return call.reply(&()).await;
     }
     tokio::select! {
-        () = record.finished() => call.reply(&record.answer()?).await,
+        () = record.finished() => call.reply(&record.answer().map_err(Refusal::again)?).await,
         () = call.known.gone() => Ok(()),
     }
 }

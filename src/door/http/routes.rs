@@ -197,7 +197,12 @@ fn lenient(headers: &HeaderMap, otherwise: bool) -> bool {
     let preferences = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
     let mut wishes = preferences.flat_map(|value| value.split(',')).filter_map(|wish| wish.split_once('='));
     let handling = wishes.find(|(name, _)| name.trim().eq_ignore_ascii_case("handling"));
-    handling.map_or(otherwise, |(_, how)| how.trim().trim_matches('"') == "lenient")
+    let value = |how: &str| {
+        let how = how.split(';').next().unwrap_or_default().trim();
+        let quoted = how.strip_prefix('"').and_then(|how| how.strip_suffix('"'));
+        quoted.unwrap_or(how).eq_ignore_ascii_case("lenient")
+    };
+    handling.map_or(otherwise, |(_, how)| value(how))
 }
 
 /// What a body asks for, as `read` finds it, the fields in it that are ignored, and the head.
@@ -410,7 +415,7 @@ mod tests {
         assert!(lenient(&headers, true) && !lenient(&headers, false));
         headers.insert(PREFER, HeaderValue::from_static("wait=5, handling=lenient"));
         assert!(lenient(&headers, false));
-        headers.insert(PREFER, HeaderValue::from_static("Handling = \"lenient\""));
+        headers.insert(PREFER, HeaderValue::from_static("Handling = \"Lenient\"; x=1"));
         assert!(lenient(&headers, false));
         headers.insert(PREFER, HeaderValue::from_static("handling=strict"));
         assert!(!lenient(&headers, true));

@@ -260,6 +260,8 @@ struct Loaded {
     /// When somebody was last seen to want it.
     wanted: Micros,
     pinned: bool,
+    /// Since the bound was lowered it is one too many: nobody begins with it.
+    leaves: bool,
 }
 
 /// A model that is wanted though nobody asks it.
@@ -289,6 +291,8 @@ pub(super) struct Scheduler {
     token_us: u64,
     /// The last step was a part of loading.
     loaded_last: bool,
+    /// Of the sequences in the step that was planned last.
+    stepping: Option<Class>,
 }
 
 fn class(class: Class) -> usize {
@@ -310,6 +314,7 @@ impl Scheduler {
             background_due: 0,
             token_us: 0,
             loaded_last: false,
+            stepping: None,
         }
     }
 
@@ -331,9 +336,22 @@ impl Scheduler {
         self.sequences.values().filter(|s| !s.waits()).count()
     }
 
-    /// All requests, and whether each rests: its output is full, or it has no place.
+    /// All requests, and whether each rests: its output is full, it has no place, or those before its class have the step.
     pub(super) fn resting(&self) -> impl Iterator<Item = (Slot, bool)> {
-        self.sequences.iter().map(|(slot, s)| (*slot, !s.active || s.full_since.is_some()))
+        let gives_way =
+            |s: &Sequence| s.ticket.class == Class::Background && self.stepping == Some(Class::Interactive);
+        let rests = move |s: &Sequence| !s.active || s.full_since.is_some() || gives_way(s);
+        self.sequences.iter().map(move |(slot, s)| (*slot, rests(s)))
+    }
+
+    /// Whether one more may be pinned, of those that may be loaded.
+    pub(super) fn may_pin(&self, model: ModelKey) -> bool {
+        self.models.iter().filter(|(key, m)| m.pinned && **key != model).count() < self.limits.max_loaded
+    }
+
+    /// Whether a model stays until it is unloaded by name.
+    pub(super) fn is_pinned(&self, model: ModelKey) -> bool {
+        self.models.get(&model).is_some_and(|m| m.pinned)
     }
 
     /// Requests that have a place until `model` is loaded.
@@ -390,7 +408,8 @@ impl Scheduler {
             Input::Loaded(model, capacity) => {
                 self.loading = self.loading.filter(|loading| *loading != model);
                 self.wanted.retain(|w| w.model != model);
-                self.models.insert(model, Loaded { capacity, used: now, wanted: now, pinned: false });
+                self.models
+                    .insert(model, Loaded { capacity, used: now, wanted: now, pinned: false, leaves: false });
             }
             Input::Unloaded(model) => {
                 self.loading = self.loading.filter(|loading| *loading != model);

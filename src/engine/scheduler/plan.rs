@@ -21,6 +21,7 @@ impl Scheduler {
         self.parts.clear();
         self.expire(now, actions);
         while self.is_over() && self.evict(Class::Background, Why::Bound, actions) {}
+        self.choose_leavers();
         for class in [Class::Interactive, Class::Background] {
             self.place(class, actions);
         }
@@ -33,7 +34,11 @@ impl Scheduler {
             true => [Class::Background, Class::Interactive],
             false => [Class::Interactive, Class::Background],
         };
-        let run = order.into_iter().find_map(|class| self.fill(now, class, actions));
+        let mut run = None;
+        self.stepping = order.into_iter().find(|class| {
+            run = self.fill(now, *class, actions);
+            run.is_some()
+        });
         match (self.loading, run) {
             (Some(model), None) => Step::Load(model),
             (Some(model), Some(_)) if !self.loaded_last => {
@@ -77,6 +82,7 @@ impl Scheduler {
         let pinned: Vec<_> = self.models.iter().filter(|(_, m)| m.pinned).map(|(key, _)| *key).collect();
         let goes_on = |s: &Sequence| s.begun() || pinned.contains(&s.ticket.model);
         let waits = |w: &&Wanted| w.evicts && !self.has_room() && !self.full_of_pinned();
+        let leaving: Vec<_> = self.models.iter().filter(|(_, m)| m.leaves).map(|(key, _)| *key).collect();
         let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
         loop {
             let placed = || self.of(of).filter(|s| s.active);
@@ -89,6 +95,7 @@ impl Scheduler {
                 !s.active
                     && s.full_since.is_none()
                     && n_of(s.ticket.model) < s.ticket.max_sequences
+                    && (s.begun() || !leaving.contains(&s.ticket.model))
                     && blocked.is_none_or(|model| goes_on(s) && s.ticket.model != model)
             };
             let key = |s: &&Sequence| (n_active(s.ticket.uid), self.served(s), s.ticket.slot);
@@ -199,6 +206,17 @@ impl Scheduler {
         }
         self.unload(old, why, actions);
         true
+    }
+
+    /// Chooses which models go as soon as nobody uses them, where there are too many: the same ones until they are gone.
+    fn choose_leavers(&mut self) {
+        let n = self.models.len().saturating_sub(self.limits.max_loaded);
+        if self.models.values().filter(|m| m.leaves && !m.pinned).count() == n {
+            return;
+        }
+        let mut all: Vec<_> = self.models.values_mut().collect();
+        all.sort_unstable_by_key(|m| (m.pinned, m.used));
+        all.into_iter().enumerate().for_each(|(i, m)| m.leaves = i < n && !m.pinned);
     }
 
     /// After the bound was lowered.

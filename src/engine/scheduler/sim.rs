@@ -209,7 +209,7 @@ impl World {
         match self.rng.below(400) {
             0 => self.input(Input::Want { model, evicts: self.seed.is_multiple_of(2) }),
             1 => self.input(Input::Unwant(model)),
-            2 if self.loaded.contains(&model) => {
+            2 if self.loaded.contains(&model) && self.scheduler.may_pin(model) => {
                 self.pinned.insert(model);
                 self.input(Input::Pin(model, true));
             }

@@ -343,7 +343,52 @@ fn models_go_when_fewer_may_stay() {
     assert_eq!(actions, [Action::NoRoom(fourth)], "the pinned one has the only place");
     on(&mut s, 30, Input::Ended(Slot(1)));
     assert_eq!(plan(&mut s, 30), (Step::Idle(None), vec![Action::Unload(MODEL, Why::Bound)]));
-    assert!(s.uses(pinned));
+    assert!(s.uses(pinned) && !s.may_pin(MODEL));
+}
+
+/// Whoever looks sees that background work rests while others have the steps.
+#[test]
+fn background_rests_where_others_go_on() {
+    let mut s = ready(LIMITS);
+    let resting =
+        |s: &Scheduler| s.resting().filter(|(_, rests)| *rests).map(|(slot, _)| slot.0).collect::<Vec<_>>();
+    submit(&mut s, 0, 1, 7, Class::Background);
+    assert_eq!(run(&mut s, 0, 10), [(1, 8)]);
+    assert!(resting(&s).is_empty());
+    submit(&mut s, 10, 2, 7, Class::Interactive);
+    assert_eq!(run(&mut s, 10, 10), [(2, 8)]);
+    assert_eq!(resting(&s), [1]);
+    on(&mut s, 20, Input::Ended(Slot(2)));
+    run(&mut s, 20, 10);
+    assert!(resting(&s).is_empty());
+}
+
+/// Requests that keep coming do not keep a model that is one too many: those that wait let it go.
+#[test]
+fn models_go_though_somebody_always_asks_for_them() {
+    let mut s = ready(Limits { max_loaded: 2, ..LIMITS });
+    let other = ModelKey(2);
+    on(&mut s, 0, Input::Want { model: other, evicts: false });
+    assert_eq!(plan(&mut s, 0).0, Step::Load(other));
+    on(&mut s, 0, Input::Loaded(other, ROOMY));
+    let ask = |s: &mut Scheduler, now, slot: u64| {
+        let model = if slot.is_multiple_of(2) { MODEL } else { other };
+        let ticket = Ticket { model, ..ticket(slot, slot as u32 % 4, Class::Interactive) };
+        on(s, now, Input::Submit(ticket));
+    };
+    (0..4).for_each(|slot| ask(&mut s, 0, slot));
+    s.set_limits(Limits { max_loaded: 1, ..LIMITS });
+    // Each that ends is followed by another one of its model.
+    for now in 1..40 {
+        let actions = plan(&mut s, now).1;
+        if actions.iter().any(|action| matches!(action, Action::Unload(_, Why::Bound))) {
+            return;
+        }
+        let oldest = *s.sequences.iter().find(|(_, s)| s.begun()).expect("somebody").0;
+        on(&mut s, now, Input::Ended(oldest));
+        ask(&mut s, now, oldest.0 + 4);
+    }
+    panic!("both stay: {s:?}");
 }
 
 /// A model that nobody uses goes when its time is over, one that was asked to stay does not.
