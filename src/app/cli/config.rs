@@ -55,7 +55,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
             out(&match files.is_empty() {
                 true => "there is no file, the defaults hold\n".into(),
                 false if warnings.is_empty() => format!("nothing is wrong with {}\n", files.join(", ")),
-                false => format!("{} can be used, with {} warnings\n", files.join(", "), warnings.len()),
+                false => format!("{} can be used; warnings: {}\n", files.join(", "), warnings.len()),
             })
         }
         What::Show(args) => {
