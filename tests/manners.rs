@@ -211,7 +211,7 @@ fn a_model_that_nobody_uses_goes() {
     until("the model to be gone", || (state(&house) == ModelState::Available).then_some(()));
     assert!(clock::now_us() - began > 500_000);
     let house = machine.house(Settings { keep_s: Some(1), ..Settings::default() });
-    house.engine.preload("inside", true);
+    house.engine.preload([("inside".to_owned(), true)]);
     until("the model", || (state(&house) == ModelState::Loaded).then_some(()));
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(state(&house), ModelState::Loaded, "it was asked to stay");

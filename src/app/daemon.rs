@@ -135,10 +135,10 @@ fn start(args: &Args) -> Result<(), Stop> {
     }
     let settings = reload::settings(config, args.model.as_ref(), args.mock.is_some());
     reload::warn_of(config, &settings);
-    let mut preload = config.models.preload.clone();
-    if args.model.is_some() {
-        preload.splice(0..0, settings.default_model.clone());
-    }
+    let pinned = config.models.preload.iter().map(|id| (id.clone(), true));
+    let first = settings.default_model.clone().filter(|_| args.model.is_some());
+    let first = first.map(|id| (id.clone(), config.models.preload.contains(&id)));
+    let preload: Vec<(String, bool)> = first.into_iter().chain(pinned).collect();
     if let Some(behaviour) = &args.mock {
         let mock = behaviour.parse().map_err(|f: Fault| Stop::usage(format!("--mock: {}", f.message)))?;
         options.mock = Some(mock);
@@ -149,7 +149,7 @@ fn start(args: &Args) -> Result<(), Stop> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Stop::internal)?;
     let reloader = Arc::new(Reloader::new(place, read.clone(), args.model.clone(), engine.clone()));
-    runtime.block_on(serve(args, config, engine, &reloader, &preload))
+    runtime.block_on(serve(args, config, engine, &reloader, preload))
 }
 
 async fn serve(
@@ -157,7 +157,7 @@ async fn serve(
     config: &Config,
     engine: Engine,
     reloader: &Arc<Reloader>,
-    preload: &[String],
+    preload: Vec<(String, bool)>,
 ) -> Result<(), Stop> {
     // Before anybody is told that there is somebody to signal.
     let signals =
@@ -180,9 +180,7 @@ async fn serve(
     );
     // The start is over, and may have been the last thing to do for long.
     os::process::let_go_of_code();
-    for id in preload {
-        engine.preload(id, config.models.preload.contains(id));
-    }
+    engine.preload(preload);
 
     let stirs = Arc::new(Notify::new());
     let stirred = stirs.clone();

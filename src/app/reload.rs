@@ -106,9 +106,8 @@ impl Reloader {
             log::warn!("{key}: the new value holds from {when} on");
         }
         let old = &read.config.models.preload;
-        for id in new.config.models.preload.iter().filter(|id| !old.contains(id)) {
-            self.engine.preload(id, true);
-        }
+        let others = new.config.models.preload.iter().filter(|id| !old.contains(id));
+        self.engine.preload(others.map(|id| (id.clone(), true)));
         log::info!(
             message_id = "9f6ca81cb633493e84b6df6b0310bc37";
             "configuration read again from {} files, {} models", new.files.len(), self.engine.models().len()
@@ -153,7 +152,8 @@ pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
         all.push(format!("models.dirs: {}: no such folder", dir.display()));
     }
     let unknown = |id: &&String| settings.models.iter().all(|m| m.id != **id);
-    for id in models.preload.iter().filter(unknown) {
+    let no_name = |id: &&String| unknown(id) && !models.aliases.contains_key(*id);
+    for id in models.preload.iter().filter(no_name) {
         all.push(format!("models.preload: {id:?}: no such model in models.dirs"));
     }
     if let Some(id) = settings.default_model.as_ref().filter(unknown) {

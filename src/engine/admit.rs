@@ -65,6 +65,11 @@ impl Entrance {
         self.0.call_reader(&mut state);
     }
 
+    /// Asks for models, one after the other.
+    pub(super) fn preload(&self, models: VecDeque<(String, bool)>) {
+        self.0.preload(models);
+    }
+
     /// The flag of something under way has changed: if it is here, it is looked at.
     pub(super) fn look(&self) {
         let state = self.0.state();
@@ -248,8 +253,24 @@ impl Admission {
         state
     }
 
-    fn refuse(&self, item: Item, fault: Fault) {
+    /// Asks for the first of `models`; the others come when that is known.
+    fn preload(self: &Arc<Self>, mut rest: VecDeque<(String, bool)>) {
+        let Some((model, pin)) = rest.pop_front() else { return };
+        // A stopped engine loads nothing.
+        if self.shared.enter(0, true).is_ok() {
+            let to = ToLoad { uid: 0, model, pin, n_ctx: None, asker: None, rest };
+            let item = Item::new(ToAdmit::Load(Box::new(to)), clock::now_us(), &self.shared.settings());
+            let mut state = self.state();
+            state.waiting.push(item);
+            self.call_reader(&mut state);
+        }
+    }
+
+    fn refuse(self: &Arc<Self>, mut item: Item, fault: Fault) {
         let uid = item.uid();
+        if let ToAdmit::Load(to) = &mut item.what {
+            self.preload(mem::take(&mut to.rest));
+        }
         item.refuse(fault);
         self.shared.leave(uid);
     }
@@ -378,7 +399,7 @@ impl Admission {
     }
 
     /// Does with an item what it wants of its model. A panic (a template, a tokenizer) fails this item alone.
-    fn go_on(&self, item: Item, model: Arc<Loaded>) {
+    fn go_on(self: &Arc<Self>, item: Item, model: Arc<Loaded>) {
         let (uid, renderer) = (item.uid(), self.shared.options.renderer.as_deref());
         match item.what {
             ToAdmit::Submit(s) => match caught(|| admit(&model, &s.request, renderer)) {
@@ -390,10 +411,11 @@ impl Admission {
                 Err(fault) => return self.refuse(Item { what: ToAdmit::Tokenize(t), ..item }, fault),
             },
             ToAdmit::Load(to) => {
-                let ToLoad { pin, asker, .. } = *to;
+                let ToLoad { pin, asker, rest, .. } = *to;
                 self.shared.busy.store(true, Ordering::Release);
                 // A stopped engine lets go of the sink, and who reads it is told.
                 drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
+                self.preload(rest);
             }
             ToAdmit::Describe(to) => (to.tell)(),
         }

@@ -3,7 +3,7 @@
 mod mind;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -255,7 +255,7 @@ impl Shared {
     }
 
     /// Something of `uid` is to be read, and `counts` as a request or not. Those who enter [`Self::leave`].
-    fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
+    pub(super) fn enter(&self, uid: u32, counts: bool) -> Result<(), Fault> {
         self.takes()?;
         let mut admitting = lock(&self.admitting);
         let own = admitting.get(&uid).copied().unwrap_or(0);
@@ -446,7 +446,14 @@ impl Engine {
         let progress = Progress::new(id, caller.uid, Class::Interactive, clock::now_us());
         let handle = self.handle(progress, Some(model.clone()));
         let asker = Some(Asker { sink, live: handle.live.clone() });
-        self.admission.push(ToAdmit::Load(Box::new(ToLoad { uid: caller.uid, model, pin, n_ctx, asker })));
+        self.admission.push(ToAdmit::Load(Box::new(ToLoad {
+            uid: caller.uid,
+            model,
+            pin,
+            n_ctx,
+            asker,
+            rest: VecDeque::new(),
+        })));
         Ok(handle)
     }
 
@@ -550,12 +557,8 @@ impl Engine {
     }
 
     /// Begins to load a model without a request (`--model`, `models.preload`); it takes no other one's place.
-    pub fn preload(&self, model: &str, pin: bool) {
-        let wish = ToLoad { uid: 0, model: model.to_owned(), pin, n_ctx: None, asker: None };
-        // A stopped engine loads nothing.
-        if self.shared.enter(0, true).is_ok() {
-            self.admission.push(ToAdmit::Load(Box::new(wish)));
-        }
+    pub fn preload(&self, models: impl IntoIterator<Item = (String, bool)>) {
+        self.admission.preload(models.into_iter().collect());
     }
 
     /// Takes new settings. What runs goes on, and who was admitted keeps its deadline. Models that are new can be asked for

@@ -60,6 +60,10 @@ impl Runner {
                 self.forget_ready(other, "loaded anew with another context");
             }
         }
+        // So does one that is still wished for: what was said last holds.
+        for other in self.wishes.iter_mut().filter(|w| w.model.key != key && w.model.id == wish.model.id) {
+            other.pin = false;
+        }
         self.models.entry(key).or_insert_with(|| wish.model.clone());
         self.input(Input::Want { model: key, evicts: wish.asker.is_some() });
         if self.ready.contains_key(&key) {
@@ -136,7 +140,15 @@ impl Runner {
 
     /// A wanted model cannot be loaded.
     pub(super) fn no_room(&mut self, key: ModelKey) {
-        let fault = self.pinned_fault();
+        let fault = if self.scheduler.full_of_pinned() {
+            self.pinned_fault()
+        } else {
+            let n = self.shared.settings().max_loaded;
+            Fault::new(
+                Code::ModelBusy,
+                format!("at most {n} models are loaded at a time (models.max_loaded)"),
+            )
+        };
         self.refuse_wishes(key, &fault);
     }
 
@@ -213,11 +225,21 @@ impl Runner {
 
     fn forget_ready(&mut self, key: ModelKey, why: &str) {
         let Some(old) = self.ready.remove(&key) else { return };
-        self.shared.set_pinned(&old.model.id, false);
-        self.shared.set_state(&old.model.id, ModelState::Available);
+        let (id, metrics) = (old.model.id.clone(), old.metrics.clone());
+        let n = metrics.weight_bytes.get();
+        drop(old);
+        // One of another context goes by the same name.
+        if let Some((other, _)) = self.ready.iter().find(|(_, ready)| ready.model.id == id) {
+            self.shared.set_pinned(&id, self.scheduler.is_pinned(*other));
+            metrics.weight_bytes.set(n);
+        } else {
+            self.shared.set_pinned(&id, false);
+            if self.loading.as_ref().is_none_or(|l| l.model.id != id) {
+                self.shared.set_state(&id, ModelState::Available);
+            }
+        }
         log::info!(
-            message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = old.model.id.as_str();
-            "model {} unloaded, {why}", old.model.id
+            message_id = "3eb6c4a9f7fe4b60977e32c5e2f2388a", sotto_model = id.as_str(); "model {id} unloaded, {why}"
         );
     }
 

@@ -204,10 +204,10 @@ fn a_uid_has_so_much_of_a_minute() {
 }
 
 /// What a load of a model comes to.
-fn load(engine: &Engine, id: u128, model: &str, pin: bool) -> Result<(), Fault> {
+fn load(engine: &Engine, id: u128, model: &str, pin: bool, n_ctx: Option<usize>) -> Result<(), Fault> {
     let Request { id, caller, .. } = request(id, 0, &[], 1, false);
     let (sink, events) = channel();
-    let wanted = LoadRequest { id, caller, model: model.into(), pin, n_ctx: None };
+    let wanted = LoadRequest { id, caller, model: model.into(), pin, n_ctx };
     let _handle = engine.load(wanted, Box::new(Events(sink)))?;
     loop {
         match events.recv_timeout(Duration::from_secs(60)).expect("an event within a minute") {
@@ -218,22 +218,69 @@ fn load(engine: &Engine, id: u128, model: &str, pin: bool) -> Result<(), Fault> 
     }
 }
 
+fn mocks(behaviour: &str, max_loaded: usize) -> Engine {
+    let settings = Settings { models: Mock::models(), max_loaded, ..Settings::default() };
+    let options = Options { mock: behaviour.parse().ok(), threads: 1, n_ctx: 400, ..Options::default() };
+    Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap()
+}
+
+/// The models that are loaded, and whether they are pinned.
+fn loaded(engine: &Engine) -> Vec<(String, bool)> {
+    let models = engine.models().into_iter().filter(|model| model.state == ModelState::Loaded);
+    models.map(|model| (model.id, model.pinned)).collect()
+}
+
+/// A model is loaded in the order in which it was asked to be there, as long as there is room.
+#[test]
+fn what_is_loaded_first_was_named_first() {
+    for _ in 0..8 {
+        let engine = mocks("", 1);
+        engine.preload(["mock", "mock-endless", "mock-internal"].map(|id| (id.to_owned(), true)));
+        until("one", || (!loaded(&engine).is_empty()).then_some(()));
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(loaded(&engine), [("mock".to_owned(), true)]);
+    }
+}
+
+/// A model that is loaded anew with another context is one model still.
+#[test]
+fn another_context_takes_no_other_place() {
+    let engine = mocks("load_ms=200", 2);
+    let names = || loaded(&engine);
+    // While the first is being loaded.
+    let other = engine.clone();
+    let first = std::thread::spawn(move || load(&other, 1, "mock", true, Some(300)));
+    std::thread::sleep(Duration::from_millis(100));
+    load(&engine, 2, "mock", true, Some(350)).unwrap();
+    first.join().unwrap().unwrap();
+    load(&engine, 3, "mock-endless", true, None).unwrap();
+    assert_eq!(names(), [("mock".to_owned(), true), ("mock-endless".to_owned(), true)]);
+    // While the first is in use.
+    let endless = Request { model: Some("mock-endless".into()), ..request(4, 1, &[Token(70)], 300, false) };
+    let (handle, events) = submit(&engine, endless);
+    assert!(events.iter().any(|event| matches!(event, Event::Text { .. })), "it writes");
+    engine.unload("mock", false, |done| done.unwrap()).unwrap();
+    load(&engine, 5, "mock-endless", true, Some(320)).unwrap();
+    drop(handle);
+    load(&engine, 6, "mock", true, None).unwrap();
+    until("both", || {
+        (names() == [("mock".to_owned(), true), ("mock-endless".to_owned(), true)]).then_some(())
+    });
+    load(&engine, 7, "mock-internal", false, None).unwrap_err();
+}
+
 /// A bound that was lowered lets nobody pin one more, though it is still loaded, and holds as soon as it is at rest.
 #[test]
 fn a_lower_bound_is_not_passed_by_pins() {
     let bound = |max_loaded| Settings { models: Mock::models(), max_loaded, ..Settings::default() };
-    let options = Options { mock: "".parse().ok(), threads: 1, n_ctx: 400, ..Options::default() };
-    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, bound(2)).unwrap();
-    let loaded = || {
-        let models = engine.models().into_iter().filter(|model| model.state == ModelState::Loaded);
-        models.map(|model| (model.id, model.pinned)).collect::<Vec<_>>()
-    };
-    load(&engine, 1, "mock", true).unwrap();
+    let engine = mocks("", 2);
+    let loaded = || loaded(&engine);
+    load(&engine, 1, "mock", true, None).unwrap();
     let endless = Request { model: Some("mock-endless".into()), ..request(2, 1, &[Token(70)], 300, false) };
     let (handle, events) = submit(&engine, endless);
     assert!(events.iter().any(|event| matches!(event, Event::Text { .. })), "it writes");
     engine.reload(bound(1));
-    let fault = load(&engine, 3, "mock-endless", true).unwrap_err();
+    let fault = load(&engine, 3, "mock-endless", true, None).unwrap_err();
     assert_eq!(fault.code, Code::ModelBusy);
     assert!(
         fault.message.contains("at most 1 models") && fault.message.contains("all places: mock; unload"),
@@ -241,8 +288,8 @@ fn a_lower_bound_is_not_passed_by_pins() {
     );
     drop(handle);
     until("the bound holds", || (loaded() == [("mock".to_owned(), true)]).then_some(()));
-    assert_eq!(load(&engine, 4, "mock-internal", false).unwrap_err().code, Code::ModelBusy);
+    assert_eq!(load(&engine, 4, "mock-internal", false, None).unwrap_err().code, Code::ModelBusy);
     engine.reload(bound(2));
-    load(&engine, 5, "mock-endless", true).unwrap();
+    load(&engine, 5, "mock-endless", true, None).unwrap();
     assert_eq!(loaded().len(), 2);
 }

@@ -8,7 +8,8 @@ use clap::Args;
 use super::backend::Backend;
 use super::lines::{Entry, Lines};
 use super::show::{self, Show};
-use super::{EXIT_USAGE, Failure, HowArgs};
+use super::{Failure, HowArgs};
+use crate::base::limits::INPUT_BYTES_MAX;
 use crate::engine::{Code, Input, Message, Role};
 
 #[derive(Debug, Args)]
@@ -47,15 +48,7 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
         eprintln!("/help lists the commands, Ctrl-D leaves.");
     }
     loop {
-        let entry = match lines.entry() {
-            // More than a message may be.
-            Err(failure) if person && failure.code == EXIT_USAGE => {
-                show::error(&failure.message);
-                continue;
-            }
-            entry => entry?,
-        };
-        let done = match entry {
+        let done = match lines.entry()? {
             Entry::End => return Ok(()),
             Entry::Interrupted => {
                 eprintln!("/exit or Ctrl-D leaves.");
@@ -66,6 +59,9 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
                 Ok(false) => return Ok(()),
                 Err(failure) => Err(failure),
             },
+            Entry::TooLong => Err(Failure::usage(format!(
+                "a message has more than the {INPUT_BYTES_MAX} bytes that are taken; send less at a time"
+            ))),
             Entry::Message(text) if text.trim().is_empty() => continue,
             Entry::Message(text) => talk.say(text),
         };

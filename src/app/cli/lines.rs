@@ -39,6 +39,8 @@ pub(super) enum Entry {
     Interrupted,
     /// End of input.
     End,
+    /// A message of more bytes than are taken; it was read to its end.
+    TooLong,
 }
 
 /// Where lines come from.
@@ -145,11 +147,11 @@ fn entry(read: &mut dyn FnMut(&str) -> Result<Typed, Failure>) -> Result<Entry, 
         let more = if open { last.is_none() } else { line.ends_with('\\') };
         line.truncate(last.unwrap_or(line.len() - usize::from(more && !open)));
         n_bytes += line.len() + 1;
-        parts.push(line);
         if n_bytes > INPUT_BYTES_MAX {
-            return Err(Failure::usage(format!(
-                "a message has more than the {INPUT_BYTES_MAX} bytes that are taken"
-            )));
+            // It is read to its end, so that its rest is not taken for the next one.
+            parts.clear();
+        } else {
+            parts.push(line);
         }
         if !more {
             break;
@@ -159,6 +161,9 @@ fn entry(read: &mut dyn FnMut(&str) -> Result<Typed, Failure>) -> Result<Entry, 
             Typed::Interrupted => return Ok(Entry::Interrupted),
             Typed::End => break,
         };
+    }
+    if n_bytes > INPUT_BYTES_MAX {
+        return Ok(Entry::TooLong);
     }
     // Fences may stand on lines of their own.
     let first = usize::from(open && parts.len() > 1 && parts[0].is_empty());
@@ -173,6 +178,8 @@ fn entry(read: &mut dyn FnMut(&str) -> Result<Typed, Failure>) -> Result<Entry, 
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Add;
+
     use super::*;
 
     fn entries(input: &str) -> Vec<Entry> {
@@ -203,6 +210,8 @@ mod tests {
         assert_eq!(entries("\"\"\"one\"\"\"\n"), [message("one")]);
         assert_eq!(entries("a\\\n^C\nb"), [Entry::Interrupted, message("b")]);
         assert_eq!(entries("a\\"), [message("a")], "the end of input ends a message");
+        let long = format!("\"\"\"\n{}/exit\n\"\"\"\nb", "a".repeat(4_000).add("\n").repeat(300));
+        assert_eq!(entries(&long), [Entry::TooLong, message("b")]);
         assert_eq!(entries("\"\"\"a\nb"), [message("a\nb")]);
     }
 }

@@ -136,7 +136,10 @@ impl Read {
         let held = keys.into_iter().filter_map(|key| {
             let when = holds(key)?;
             let before = if when == NEXT_START { &start } else { &old };
-            (before.get(key) != new.get(key)).then(|| (key.clone(), when))
+            // A text that is not there and one without letters say the same.
+            let text = Value::from("");
+            let value = |of: &BTreeMap<String, Value>| of.get(key).unwrap_or(&text).clone();
+            (value(before) != value(&new)).then(|| (key.clone(), when))
         });
         held.collect()
     }

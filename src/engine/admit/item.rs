@@ -1,5 +1,6 @@
 //! What admission takes, and when it is to be given up.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::base::Token;
@@ -60,6 +61,8 @@ pub(in crate::engine) struct ToLoad {
     pub n_ctx: Option<usize>,
     /// `None`: the daemon's own wish.
     pub asker: Option<Asker>,
+    /// Those that come after it, and whether they are pinned.
+    pub rest: VecDeque<(String, bool)>,
 }
 
 /// A model whose header is to be read, if that was not done yet.

@@ -181,7 +181,7 @@ pub(super) enum Action {
     Drop(Slot),
     /// Forget a model that no request uses.
     Unload(ModelKey, Why),
-    /// A wanted model cannot be loaded: pinned ones have all places.
+    /// A wanted model cannot be loaded: pinned ones have all places, or any where none has to go for it.
     NoRoom(ModelKey),
     /// End it.
     Cut(Slot, Cut),

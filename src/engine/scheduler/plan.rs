@@ -271,7 +271,7 @@ impl Scheduler {
     }
 
     /// No model can be loaded until one is unloaded by name.
-    fn full_of_pinned(&self) -> bool {
+    pub(in crate::engine) fn full_of_pinned(&self) -> bool {
         self.models.values().filter(|m| m.pinned).count() >= self.limits.max_loaded
     }
 
@@ -280,7 +280,9 @@ impl Scheduler {
         while self.loading.is_none()
             && let Some(&Wanted { model, evicts }) = self.wanted.first()
         {
-            if (evicts || self.has_room()) && !self.make_room(model, Class::Background, actions) {
+            if !evicts && !self.has_room() {
+                actions.push(Action::NoRoom(model));
+            } else if !self.make_room(model, Class::Background, actions) {
                 if !self.full_of_pinned() {
                     // Those in its way are in use.
                     return;

@@ -246,7 +246,7 @@ fn a_model_that_nobody_asks_takes_no_place() {
     on(&mut s, 0, Input::Want { model: ModelKey(2), evicts: false });
     assert_eq!(plan(&mut s, 0), (Step::Load(MODEL), vec![]));
     on(&mut s, 0, Input::Loaded(MODEL, ROOMY));
-    assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![]));
+    assert_eq!(plan(&mut s, 0), (Step::Idle(None), vec![Action::NoRoom(ModelKey(2))]));
     assert!(s.uses(MODEL) && !s.uses(ModelKey(2)));
 }
 
