@@ -184,6 +184,11 @@ impl Runner {
             let step = self.plan(now);
             // Who has a place by now does not hear of one in the queue.
             self.tell_positions(now);
+            for (slot, rests) in self.scheduler.resting() {
+                if let Some(job) = self.jobs.get(&slot) {
+                    job.rests(rests);
+                }
+            }
             match step {
                 Step::Idle(until) => {
                     let until = self.draining.iter().map(|d| d.until).chain(until).min();
@@ -228,11 +233,6 @@ impl Runner {
             told.store(n, Ordering::Relaxed);
         }
         self.shared.active.store(self.scheduler.n_active(), Ordering::Relaxed);
-        for (slot, rests) in self.scheduler.resting() {
-            if let Some(job) = self.jobs.get(&slot) {
-                job.rests(rests);
-            }
-        }
         now
     }
 

@@ -153,7 +153,8 @@ def generations(mine, other):
         with os.fdopen(stream.take(), "rb") as pipe:
             while b'"event":"token"' not in (line := pipe.readline()):
                 assert line
-            assert mine.get(path, GENERATION, "State") == "decode"
+            state = mine.get(path, GENERATION, "State")
+            assert state == "decode", state
             progress = mine.get(path, GENERATION, "Progress")
             assert progress["done"] <= progress["total"] and isinstance(progress["done"], dbus.UInt64), progress
             assert mine.get(ROOT, MANAGER, "ActiveGenerations") == 1

@@ -249,7 +249,7 @@ fn another_context_takes_no_other_place() {
     let names = || loaded(&engine);
     // While the first is being loaded.
     let other = engine.clone();
-    let first = std::thread::spawn(move || load(&other, 1, "mock", true, Some(300)));
+    let first = sotto::os::thread::start("first", move || load(&other, 1, "mock", true, Some(300))).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     load(&engine, 2, "mock", true, Some(350)).unwrap();
     first.join().unwrap().unwrap();

@@ -9,7 +9,7 @@ use zbus::OwnedVariant;
 
 use crate::base::limits::REPLY_BYTES_MAX;
 use crate::door::wire;
-use crate::engine::{Code, Done, Engine, Event, Fault, GenerationId, Offer, Sink, Stage};
+use crate::engine::{Code, Done, Engine, Event, Fault, GenerationId, Offer, Sink, Stage, Watched};
 
 use super::info::{Info, collect, of, variant};
 
@@ -18,16 +18,28 @@ use super::info::{Info, collect, of, variant};
 struct State {
     /// The model, once it is known.
     model: Option<String>,
-    /// Where it is, as property `State` tells it.
-    phase: &'static str,
     position: usize,
-    done: u64,
-    total: u64,
+    /// Bytes of its model that are read, and all.
+    loaded: (u64, u64),
     text: String,
     /// What its tokens tell: elements of a JSON array.
     told: String,
     end: Option<Result<Done, Fault>>,
     ended_at: Option<Instant>,
+}
+
+impl State {
+    /// Where it is, as property `State` tells it, of a generation that the engine has `seen`.
+    fn name(&self, seen: Option<&Watched>) -> &'static str {
+        match (&self.end, seen.map(|seen| seen.stage)) {
+            (Some(Ok(_)), _) => "done",
+            (Some(Err(_)), _) => "failed",
+            (None, Some(Stage::Admission)) => Stage::Queued.as_str(),
+            (None, Some(stage)) => stage.as_str(),
+            (None, None) if self.text.is_empty() => Stage::Queued.as_str(),
+            (None, None) => Stage::Decode.as_str(),
+        }
+    }
 }
 
 /// A generation, its answer so far, and its end.
@@ -42,7 +54,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(id: GenerationId, uid: u32) -> Arc<Self> {
-        let state = Mutex::new(State { phase: "queued", ..State::default() });
+        let state = Mutex::default();
         Arc::new(Self { id, uid, state, ended: watch::Sender::new(false) })
     }
 
@@ -56,13 +68,9 @@ impl Record {
         let mut s = self.state();
         match event {
             Event::Admitted(admitted) => s.model = Some(admitted.model.clone()),
-            Event::Queued { position } => (s.phase, s.position) = ("queued", *position),
-            Event::Loading { done, total, .. } => (s.phase, s.done, s.total) = ("loading", *done, *total),
-            Event::Prefill { done, total, .. } => {
-                (s.phase, s.done, s.total) = ("prefill", *done as u64, *total as u64);
-            }
+            Event::Queued { position } => s.position = *position,
+            Event::Loading { done, total, .. } => s.loaded = (*done, *total),
             Event::Text { text, logprob } => {
-                s.phase = "decode";
                 // Whoever reads the stream has it; here it may no longer be kept.
                 if s.text.len() + s.told.len() <= REPLY_BYTES_MAX {
                     s.text += text;
@@ -82,7 +90,6 @@ impl Record {
     /// Its first end counts.
     fn end(&self, s: &mut State, end: Result<Done, Fault>) {
         if s.end.is_none() {
-            s.phase = if end.is_ok() { "done" } else { "failed" };
             s.end = Some(end);
             s.ended_at = Some(Instant::now());
             self.ended.send_replace(true);
@@ -151,26 +158,18 @@ impl Record {
         match name {
             "Id" => variant(self.id.as_str()),
             "Model" => variant(super::paths::model(s.model.as_deref().or(engine.resolve(None).as_deref()))),
-            "State" => {
-                let seen = engine.watch_one(&self.id).filter(|_| s.end.is_none());
-                let rests = seen.is_some_and(|seen| seen.stage == Stage::Paused);
-                variant(if rests { Stage::Paused.as_str() } else { s.phase })
-            }
+            "State" => variant(s.name(engine.watch_one(&self.id).as_ref())),
             "Progress" => {
-                let info = match s.phase {
-                    "queued" => collect([("position", variant(s.position as u32))]),
-                    "loading" | "prefill" => {
-                        collect([("done", variant(s.done)), ("total", variant(s.total))])
-                    }
-                    _ => match engine.watch_one(&self.id) {
-                        Some(seen) => collect([
-                            ("done", variant(seen.completion_tokens as u64)),
-                            ("total", variant(seen.completion_max as u64)),
-                        ]),
-                        None => Info::new(),
-                    },
-                };
-                variant(info)
+                let seen = engine.watch_one(&self.id);
+                let of =
+                    |done: u64, total: u64| collect([("done", variant(done)), ("total", variant(total))]);
+                variant(match (s.name(seen.as_ref()), seen) {
+                    ("queued", _) => collect([("position", variant(s.position as u32))]),
+                    ("loading", _) => of(s.loaded.0, s.loaded.1),
+                    ("prefill", Some(seen)) => of(seen.prompt_done as u64, seen.prompt_tokens as u64),
+                    (_, Some(seen)) => of(seen.completion_tokens as u64, seen.completion_max as u64),
+                    (_, None) => Info::new(),
+                })
             }
             _ => None,
         }
