@@ -70,15 +70,13 @@ impl Record {
             Event::Admitted(admitted) => s.model = Some(admitted.model.clone()),
             Event::Queued { position } => s.position = *position,
             Event::Loading { done, total, .. } => s.loaded = (*done, *total),
-            Event::Text { text, logprob } => {
-                // Whoever reads the stream has it; here it may no longer be kept.
-                if s.text.len() + s.told.len() <= REPLY_BYTES_MAX {
-                    s.text += text;
-                    if let Some(logprob) = logprob {
-                        let mark = if s.told.is_empty() { "[" } else { "," };
-                        s.told += mark;
-                        s.told += &wire::logprob_text(logprob);
-                    }
+            // Whoever reads the stream has it; here it may no longer be kept.
+            Event::Text { text, logprob } if s.text.len() + s.told.len() <= REPLY_BYTES_MAX => {
+                s.text += text;
+                if let Some(logprob) = logprob {
+                    let mark = if s.told.is_empty() { "[" } else { "," };
+                    s.told += mark;
+                    s.told += &wire::logprob_text(logprob);
                 }
             }
             Event::Done(done) => self.end(&mut s, Ok(done.clone())),
