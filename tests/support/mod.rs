@@ -173,7 +173,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `sottod` with `model`; `config` is what its configuration says besides version and folders, and threads where it does not.
+    /// Starts `sottod` with `model`; `config` is what its configuration says besides version and
+    /// folders, and threads where it names none.
     pub(crate) fn start(folder: &Folder, model: &Path, config: &str) -> Self {
         Self::start_on(folder, Some(model), config, None)
     }

@@ -117,6 +117,13 @@ impl Call {
         })
     }
 
+    /// Counts a fault that the caller is told of, if they are still there.
+    pub(super) fn count(&self, code: Code) {
+        if !self.known.is_gone() {
+            self.door.engine.metrics().error(code);
+        }
+    }
+
     /// Refuses a caller who may not.
     pub(super) async fn may(&self, permit: Permit) -> Result<(), Fault> {
         let (door, header) = (&self.door, self.header());

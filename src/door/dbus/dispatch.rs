@@ -69,8 +69,8 @@ async fn answer(door: Arc<Door>, message: Message) {
         told.door.engine.metrics().request("dbus", route, code);
     }
     if let Err(refusal) = answered {
-        if refusal.is_new() && !told.known.is_gone() {
-            told.door.engine.metrics().error(refusal.code());
+        if refusal.is_new() {
+            told.count(refusal.code());
         }
         told.refuse(&refusal).await;
     }

@@ -90,9 +90,7 @@ impl Job {
         }
         let (error, message) = match &self.state().end {
             Some(Err(fault)) => {
-                if !call.known.is_gone() {
-                    call.door.engine.metrics().error(fault.code);
-                }
+                call.count(fault.code);
                 (fault::dbus_name(fault.code), fault.message.clone())
             }
             _ => ("", String::new()),

@@ -164,9 +164,7 @@ pub(super) async fn start(call: Arc<Call>, session: Option<&Arc<Session>>) -> Re
         let (finish_reason, error, info) = match record.last() {
             Some(Ok(done)) => (done.stop_detail.reason().as_str(), "", of(&done)),
             Some(Err(fault)) => {
-                if !call.known.is_gone() {
-                    door.engine.metrics().error(fault.code);
-                }
+                call.count(fault.code);
                 ("error", fault::dbus_name(fault.code), details(&fault))
             }
             None => return,
