@@ -545,6 +545,18 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
         assert_eq!((mode(&history), mode(&state.join("sotto"))), (0o600, 0o700));
     }
     daemon.logged("failed, cancelled");
+    // What is typed ahead is not lost, and bytes that are no text end nothing.
+    let args = ["chat", "--no-history", "--temperature", "0", "--max-tokens", "2", "--model", &slow];
+    let mut terminal = Terminal::start(&args, |_| {});
+    terminal.shows("> ");
+    terminal.sends(b"\xff\xfe\r");
+    terminal.shows("no UTF-8");
+    terminal.shows("> ");
+    terminal.types("one\rtwo\r/system three\r/exit\r");
+    assert_eq!(terminal.ended().code(), Some(0), "{}", terminal.all());
+    for word in ["one", "two", "/system three", "/exit"] {
+        assert!(terminal.all().contains(word), "{word}: {}", terminal.all());
+    }
     let state = folder.join("state2");
     let args = ["chat", "--no-history", "--temperature", "0", "--max-tokens", "2", "--model", &slow];
     let mut terminal = Terminal::start(&args, |c| {

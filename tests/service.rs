@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sotto::base::Token;
@@ -287,6 +288,23 @@ fn a_bus_that_comes_back_has_the_daemon_again() {
     let (_second, address) = bus(&folder);
     daemon.logged("the bus is back");
     assert!(!called(&address, "Once").is_empty());
+}
+
+/// A machine that goes down stops the bus first: the daemon ends all the same, and well.
+#[test]
+fn a_daemon_that_has_lost_its_bus_can_be_ended() {
+    if !have("dbus-daemon", "an end without a bus") {
+        return;
+    }
+    let folder = Folder::new();
+    let (first, address) = bus(&folder);
+    let mut daemon = Daemon::start_on(&folder, Some(&stories()), "", Some(&address));
+    drop(first);
+    daemon.logged("the bus is lost");
+    let since = Instant::now();
+    daemon.process.signal(rustix::process::Signal::TERM);
+    assert!(daemon.process.ended("the end of the daemon").success());
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
 }
 
 /// Who still waits for an answer when the daemon goes down hears that.

@@ -214,7 +214,13 @@ async fn serve(
                 {
                     drop(bus.take());
                     engine.metrics().set_bus(false);
-                    match timeout(BUS_BACK, reconnect(args, config, &engine, reloader)).await {
+                    // A machine that goes down stops the bus, too.
+                    let back = tokio::select! {
+                        _ = terminate.recv() => break Ok(()),
+                        _ = interrupt.recv() => break Ok(()),
+                        back = timeout(BUS_BACK, reconnect(args, config, &engine, reloader)) => back,
+                    };
+                    match back {
                         Ok(door) => bus = door,
                         Err(_) => break Err(Stop::internal("the bus did not come back within 5 s; restarting")),
                     }

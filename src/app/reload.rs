@@ -160,7 +160,11 @@ pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
         all.push(format!("models.default = {id:?}: no such model in models.dirs"));
     }
     for (alias, id) in models.aliases.iter().filter(|(_, id)| unknown(id)) {
-        all.push(format!("models.aliases: {alias:?} = {id:?}: no such model in models.dirs"));
+        let what = match models.aliases.contains_key(id) {
+            true => "an alias stands for a model, not for another alias",
+            false => "no such model in models.dirs",
+        };
+        all.push(format!("models.aliases: {alias:?} = {id:?}: {what}"));
     }
     let names_one = |name: &str| settings.models.iter().any(|m| m.id == name);
     for alias in models.aliases.keys().filter(|alias| names_one(alias)) {
@@ -170,7 +174,11 @@ pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
         all.push("models.default: a model is named \"default\", and answers who asks for that name".into());
     }
     for id in config.model.keys().filter(unknown) {
-        all.push(format!("model.{id:?}: no such model in models.dirs"));
+        let what = match models.aliases.contains_key(id) {
+            true => "a table is a model's, by its own name, not by an alias",
+            false => "no such model in models.dirs",
+        };
+        all.push(format!("model.{id:?}: {what}"));
     }
     for group in config.daemon.admin_groups.iter().filter(|group| user::group_id(group).is_none()) {
         all.push(format!("daemon.admin_groups: {group:?}: no such group"));

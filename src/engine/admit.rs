@@ -108,8 +108,8 @@ struct State {
     parked: BTreeMap<String, Parked>,
     /// Those of them that no thread opens yet.
     to_open: VecDeque<String>,
-    /// Opened models; one whose last user is gone is opened anew.
-    opened: HashMap<String, Weak<Loaded>>,
+    /// Opened models, of each id those with different contexts, the newest last; one whose last user is gone is opened anew.
+    opened: HashMap<String, Vec<Weak<Loaded>>>,
     /// Models opened so far.
     n_opened: u32,
     n_openers: usize,
@@ -154,6 +154,12 @@ impl State {
             }
         }
         due
+    }
+
+    /// The newest of the opened models `id` that `fits`.
+    fn opened(&self, id: &str, fits: impl Fn(&Loaded) -> bool) -> Option<Arc<Loaded>> {
+        let all = self.opened.get(id)?.iter().rev();
+        all.filter_map(Weak::upgrade).find(|model| fits(model) && !model.refused.load(Ordering::Acquire))
     }
 
     /// When the next is due.
@@ -296,9 +302,8 @@ impl Admission {
             let fault = self.shared.unknown_model(item.model());
             return self.refuse(item, fault);
         };
-        let opened = item.opened.take().filter(|model| model.id == id);
-        let opened = opened.or_else(|| self.state().opened.get(&id).and_then(Weak::upgrade));
-        match opened.filter(|model| item.fits(model)) {
+        let opened = item.opened.take().filter(|model| model.id == id && item.fits(model));
+        match opened.or_else(|| self.state().opened(&id, |model| item.fits(model))) {
             Some(model) => self.go_on(item, model),
             None => self.park(item, id),
         }
@@ -358,7 +363,9 @@ impl Admission {
             let items = state.parked.remove(&id).map_or_else(Vec::new, |parked| parked.items);
             match opened {
                 Ok(model) => {
-                    state.opened.insert(id, Arc::downgrade(&model));
+                    let all = state.opened.entry(id).or_default();
+                    all.retain(|other| other.strong_count() > 0);
+                    all.push(Arc::downgrade(&model));
                     for item in items.into_iter().rev() {
                         state.waiting.push_front(Item { opened: Some(model.clone()), ..item });
                     }
@@ -414,7 +421,7 @@ impl Admission {
                 let ToLoad { pin, asker, rest, .. } = *to;
                 self.shared.busy.store(true, Ordering::Release);
                 // A stopped engine lets go of the sink, and who reads it is told.
-                drop(self.engine.send(Command::Load(Box::new(Wish { model, pin, asker }))));
+                drop(self.engine.send(Command::Load(Box::new(Wish::new(model, pin, asker)))));
                 self.preload(rest);
             }
             ToAdmit::Describe(to) => (to.tell)(),

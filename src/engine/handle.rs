@@ -592,7 +592,9 @@ impl Engine {
         let settings = self.settings();
         let all: BTreeSet<&str> =
             STANDING_ALIASES.into_iter().chain(settings.aliases.keys().map(String::as_str)).collect();
-        all.into_iter().map(str::to_owned).collect()
+        // A model's own name is no alias.
+        let catalogue = lock(&self.shared.catalogue);
+        all.into_iter().filter(|alias| !catalogue.contains_key(*alias)).map(str::to_owned).collect()
     }
 
     /// The id that `name` (an id or an alias) stands for; `None` if there is none.

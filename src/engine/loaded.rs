@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::manners::Short;
 use super::mock::Play;
@@ -39,6 +40,8 @@ pub(super) struct Loaded {
     pub play: Option<Play>,
     /// What prompts in its template begin with.
     pub common: Common,
+    /// It cannot be had in place of the same model with another context, which stays.
+    pub refused: AtomicBool,
 }
 
 /// What is to be opened, and how.
@@ -103,6 +106,7 @@ impl Loaded {
             template,
             play: None,
             common: Common::default(),
+            refused: AtomicBool::new(false),
             model: Arc::new(model),
         })
     }

@@ -2,6 +2,7 @@
 //! for one that has to go.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::handle::Live;
 use super::load::Load;
@@ -29,6 +30,14 @@ pub(super) struct Wish {
     pub pin: bool,
     /// Who hears of it, and may leave; `None`: the daemon's own wish, for which no other model has to go.
     pub asker: Option<Asker>,
+    /// The same model with another context, which is pinned no more: it is again if this one is not to be.
+    pub unpinned: Vec<ModelKey>,
+}
+
+impl Wish {
+    pub(super) fn new(model: Arc<Loaded>, pin: bool, asker: Option<Asker>) -> Self {
+        Self { model, pin, asker, unpinned: Vec::new() }
+    }
 }
 
 /// Who asked for a load.
@@ -51,9 +60,19 @@ impl Runner {
     /// Takes a wish for a model.
     pub(super) fn want(&mut self, mut wish: Wish) {
         let key = wish.model.key;
-        // One with another context goes where nobody uses it any more.
         let others = self.ready.iter().filter(|(k, ready)| **k != key && ready.model.id == wish.model.id);
-        for other in others.map(|(k, _)| *k).collect::<Vec<_>>() {
+        let others: Vec<ModelKey> = others.map(|(k, _)| *k).collect();
+        // What cannot be had costs nobody what there is.
+        if !others.is_empty()
+            && let Err(fault) = self.can_replace(&wish.model, &others)
+        {
+            return self.refuse(&mut wish, &fault);
+        }
+        // One with another context goes where nobody uses it any more.
+        for other in others {
+            if self.scheduler.is_pinned(other) {
+                wish.unpinned.push(other);
+            }
             self.input(Input::Pin(other, false));
             if self.jobs.values().all(|job| job.model.key != other) {
                 self.input(Input::Unloaded(other));
@@ -72,10 +91,19 @@ impl Runner {
         self.wishes.push(wish);
     }
 
+    /// Whether `model` could be loaded if `others`, which are the same with another context, were gone.
+    fn can_replace(&self, model: &Loaded, others: &[ModelKey]) -> Result<(), Fault> {
+        if self.scheduler.full_of_pinned_without(others) {
+            return Err(self.pinned_fault(others));
+        }
+        self.fit(model, others.to_vec()).map(drop).map_err(|short| short_fault(&model.id, &short))
+    }
+
     /// A model that was wished for is ready.
     fn grant(&mut self, wish: &mut Wish) {
         if wish.pin && !self.scheduler.may_pin(wish.model.key) {
-            return self.refuse(wish, &self.pinned_fault());
+            let fault = self.pinned_fault(&[]);
+            return self.refuse(wish, &fault);
         }
         if wish.pin {
             self.input(Input::Pin(wish.model.key, true));
@@ -98,7 +126,19 @@ impl Runner {
     }
 
     /// Tells who wished for a model that it is not to be; the daemon's own wishes end in the log.
-    fn refuse(&self, wish: &mut Wish, fault: &Fault) {
+    fn refuse(&mut self, wish: &mut Wish, fault: &Fault) {
+        for other in
+            wish.unpinned.drain(..).filter(|other| self.ready.contains_key(other)).collect::<Vec<_>>()
+        {
+            self.input(Input::Pin(other, true));
+        }
+        // The one that stays is what is told of.
+        let (wished, id) = (wish.model.key, &wish.model.id);
+        if let Some((key, ready)) = self.ready.iter().find(|(k, r)| **k != wished && r.model.id == *id) {
+            wish.model.refused.store(true, Ordering::Release);
+            self.shared.set_header(&ready.model.id, &ready.model);
+            self.shared.set_pinned(&ready.model.id, self.scheduler.is_pinned(*key));
+        }
         match &mut wish.asker {
             Some(asker) => drop(asker.sink.offer(&Event::Failed(fault.clone()))),
             None => log::warn!(
@@ -113,18 +153,17 @@ impl Runner {
     pub(super) fn look_at_wishes(&mut self) {
         let left = |wish: &mut Wish| wish.asker.as_ref().is_some_and(|asker| asker.live.cancelled());
         let left: Vec<Wish> = self.wishes.extract_if(.., left).collect();
-        for Wish { model, asker, .. } in left {
-            if let Some(mut asker) = asker {
-                let why = match self.shared.goes_down() {
-                    true => "the daemon is going down; ask again in a few seconds",
-                    false => "the load was cancelled",
-                };
-                asker.sink.offer(&Event::Failed(Fault::new(Code::Cancelled, why)));
-            }
-            if self.wishes.iter().all(|wish| wish.model.key != model.key) {
-                self.input(Input::Unwant(model.key));
+        for mut wish in left {
+            let why = match self.shared.goes_down() {
+                true => "the daemon is going down; ask again in a few seconds",
+                false => "the load was cancelled",
+            };
+            let key = wish.model.key;
+            if self.wishes.iter().all(|wish| wish.model.key != key) {
+                self.input(Input::Unwant(key));
                 self.stop_loading();
             }
+            self.refuse(&mut wish, &Fault::new(Code::Cancelled, why));
         }
         let scheduler = &self.scheduler;
         self.wishes.retain(|wish| scheduler.uses(wish.model.key));
@@ -134,14 +173,22 @@ impl Runner {
     /// Lets go of a model that was being loaded, if nobody wants it any more.
     fn stop_loading(&mut self) {
         if let Some(l) = self.loading.take_if(|l| !self.scheduler.uses(l.model.key)) {
-            self.shared.set_state(&l.model.id, ModelState::Available);
+            self.shared.set_state(&l.model.id, self.state_of(&l.model.id));
+        }
+    }
+
+    /// The state of a model that is not being loaded: with another context it may be there still.
+    fn state_of(&self, id: &str) -> ModelState {
+        match self.ready.values().any(|ready| ready.model.id == id) {
+            true => ModelState::Loaded,
+            false => ModelState::Available,
         }
     }
 
     /// A wanted model cannot be loaded.
     pub(super) fn no_room(&mut self, key: ModelKey) {
         let fault = if self.scheduler.full_of_pinned() {
-            self.pinned_fault()
+            self.pinned_fault(&[])
         } else {
             let n = self.shared.settings().max_loaded;
             Fault::new(
@@ -152,9 +199,10 @@ impl Runner {
         self.refuse_wishes(key, &fault);
     }
 
-    /// What is said where pinned models have all places.
-    pub(super) fn pinned_fault(&self) -> Fault {
-        let pinned = self.ready.iter().filter(|(key, _)| self.scheduler.is_pinned(**key));
+    /// What is said where pinned models have all places, `but` for some.
+    pub(super) fn pinned_fault(&self, but: &[ModelKey]) -> Fault {
+        let pinned =
+            self.ready.iter().filter(|(key, _)| self.scheduler.is_pinned(**key) && !but.contains(key));
         let ids: Vec<&str> = pinned.map(|(_, ready)| ready.model.id.as_str()).collect();
         let n = self.shared.settings().max_loaded;
         let message = format!(
@@ -344,7 +392,10 @@ impl Runner {
 
     /// A model cannot be had: whoever waits for it hears why.
     fn not_loaded(&mut self, model: &Loaded, fault: &Fault) {
-        self.shared.set_failed(&model.id, fault.code);
+        match self.state_of(&model.id) {
+            ModelState::Loaded => self.shared.set_state(&model.id, ModelState::Loaded),
+            _ => self.shared.set_failed(&model.id, fault.code),
+        }
         log::error!(
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
         );

@@ -269,6 +269,48 @@ fn another_context_takes_no_other_place() {
     load(&engine, 7, "mock-internal", false, None).unwrap_err();
 }
 
+/// A load with another context that cannot be costs nobody the model that is there, nor its pin.
+#[test]
+fn another_context_that_cannot_be_changes_nothing() {
+    let told = |engine: &Engine, id: &str| {
+        let model = engine.models().into_iter().find(|model| model.id == id).unwrap();
+        (model.state, model.pinned, model.header.map(|header| header.n_ctx))
+    };
+    // No place.
+    let engine = mocks("", 2);
+    load(&engine, 1, "mock", true, Some(300)).unwrap();
+    load(&engine, 2, "mock-internal", true, None).unwrap();
+    let before = told(&engine, "mock");
+    assert_eq!(before, (ModelState::Loaded, true, Some(300)));
+    engine.reload(Settings { models: Mock::models(), max_loaded: 1, ..Settings::default() });
+    assert_eq!(load(&engine, 3, "mock", true, Some(350)).unwrap_err().code, Code::ModelBusy);
+    assert_eq!(told(&engine, "mock"), before);
+    let one = Request { model: Some("mock".into()), ..request(4, 1, &[Token(70)], 3, false) };
+    let (_handle, events) = submit(&engine, one);
+    let all: Vec<Event> = events.iter().collect();
+    assert!(all.iter().any(|event| matches!(event, Event::Done(_))), "it answers: {all:?}");
+    // No memory, at rest and in use.
+    let settings =
+        Settings { models: Mock::models(), max_loaded: 2, memory_max_bytes: 2 << 20, ..Settings::default() };
+    let options = Options { mock: "".parse().ok(), threads: 1, n_ctx: 400, ..Options::default() };
+    let engine = Engine::start(sotto::kernel::select(None).unwrap(), options, settings).unwrap();
+    for id in ["mock", "mock-endless"] {
+        load(&engine, 5, id, true, Some(300)).unwrap();
+        let before = told(&engine, id);
+        let endless = Request { model: Some(id.into()), ..request(6, 1, &[Token(70)], 300, false) };
+        let (handle, events) = submit(&engine, endless);
+        assert!(events.iter().any(|event| matches!(event, Event::Text { .. })), "it writes");
+        for n in [7, 8] {
+            assert_eq!(load(&engine, n, id, true, Some(32_768)).unwrap_err().code, Code::InsufficientMemory);
+            assert_eq!(told(&engine, id), before);
+        }
+        drop(handle);
+        assert_eq!(load(&engine, 9, id, true, Some(32_768)).unwrap_err().code, Code::InsufficientMemory);
+        assert_eq!(told(&engine, id), before);
+        engine.unload(id, true, |done| done.unwrap()).unwrap();
+    }
+}
+
 /// A bound that was lowered lets nobody pin one more, though it is still loaded, and holds as soon as it is at rest.
 #[test]
 fn a_lower_bound_is_not_passed_by_pins() {

@@ -44,7 +44,12 @@ impl Terminal {
 
     /// Presses keys.
     pub(crate) fn types(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).expect("the terminal is there");
+        self.sends(keys.as_bytes());
+    }
+
+    /// Sends bytes, which need be no keys.
+    pub(crate) fn sends(&mut self, bytes: &[u8]) {
+        self.keys.write_all(bytes).expect("the terminal is there");
     }
 
     /// Waits until `words` are shown after what was waited for before.

@@ -59,6 +59,9 @@ pub(super) fn run(args: ChatArgs) -> Result<(), Failure> {
                 Ok(false) => return Ok(()),
                 Err(failure) => Err(failure),
             },
+            Entry::NotText => {
+                Err(Failure::usage("what was typed is no UTF-8; set the terminal to it, and type it again"))
+            }
             Entry::TooLong => Err(Failure::usage(format!(
                 "a message has more than the {INPUT_BYTES_MAX} bytes that are taken; send less at a time"
             ))),

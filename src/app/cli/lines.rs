@@ -1,7 +1,7 @@
 //! Lines from a person or a pipe, and messages made of them.
 
 use std::fs::DirBuilder;
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
@@ -26,6 +26,8 @@ pub(super) enum Typed {
     Interrupted,
     /// End of input.
     End,
+    /// Bytes that are no text; what was typed before them on the line is lost.
+    NotText,
 }
 
 /// A message, or why there is none.
@@ -41,6 +43,8 @@ pub(super) enum Entry {
     End,
     /// A message of more bytes than are taken; it was read to its end.
     TooLong,
+    /// Bytes that are no text.
+    NotText,
 }
 
 /// Where lines come from.
@@ -102,6 +106,7 @@ impl Lines {
                 Ok(line) => Ok(Typed::Line(line)),
                 Err(ReadlineError::Interrupted) => Ok(Typed::Interrupted),
                 Err(ReadlineError::Eof) => Ok(Typed::End),
+                Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => Ok(Typed::NotText),
                 Err(e) => Err(Failure::usage(format!("the terminal cannot be read: {e}"))),
             },
             Self::Pipe => {
@@ -130,6 +135,7 @@ fn entry(read: &mut dyn FnMut(&str) -> Result<Typed, Failure>) -> Result<Entry, 
         Typed::Line(line) => line,
         Typed::Interrupted => return Ok(Entry::Interrupted),
         Typed::End => return Ok(Entry::End),
+        Typed::NotText => return Ok(Entry::NotText),
     };
     if line.starts_with('/') {
         return Ok(Entry::Command(line));
@@ -159,6 +165,7 @@ fn entry(read: &mut dyn FnMut(&str) -> Result<Typed, Failure>) -> Result<Entry, 
         line = match read(". ")? {
             Typed::Line(line) => line,
             Typed::Interrupted => return Ok(Entry::Interrupted),
+            Typed::NotText => return Ok(Entry::NotText),
             Typed::End => break,
         };
     }

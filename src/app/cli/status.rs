@@ -170,6 +170,13 @@ fn screen(status: &Value) -> String {
     for model in list_of(status, "models") {
         let id = text(model, "id");
         let mut said = format!("{id}: {}", text(model, "state"));
+        let error = text(model, "error");
+        if !error.is_empty() {
+            said += &format!(" ({error})");
+        }
+        if model["pinned"] == true {
+            said += ", pinned";
+        }
         if number(model, "weights_bytes") > 0 {
             let (weights, kv) = (number(model, "weights_bytes"), number(model, "kv_bytes"));
             said += &format!(", weights {}, cache {}", size(weights), size(kv));
@@ -261,8 +268,8 @@ mod tests {
             "default_model": "b\u{1b}[2J", "queue_length": 3, "queue": { "interactive": 2, "background": 1 },
             "active_generations": 1, "callers": 2,
             "models": [
-                { "id": "a", "state": "available" },
-                { "id": "b\u{1b}[2J", "state": "loaded", "weights_bytes": 20_000_000, "kv_bytes": 30_000 },
+                { "id": "a", "state": "failed", "error": "load_failed" },
+                { "id": "b\u{1b}[2J", "state": "loaded", "pinned": true, "weights_bytes": 20_000_000, "kv_bytes": 30_000 },
             ],
             "generations": [
                 { "id": "i", "model": "a", "state": "prefill", "prompt_tokens": 900, "prompt_done": 300,
@@ -276,8 +283,8 @@ mod tests {
         assert!(!screen.contains('\u{1b}'), "{screen:?}");
         for words in [
             "sottod        1, degraded (not_ready), kernels avx2, 4 threads\n",
-            "models        a: available\n              b",
-            ": loaded, weights 20.0 MB, cache 30.0 kB (default)\n",
+            "models        a: failed (load_failed)\n              b",
+            ": loaded, pinned, weights 20.0 MB, cache 30.0 kB (default)\n",
             "1 running, 3 waiting: 2 interactive, 1 background; callers: 2\n",
             "memory        612.0 MB\n",
             "63.5 °C\n",

@@ -25,14 +25,15 @@ pub(super) struct Refusal {
     name: &'static str,
     message: String,
     details: Info,
-    code: Code,
+    /// `None` where D-Bus itself has a name for it: it is no fault of ours then.
+    code: Option<Code>,
     /// It was told before, and counted.
     again: bool,
 }
 
 impl Refusal {
     /// Its code, for the metrics.
-    pub(super) fn code(&self) -> Code {
+    pub(super) fn code(&self) -> Option<Code> {
         self.code
     }
 
@@ -41,20 +42,14 @@ impl Refusal {
         Self { again: true, ..fault.into() }
     }
 
-    /// Whether it is to be counted.
-    pub(super) fn is_new(&self) -> bool {
-        !self.again
+    /// What is to be counted.
+    pub(super) fn counts(&self) -> Option<Code> {
+        self.code.filter(|_| !self.again)
     }
 
     /// One that D-Bus itself has a name for.
     pub(super) fn standard(name: &'static str, message: String) -> Self {
-        Self {
-            name,
-            message: printable(&message),
-            details: Info::new(),
-            code: Code::UnknownField,
-            again: false,
-        }
+        Self { name, message: printable(&message), details: Info::new(), code: None, again: false }
     }
 }
 
@@ -68,7 +63,7 @@ impl From<Fault> for Refusal {
             name: fault::dbus_name(fault.code),
             message,
             details: details(&fault),
-            code: fault.code,
+            code: Some(fault.code),
             again: false,
         }
     }

@@ -65,12 +65,13 @@ async fn answer(door: Arc<Door>, message: Message) {
     let told = call.clone();
     let answered = take(call.clone(), member).await;
     if let Some(route) = route(&told, member) {
-        let code = answered.as_ref().map_or_else(|refusal| refusal.code().as_str(), |()| "ok");
+        let refused = |refusal: &Refusal| refusal.code().map_or("dbus", Code::as_str);
+        let code = answered.as_ref().map_or_else(refused, |()| "ok");
         told.door.engine.metrics().request("dbus", route, code);
     }
     if let Err(refusal) = answered {
-        if refusal.is_new() {
-            told.count(refusal.code());
+        if let Some(code) = refusal.counts() {
+            told.count(code);
         }
         told.refuse(&refusal).await;
     }

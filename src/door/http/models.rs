@@ -42,6 +42,9 @@ fn shown(door: &HttpDoor, info: &ModelInfo) -> Value {
         "aliases": aliases,
         "size_bytes": info.size_bytes,
     });
+    if let (Some(code), Some(sotto)) = (info.error, sotto.as_object_mut()) {
+        sotto.insert("error".into(), code.as_str().into());
+    }
     if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
         let all = [("generate", true), ("chat", header.chat), ("embed", header.embeds)];
         let capabilities: Vec<&str> = all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect();

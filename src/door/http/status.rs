@@ -29,13 +29,18 @@ fn object(engine: &Engine, uid: u32) -> Value {
                 (weights, kv) = (metrics.weight_bytes.get(), metrics.kv_bytes.get());
             }
         });
-        models.push(json!({
+        let mut model = json!({
             "id": info.id,
             "state": info.state.as_str(),
+            "pinned": info.pinned,
             "size_bytes": info.size_bytes,
             "weights_bytes": weights,
             "kv_bytes": kv,
-        }));
+        });
+        if let (Some(code), Some(model)) = (info.error, model.as_object_mut()) {
+            model.insert("error".into(), code.as_str().into());
+        }
+        models.push(model);
     }
     json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -211,7 +211,13 @@ impl Item {
                     asker.sink.offer(&Event::Failed(fault));
                 }
                 None => {
-                    log::error!(model = l.model.as_str(), code = fault.code.as_str(); "{}", fault.message);
+                    // What is wrong with its file was told when that was opened.
+                    let what = match fault.code {
+                        Code::LoadFailed | Code::UnsupportedModel => fault.code.as_str(),
+                        _ => fault.message.as_str(),
+                    };
+                    let model = l.model.as_str();
+                    log::error!(model, code = fault.code.as_str(); "model {model} is not loaded as models.preload has it: {what}");
                 }
             },
             // A model that cannot be read is told of as failed.

@@ -76,7 +76,7 @@ impl Runner {
             Cut::DeadlineWithText => {
                 return self.end(slot, Ok(Whole::Text(StopDetail::Deadline)), now);
             }
-            Cut::NoRoom => self.pinned_fault(),
+            Cut::NoRoom => self.pinned_fault(&[]),
             Cut::Cancelled => cancelled(&self.shared),
             Cut::Stalled => stalled(&self.shared),
             Cut::QueueTimeout => Fault::new(

@@ -272,7 +272,13 @@ impl Scheduler {
 
     /// No model can be loaded until one is unloaded by name.
     pub(in crate::engine) fn full_of_pinned(&self) -> bool {
-        self.models.values().filter(|m| m.pinned).count() >= self.limits.max_loaded
+        self.full_of_pinned_without(&[])
+    }
+
+    /// The same if `others` were not there.
+    pub(in crate::engine) fn full_of_pinned_without(&self, others: &[ModelKey]) -> bool {
+        let pinned = self.models.iter().filter(|(key, m)| m.pinned && !others.contains(key));
+        pinned.count() >= self.limits.max_loaded
     }
 
     /// Begins to load what is wanted though nobody asks it.
