@@ -65,6 +65,7 @@ const DEPENDENCIES: &[(&str, &str)] = &[
     ("thiserror", "MIT OR Apache-2.0"),
     ("tokio", "MIT"),
     ("toml", "MIT OR Apache-2.0"),
+    ("tract-onnx", "MIT OR Apache-2.0"),
     ("unicode-normalization", "(MIT OR Apache-2.0) AND Unicode-3.0"),
     ("xxhash-rust", "BSL-1.0"),
     ("zbus", "MIT"),
@@ -356,7 +357,8 @@ fn is_data(path: &str) -> bool {
 
 fn printing(tree: &Tree) -> Vec<Finding> {
     let macros = ["print", "println", "eprint", "eprintln", "dbg"];
-    let library = |path: &str| !path.starts_with("src/app/cli") && !path.starts_with("src/bin/");
+    let library =
+        |path: &str| ["src/app/cli", "src/bin/", "src/onnx/"].iter().all(|folder| !path.starts_with(folder));
     let mut found = Vec::new();
     for (path, rust) in tree.rust("src/").filter(|(path, _)| library(path)) {
         for (at, word) in rust.words().filter(|(at, word)| *at < rust.tests && macros.contains(word)) {
@@ -438,7 +440,7 @@ fn orphans(tree: &Tree) -> Vec<Finding> {
     let mut found = Vec::new();
 
     let mut reached: BTreeSet<String> = BTreeSet::new();
-    let mut open: Vec<String> = ["src/lib.rs", "src/main.rs"].map(String::from).to_vec();
+    let mut open: Vec<String> = ["src/lib.rs", "src/main.rs", "src/onnx/main.rs"].map(String::from).to_vec();
     open.extend(tree.texts("src/bin/", ".rs").map(|(path, _)| path.to_string()));
     while let Some(path) = open.pop() {
         let Some(text) = tree.get(&path).and_then(|file| file.text.as_deref()) else { continue };

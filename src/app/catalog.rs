@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::engine::ModelFile;
+use crate::format::hf::onnx;
 
 /// File name of the model in the box.
 const BOX: &str = "story-2.8m-q8_0.gguf";
@@ -11,7 +12,10 @@ const ANCESTORS: usize = 5;
 
 /// The entry of one model; its id is the file name without its ending and its count of parts, or the directory's.
 pub(super) fn file(path: &Path) -> ModelFile {
-    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    // A graph goes by the name of its directory.
+    let graph = onnx::find(path).map(|(dir, _)| dir.canonicalize().unwrap_or(dir));
+    let named = graph.as_deref().unwrap_or(path);
+    let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
     let name = name.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
     let id = part(&name).map_or(name.as_str(), |(id, _)| id);
     // It is written to logs and terminals.
@@ -27,13 +31,14 @@ fn part(stem: &str) -> Option<(&str, &str)> {
     (digits(count) && digits(number)).then_some((name, number))
 }
 
-/// Whether `path` is a model: a `*.gguf`, of several parts the first, or a directory with a `config.json`.
+/// Whether `path` is a model: a `*.gguf`, of several parts the first, or a directory with a `config.json` or an ONNX graph.
 fn is_model(path: &Path) -> bool {
     let first = |stem: &str| part(stem).is_none_or(|(_, number)| number == "00001");
     let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     match path.extension() {
         Some(e) if e == "gguf" && !path.is_dir() => first(stem),
-        _ => path.join("config.json").is_file(),
+        Some(e) if e == "onnx" && !path.is_dir() => false,
+        _ => path.join("config.json").is_file() || onnx::find(path).is_some(),
     }
 }
 

@@ -130,6 +130,8 @@ fn start(args: &Args) -> Result<(), Stop> {
     }
     let mut options = config.options();
     options.renderer = Some(super::RENDERER.into());
+    // systemd tells each of its services what to call this run of it (systemd.exec(5)).
+    options.helper = super::helper(std::env::var_os("INVOCATION_ID").is_some());
     if let Some(path) = args.model.as_ref().filter(|path| !path.exists()) {
         return Err(Stop::usage(format!("--model {}: no such file; name a .gguf file", path.display())));
     }

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use crate::engine::{Code, Family};
 use crate::kernel::{self, Kernels, Tier, TierError};
 use crate::model::Cache;
+use crate::side::graph::{self, Helper};
 use crate::side::render;
 
 /// Usage or environment is wrong; systemd does not restart on it.
@@ -29,6 +30,11 @@ pub const EXIT_INTERNAL: u8 = 70;
 
 /// This program, as a child's path: it renders chat templates for its parent.
 const RENDERER: &str = "/proc/self/exe";
+
+/// The socket of the service that runs ONNX graphs.
+const HELPER_SOCKET: &str = "/run/sotto/onnx.sock";
+/// Where packages put programs that are not called by people.
+const LIBEXEC: &str = "/usr/libexec/sotto";
 
 /// Serves as the renderer of a parent if the only argument asks for it; the exit code then.
 fn as_renderer() -> Option<u8> {
@@ -51,6 +57,17 @@ fn kernels() -> Result<&'static Kernels, TierError> {
 fn folder(name: &str) -> Option<PathBuf> {
     let list = std::env::var_os(name)?;
     std::env::split_paths(&list).next().filter(|path| path.is_absolute())
+}
+
+/// Where the program is that runs ONNX graphs: beside this one, or where packages put it. A `service` asks its own
+/// service for one instead, which has neither its memory nor its rights.
+fn helper(service: bool) -> Helper {
+    let socket = service.then(|| PathBuf::from(HELPER_SOCKET));
+    let beside =
+        std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(graph::PROGRAM)));
+    let installed = PathBuf::from(LIBEXEC).join(graph::PROGRAM);
+    let programs = beside.into_iter().chain([installed]).filter(|_| !service);
+    Helper { socket, programs: programs.collect() }
 }
 
 /// The cache of packed models, of at most so many GiB: in the service's own directory, or in the user's (XDG Base

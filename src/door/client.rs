@@ -184,6 +184,16 @@ impl Client {
             .map_err(|_| ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() })
     }
 
+    /// Sends `body` to `path`, such as `/v1/embeddings`.
+    ///
+    /// # Errors
+    /// As of [`Self::get`].
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let bytes = self.call(Method::POST, path, Bytes::from(body.to_string()), collect).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|_| ClientError::NotSotto { what: "an answer", n_bytes: bytes.len() })
+    }
+
     /// Sends a request over a new connection and gives the body of its answer to `read`.
     async fn call<T>(
         &self,

@@ -19,13 +19,15 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// What is asked of all texts.
 #[derive(Clone, Debug)]
-pub(super) struct Embed {
+pub(crate) struct Embed {
     /// Id or alias.
     pub(super) model: String,
     /// So many numbers of each vector, the first ones; `None`: all.
     pub(super) dimensions: Option<usize>,
     /// Vectors have the length 1.
     pub(super) normalize: bool,
+    /// Texts that are longer than the model reads are cut, and told of.
+    pub(super) truncate: bool,
     pub(super) class: Class,
     /// When all must be there.
     deadline: Option<Instant>,
@@ -33,29 +35,46 @@ pub(super) struct Embed {
 
 /// The vectors of texts, in their order.
 #[derive(Debug, Default)]
-pub(super) struct Vectors {
+pub(crate) struct Vectors {
     /// The model that made them.
-    pub(super) model: String,
-    pub(super) vectors: Vec<Vec<f32>>,
+    pub(crate) model: String,
+    pub(crate) vectors: Vec<Vec<f32>>,
     /// Tokens that were read for all.
-    pub(super) n_tokens: usize,
+    pub(crate) n_tokens: usize,
+    /// Which texts were cut, from 0.
+    pub(crate) truncated: Vec<usize>,
 }
 
 impl Embed {
+    /// Of the default model, for somebody who waits.
+    #[cfg(feature = "http")]
+    pub(crate) fn new(dimensions: Option<usize>, truncate: bool) -> Self {
+        Self {
+            model: "default".to_owned(),
+            dimensions,
+            normalize: true,
+            truncate,
+            class: Class::Interactive,
+            deadline: None,
+        }
+    }
+
     /// Takes `model` and `dimensions`; without a model it is the one that `embed` stands for.
     pub(super) fn take(fields: &mut Fields) -> Result<Self, Fault> {
         Ok(Self {
             model: fields.text("model")?.unwrap_or_else(|| "embed".to_owned()),
             dimensions: fields.whole("dimensions", 1, u64::from(u32::MAX))?.map(|n| n as usize),
             normalize: true,
+            truncate: false,
             class: Class::Interactive,
             deadline: None,
         })
     }
 
-    /// Takes `class` and `deadline_ms`.
+    /// Takes `class`, `deadline_ms` and `truncate`.
     pub(super) fn take_service(&mut self, fields: &mut Fields) -> Result<(), Fault> {
         self.class = fields.class()?;
+        self.truncate = fields.flag("truncate")?.unwrap_or(false);
         let ms = fields.whole("deadline_ms", 1, u64::from(u32::MAX))?;
         self.deadline = ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         Ok(())
@@ -65,7 +84,7 @@ impl Embed {
     ///
     /// # Errors
     /// The first failure; `queue_full` only where no place was found for the first text.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         self,
         engine: &Engine,
         caller: Caller,
@@ -95,7 +114,7 @@ impl Embed {
                 }
                 fault
             };
-            let Embedded { model, vector, prompt_tokens } = embedded.map_err(of_text)?;
+            let (Embedded { model, vector, prompt_tokens }, truncated) = embedded.map_err(of_text)?;
             let vector = self.cut(vector)?;
             if vector.len().saturating_mul(n) > EMBED_NUMBERS_MAX {
                 let message = format!(
@@ -107,12 +126,14 @@ impl Embed {
             }
             (all.model, all.vectors[i]) = (model, vector);
             all.n_tokens += prompt_tokens;
+            all.truncated.extend(truncated.then_some(i));
             begin(&mut under_way);
         }
+        all.truncated.sort_unstable();
         Ok(all)
     }
 
-    /// One vector. Only the first text is refused where the queue is full; the others wait.
+    /// One vector, and whether its text was cut. Only the first text is refused where the queue is full; the others wait.
     async fn one(
         &self,
         engine: &Engine,
@@ -120,14 +141,14 @@ impl Embed {
         input: Input,
         field: &'static str,
         first: bool,
-    ) -> Result<Embedded, Fault> {
+    ) -> Result<(Embedded, bool), Fault> {
         loop {
             let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()).as_millis());
             let request = Request {
                 id: new_id(),
                 caller,
                 model: Some(self.model.clone()),
-                task: Task::Embed,
+                task: Task::Embed { truncate: self.truncate },
                 input: input.clone(),
                 input_field: field,
                 effort: Effort::None,
@@ -166,11 +187,12 @@ impl Embed {
 }
 
 /// Waits for the end.
-async fn ended(started: Result<Generation, Fault>) -> Result<Embedded, Fault> {
-    let mut generation = started?;
+async fn ended(started: Result<Generation, Fault>) -> Result<(Embedded, bool), Fault> {
+    let (mut generation, mut truncated) = (started?, false);
     loop {
         match generation.next().await {
-            Event::Embedded(embedded) => return Ok(embedded),
+            Event::Admitted(admitted) => truncated = admitted.truncated,
+            Event::Embedded(embedded) => return Ok((embedded, truncated)),
             Event::Failed(fault) => return Err(fault),
             _ => {}
         }
@@ -187,6 +209,7 @@ mod tests {
             model: "embed".into(),
             dimensions,
             normalize,
+            truncate: false,
             class: Class::Interactive,
             deadline: None,
         };

@@ -18,7 +18,7 @@ mod admins;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod ask;
 #[cfg(any(feature = "dbus", feature = "http"))]
-mod embed;
+pub(crate) mod embed;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod fault;
 #[cfg(any(feature = "dbus", feature = "http"))]

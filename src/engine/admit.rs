@@ -431,12 +431,13 @@ impl Admission {
 
     fn admitted(&self, s: Submission, model: Arc<Loaded>, prompt: Prompt) {
         let Submission { request, mut sink, live, submitted_us } = s;
-        let Prompt { tokens, n_common, no_template } = prompt;
+        let Prompt { tokens, n_common, no_template, truncated } = prompt;
         self.shared.spend(request.caller.uid, tokens.len());
         sink.offer(&Event::Admitted(Admitted {
             model: model.id.clone(),
             prompt_tokens: tokens.len(),
             no_template,
+            truncated,
         }));
         let job = Job { request, sink, live, model, tokens, n_common, submitted_us };
         self.shared.busy.store(true, Ordering::Release);

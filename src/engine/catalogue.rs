@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Code, ModelFile};
+use crate::format::hf::onnx;
 
 /// State of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub struct ModelInfo {
 }
 
 /// What a model's header says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelHeader {
     /// Such as `llama`.
     pub architecture: String,
@@ -68,6 +69,8 @@ pub struct ModelHeader {
     pub chat: bool,
     /// It makes vectors of texts.
     pub embeds: bool,
+    /// It continues text.
+    pub generates: bool,
     /// Its license, as the file says; empty if it says nothing.
     pub license: String,
 }
@@ -79,6 +82,8 @@ pub(super) const STANDING_ALIASES: [&str; 3] = ["default", "fast", "embed"];
 #[derive(Debug)]
 pub(super) struct Entry {
     pub path: PathBuf,
+    /// It is an ONNX graph that makes vectors of texts.
+    pub encodes: bool,
     pub info: ModelInfo,
 }
 
@@ -106,7 +111,7 @@ impl Entry {
             size_bytes,
             header: None,
         };
-        Self { path: model.path.clone(), info }
+        Self { path: model.path.clone(), encodes: onnx::encodes(&model.path), info }
     }
 }
 

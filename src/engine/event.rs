@@ -90,6 +90,8 @@ pub struct Admitted {
     pub prompt_tokens: usize,
     /// A conversation was asked for and the model has no chat template: its text is continued as it stands.
     pub no_template: bool,
+    /// A text that becomes a vector was longer than the model reads, and cut.
+    pub truncated: bool,
 }
 
 /// Why an answer ended.

@@ -107,7 +107,7 @@ impl Generation {
         let room = n_ctx - tokens.len();
         let asked = [request.max_tokens.unwrap_or(0), max_tokens].into_iter().filter(|n| *n > 0).min();
         let (n_max, max_detail) = match asked {
-            _ if request.task == Task::Embed => (0, StopDetail::MaxTokens),
+            _ if request.task != Task::Generate => (0, StopDetail::MaxTokens),
             Some(n) if n as usize <= room => (n as usize, StopDetail::MaxTokens),
             _ => (room, StopDetail::Context),
         };
@@ -227,7 +227,7 @@ impl Generation {
 
     /// Whether its input becomes a vector.
     pub(super) fn embeds(&self) -> bool {
-        self.request.task == Task::Embed
+        self.request.task != Task::Generate
     }
 
     /// Whose beginnings it may go on from. What is published is read anew, so that all of it can be left; and a vector

@@ -156,8 +156,8 @@ impl Shared {
         lock(&self.live)
     }
 
-    /// The id that `name` stands for: that of a model, what an alias names, or, for `None` and for `default`, `fast` and
-    /// (while there are no encoders) `embed` where no alias names them, the default model.
+    /// The id that `name` stands for: that of a model, what an alias names, or, for `None` and for `default` and `fast` where
+    /// no alias names them, the default model; for `embed` the first encoder, if there is one.
     pub(super) fn resolve(&self, name: Option<&str>) -> Option<String> {
         let settings = self.settings();
         let catalogue = lock(&self.catalogue);
@@ -171,6 +171,11 @@ impl Shared {
             }
             if !STANDING_ALIASES.contains(&name) {
                 return None;
+            }
+            if name == "embed"
+                && let Some((id, _)) = catalogue.iter().find(|(_, entry)| entry.encodes)
+            {
+                return Some(id.clone());
             }
         }
         match &settings.default_model {

@@ -1,16 +1,23 @@
 //! Making a model's weights ready, a slice at a time: packed, or read in as the file has them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::loaded::Loaded;
+use super::Options;
+use super::loaded::{Body, Loaded};
 use crate::kernel::Pool;
-use crate::model::{Cache, Model, Pack, PackError, Packer};
+use crate::model::{Model, Pack, PackError, Packer};
 use crate::os::clock;
+use crate::side::graph::{Graph, GraphError, Open};
 
 /// Bytes of a model that are read in between two looks at what came in: a tenth of a second.
 const READ: usize = 64 << 20;
 /// Bytes that are packed between them.
 const PACKED: usize = 16 << 20;
+
+/// How long a helper is waited for at a time, and in all: a graph of a gigabyte takes seconds on a slow board.
+const GRAPH_LOOK: Duration = Duration::from_millis(20);
+const GRAPH_US: u64 = 120_000_000;
 
 /// A model on its way into memory.
 pub(super) enum Load {
@@ -20,35 +27,58 @@ pub(super) enum Load {
     Read(u64, u64),
     /// A mock lets time pass, from this moment on: bytes so far, and in all.
     Play(u64, u64, u64),
+    /// A helper opens its graph, since this moment, of so many bytes.
+    Graph(Box<Graph>, u64, u64),
+    /// There is none.
+    Failed(GraphError),
+}
+
+/// What a load ends with.
+pub(super) enum Weights {
+    /// For our own decoder.
+    Own(Arc<Model>),
+    /// In a helper.
+    Graph(Box<Graph>),
 }
 
 impl Load {
-    pub(super) fn new(model: &Loaded, pack: Pack, cache: Option<&Cache>) -> Self {
+    /// With so many threads, where a helper computes.
+    pub(super) fn new(model: &Loaded, o: &Options, threads: usize) -> Self {
         if model.play.is_some() {
-            return Self::Play(clock::now_us(), 0, model.model.file_bytes());
+            return Self::Play(clock::now_us(), 0, model.file_bytes());
         }
+        let own = match &model.body {
+            Body::Own(own) => own,
+            Body::Graph(dir) => {
+                let open = Open { pool: dir.pool, unit: dir.unit, threads };
+                return match Graph::start(&o.helper, &dir.graph, &open) {
+                    Ok(graph) => Self::Graph(Box::new(graph), clock::now_us(), dir.bytes),
+                    Err(e) => Self::Failed(e),
+                };
+            }
+        };
         // What is packed already is read as it is, and so is what would only be slower packed.
-        match pack {
-            _ if model.model.checkpoint().is_packed() => Self::read(model),
+        match o.pack {
+            _ if own.checkpoint().is_packed() => Self::read(model),
             Pack::Off => Self::read(model),
-            Pack::Memory => Self::memory(model),
+            Pack::Memory => Self::memory(model, own),
             Pack::Cache => {
-                let cache = cache.ok_or(PackError::NoCache);
-                match cache.and_then(|cache| cache.packer(&model.model, &model.path)) {
+                let cache = o.cache.as_ref().ok_or(PackError::NoCache);
+                match cache.and_then(|cache| cache.packer(own, &model.path)) {
                     Ok(packer) => Self::Pack(Box::new(packer)),
-                    Err(e) => Self::instead(model, &e),
+                    Err(e) => Self::instead(model, own, &e),
                 }
             }
         }
     }
 
     fn read(model: &Loaded) -> Self {
-        Self::Read(0, model.model.file_bytes())
+        Self::Read(0, model.file_bytes())
     }
 
     /// Packs into memory, if there is something to pack and room.
-    fn memory(model: &Loaded) -> Self {
-        match Packer::memory(&model.model) {
+    fn memory(model: &Loaded, own: &Arc<Model>) -> Self {
+        match Packer::memory(own) {
             Ok(packer) => Self::Pack(Box::new(packer)),
             Err(PackError::Nothing { .. }) => Self::read(model),
             Err(e) => {
@@ -59,11 +89,11 @@ impl Load {
     }
 
     /// The same, because there is no packed file.
-    fn instead(model: &Loaded, why: &PackError) -> Self {
+    fn instead(model: &Loaded, own: &Arc<Model>, why: &PackError) -> Self {
         if !matches!(why, PackError::Nothing { .. } | PackError::Directory { .. }) {
             log::info!("model {}: is not packed into a file: {why}", model.id);
         }
-        Self::memory(model)
+        Self::memory(model, own)
     }
 
     /// Bytes of the file that are through, and that are to be in all.
@@ -71,6 +101,8 @@ impl Load {
         match self {
             Self::Pack(packer) => packer.progress(),
             Self::Read(done, total) | Self::Play(_, done, total) => (*done, *total),
+            Self::Graph(_, _, total) => (0, *total),
+            Self::Failed(_) => (0, 0),
         }
     }
 
@@ -79,15 +111,20 @@ impl Load {
         match self {
             Self::Pack(packer) => match packer.work(pool, PACKED) {
                 Ok(more) => more,
-                Err(e) => {
-                    *self = Self::instead(model, &e);
-                    true
-                }
+                Err(e) => match model.own() {
+                    Some(own) => {
+                        *self = Self::instead(model, own, &e);
+                        true
+                    }
+                    None => false,
+                },
             },
             Self::Read(done, total) if *done < *total => {
                 let n = (*total - *done).min(READ as u64);
                 // The file is mapped, so its offsets are addresses.
-                model.model.populate(*done as usize, n as usize);
+                if let Some(own) = model.own() {
+                    own.populate(*done as usize, n as usize);
+                }
                 *done += n;
                 true
             }
@@ -95,13 +132,39 @@ impl Load {
                 *done = model.play.as_ref().map_or(*total, |play| play.load(*since, *total));
                 true
             }
-            Self::Read(..) | Self::Play(..) => false,
+            Self::Graph(graph, since, _) => match graph.open(GRAPH_LOOK) {
+                Ok(Some(_)) => false,
+                Ok(None) if clock::now_us().saturating_sub(*since) < GRAPH_US => true,
+                Ok(None) => {
+                    *self = Self::Failed(GraphError::slow(GRAPH_US / 1_000_000));
+                    false
+                }
+                Err(e) => {
+                    *self = Self::Failed(e);
+                    false
+                }
+            },
+            Self::Read(..) | Self::Play(..) | Self::Failed(_) => false,
         }
     }
 
     /// The model to run, of `model`, which was loaded, once there is no slice left.
-    pub(super) fn finish(self, model: &Loaded) -> Arc<Model> {
-        let Self::Pack(packer) = self else { return model.model.clone() };
+    ///
+    /// # Errors
+    /// When a helper could not be had, or refuses its graph.
+    pub(super) fn finish(self, model: &Loaded) -> Result<Weights, GraphError> {
+        let own = match (self, &model.body) {
+            (Self::Failed(e), _) => return Err(e),
+            (Self::Graph(graph, ..), _) => return Ok(Weights::Graph(graph)),
+            (_, Body::Graph(_)) => return Err(GraphError::slow(0)),
+            (Self::Pack(packer), Body::Own(own)) => Self::packed(*packer, model, own),
+            (Self::Read(..) | Self::Play(..), Body::Own(own)) => own.clone(),
+        };
+        Ok(Weights::Own(own))
+    }
+
+    /// Of what was packed.
+    fn packed(packer: Packer, model: &Loaded, own: &Arc<Model>) -> Arc<Model> {
         let packed = packer.finish().map(Arc::new).and_then(|checkpoint| {
             let model = Model::new(checkpoint.clone())?;
             // Its norms were copied, each of which can have brought in a large page.
@@ -110,7 +173,7 @@ impl Load {
         });
         packed.map(Arc::new).unwrap_or_else(|e| {
             log::warn!("model {}: weights are read as the file has them: {e}", model.id);
-            model.model.clone()
+            own.clone()
         })
     }
 }

@@ -9,14 +9,25 @@ use super::mock::Play;
 use super::prompt::Common;
 use super::scheduler::ModelKey;
 use super::{Code, Fault, Mock, ModelFile, ModelHeader, ModelSettings, Options};
+use crate::base::Token;
 use crate::base::limits::TEMPLATE_BYTES_MAX;
+use crate::format::hf::onnx::{self, GraphDir};
 use crate::format::{self, Checkpoint};
 use crate::model::{KvType, Model, ModelError, vocab};
 use crate::os::file::read_text;
-use crate::text::Tokenizer;
+use crate::side::graph::GraphError;
+use crate::text::{Source, Tokenizer, TokenizerConfig};
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 const LICENSE: &str = "general.license";
+
+/// What computes.
+pub(super) enum Body {
+    /// Our own decoder, with these weights: as the file has them, or their packed form.
+    Own(Arc<Model>),
+    /// A helper, with this graph.
+    Graph(GraphDir),
+}
 
 /// A model with what admission needs of it.
 pub(super) struct Loaded {
@@ -25,8 +36,7 @@ pub(super) struct Loaded {
     pub id: String,
     /// Its file.
     pub path: PathBuf,
-    /// As the file has it, or its packed form.
-    pub model: Arc<Model>,
+    pub body: Body,
     pub tokenizer: Tokenizer,
     /// Positions that a sequence of it may have.
     pub n_ctx: usize,
@@ -64,6 +74,9 @@ impl Loaded {
             let loaded = Self::new(opening, Mock::checkpoint(id)?)?;
             return Ok(Self { play: Some(Play::new(id, mock)), ..loaded });
         }
+        if let Some((dir, graph)) = onnx::find(path) {
+            return Self::of_graph(opening, onnx::open(&dir, &graph)?);
+        }
         let packed = match options.used_cache().map(|cache| cache.find(path)) {
             None | Some(Ok(None)) => None,
             Some(Ok(Some(found))) => Some(Self::new(opening, found)),
@@ -77,9 +90,18 @@ impl Loaded {
         Self::new(opening, format::open(path)?)
     }
 
+    fn of_graph(opening: &Opening, dir: GraphDir) -> Result<Self, ModelError> {
+        let wrong = |source| ModelError::Vocabulary { file: dir.file.clone(), source };
+        let config = dir.tokenizer_config.as_ref().map(|bytes| TokenizerConfig::parse((**bytes).as_ref()));
+        let config = config.transpose().map_err(wrong)?;
+        let source = Source::from_tokenizer_json((*dir.tokenizer_json).as_ref(), config.as_ref());
+        let tokenizer = Tokenizer::new(source.map_err(wrong)?).map_err(wrong)?;
+        let tokenizer = tokenizer.with_ends(dir.eos.iter().map(|id| Token(*id))).map_err(wrong)?;
+        let (own_template, n_max) = (dir.chat_template.clone().unwrap_or_default(), dir.n_ctx);
+        Self::with(opening, Body::Graph(dir), tokenizer, &own_template, n_max)
+    }
+
     fn new(opening: &Opening, checkpoint: Checkpoint) -> Result<Self, ModelError> {
-        let &Opening { key, file, options, own, n_ctx } = opening;
-        let ModelFile { id, path } = file.clone();
         let model = Model::new(Arc::new(checkpoint))?;
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
@@ -91,43 +113,114 @@ impl Loaded {
             });
         }
         // A value that is no text is refused here, not when somebody asks.
-        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?;
+        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?.unwrap_or_default().to_owned();
+        let n_max = model.hyper().n_ctx_train;
+        Self::with(opening, Body::Own(Arc::new(model)), tokenizer, &own_template, n_max)
+    }
+
+    /// With `n_max` positions at the most.
+    fn with(
+        opening: &Opening,
+        body: Body,
+        tokenizer: Tokenizer,
+        own_template: &str,
+        n_max: usize,
+    ) -> Result<Self, ModelError> {
+        let &Opening { key, file, options, own, n_ctx } = opening;
+        let ModelFile { id, path } = file.clone();
         let template = own.and_then(|own| own.template.as_deref()).map(template).transpose()?;
-        let tokenizer = tokenizer.with_template(template.as_deref().or(own_template).unwrap_or_default());
+        let tokenizer = tokenizer.with_template(template.as_deref().unwrap_or(own_template));
         let n_ctx = n_ctx.or(own.and_then(|own| own.n_ctx)).unwrap_or(options.n_ctx);
         Ok(Self {
             key,
             id,
             path,
             tokenizer,
-            n_ctx: n_ctx.min(model.hyper().n_ctx_train),
+            n_ctx: n_ctx.min(n_max),
             kv: own.and_then(|own| own.kv).unwrap_or(options.kv),
             max_sequences: own.and_then(|own| own.max_sequences).unwrap_or(options.max_sequences),
             template,
             play: None,
             common: Common::default(),
             refused: AtomicBool::new(false),
-            model: Arc::new(model),
+            body,
         })
     }
 
     /// The source of its chat template.
     pub(super) fn template(&self) -> Option<&str> {
-        self.template.as_deref().or_else(|| self.model.checkpoint().str(CHAT_TEMPLATE).ok().flatten())
+        self.template.as_deref().or_else(|| match &self.body {
+            Body::Own(model) => model.checkpoint().str(CHAT_TEMPLATE).ok().flatten(),
+            Body::Graph(dir) => dir.chat_template.as_deref(),
+        })
+    }
+
+    /// The weights of our own decoder, if that runs it.
+    pub(super) fn own(&self) -> Option<&Arc<Model>> {
+        match &self.body {
+            Body::Own(model) => Some(model),
+            Body::Graph(_) => None,
+        }
+    }
+
+    /// Tokens that may be asked for are below this.
+    pub(super) fn n_vocab(&self) -> usize {
+        self.own().map_or_else(|| self.tokenizer.n_vocab(), |model| model.hyper().n_vocab)
+    }
+
+    /// Positions that it may have.
+    pub(super) fn n_ctx_train(&self) -> usize {
+        match &self.body {
+            Body::Own(model) => model.hyper().n_ctx_train,
+            Body::Graph(dir) => dir.n_ctx,
+        }
+    }
+
+    /// Whether it makes vectors of texts.
+    pub(super) fn embeds(&self) -> bool {
+        match &self.body {
+            Body::Own(model) => model.pooling().is_some(),
+            Body::Graph(dir) => !dir.generates,
+        }
+    }
+
+    /// Whether it continues text.
+    pub(super) fn generates(&self) -> bool {
+        match &self.body {
+            Body::Own(_) => true,
+            Body::Graph(dir) => dir.generates,
+        }
+    }
+
+    /// Bytes of its files.
+    pub(super) fn file_bytes(&self) -> u64 {
+        match &self.body {
+            Body::Own(model) => model.file_bytes(),
+            Body::Graph(dir) => dir.bytes,
+        }
     }
 
     /// What the doors tell of it.
     pub(super) fn header(&self) -> ModelHeader {
-        let h = self.model.hyper();
-        ModelHeader {
-            architecture: self.model.architecture().into(),
-            quantization: self.model.quantization().into(),
-            parameters: self.model.parameters(),
+        let known = ModelHeader {
             n_ctx: self.n_ctx,
-            n_ctx_train: h.n_ctx_train,
-            chat: self.template().is_some(),
-            embeds: self.model.pooling().is_some(),
-            license: self.model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
+            n_ctx_train: self.n_ctx_train(),
+            chat: self.template().is_some() && self.generates(),
+            embeds: self.embeds(),
+            generates: self.generates(),
+            ..ModelHeader::default()
+        };
+        match &self.body {
+            Body::Own(model) => ModelHeader {
+                architecture: model.architecture().into(),
+                quantization: model.quantization().into(),
+                parameters: model.parameters(),
+                license: model.checkpoint().str(LICENSE).ok().flatten().unwrap_or_default().into(),
+                ..known
+            },
+            Body::Graph(dir) => {
+                ModelHeader { architecture: dir.architecture.clone(), quantization: "ONNX".into(), ..known }
+            }
         }
     }
 }
@@ -143,6 +236,15 @@ pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
     let code = match e {
         ModelError::Architecture { .. } => Code::UnsupportedModel,
         ModelError::KvMemory { .. } => Code::InsufficientMemory,
+        _ => Code::LoadFailed,
+    };
+    Fault::new(code, format!("model {id}: {e}"))
+}
+
+/// What is said when the helper of model `id` fails.
+pub(super) fn graph_fault(id: &str, e: &GraphError) -> Fault {
+    let code = match e {
+        GraphError::NoHelper { .. } => Code::UnsupportedModel,
         _ => Code::LoadFailed,
     };
     Fault::new(code, format!("model {id}: {e}"))

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::handle::Live;
 use super::load::Load;
-use super::loaded::{Loaded, load_fault, short_fault};
+use super::loaded::{Loaded, graph_fault, load_fault, short_fault};
 use super::manners::{Given, Level};
 use super::mock::Play;
 use super::ready::Ready;
@@ -291,6 +291,17 @@ impl Runner {
         );
     }
 
+    /// A loaded model is gone without anybody's word. One that was pinned comes again.
+    pub(super) fn lose(&mut self, key: ModelKey, model: Arc<Loaded>) {
+        let pinned = self.scheduler.is_pinned(key);
+        self.input(Input::Lost(key));
+        self.forget_ready(key, "its helper is gone");
+        if pinned {
+            self.want(Wish::new(model, true, None));
+        }
+        self.forget_models();
+    }
+
     /// Models stay open while they are loaded or somebody asks for them.
     pub(super) fn forget_models(&mut self) {
         let (scheduler, jobs) = (&self.scheduler, &self.jobs);
@@ -313,8 +324,7 @@ impl Runner {
             }
             self.forget_models();
             self.shared.set_state(&model.id, ModelState::Loading);
-            let o = &self.shared.options;
-            let load = Load::new(&model, o.pack, o.cache.as_ref());
+            let load = Load::new(&model, &self.shared.options, self.shared.orders.threads());
             self.loading = Some(Loading { model, load, given, since: now });
             self.told_loading_us = 0;
         }
@@ -362,11 +372,14 @@ impl Runner {
             return self.not_loaded(&model, &fault);
         }
         let total = l.load.progress().1;
-        let (o, weights) = (&self.shared.options, l.load.finish(&model));
-        let metrics = self.shared.metrics.model(&model.id);
-        match started.and_then(|pool| Ready::new(model.clone(), weights, pool, o, (given, metrics))) {
+        let (o, metrics) = (&self.shared.options, self.shared.metrics.model(&model.id));
+        let ready = started.map_err(|e| load_fault(&model.id, &e)).and_then(|pool| {
+            let weights = l.load.finish(&model).map_err(|e| graph_fault(&model.id, &e))?;
+            Ready::new(model.clone(), weights, pool, o, (given, metrics))
+        });
+        match ready {
             Ok(mut ready) => {
-                let how = if ready.weights.checkpoint().is_packed() { "packed" } else { "as in the file" };
+                let how = ready.how();
                 self.shared.set_state(&model.id, ModelState::Loaded);
                 ready.metrics.weight_bytes.set(total);
                 ready.metrics.load.observe(clock::now_us().saturating_sub(since));
@@ -386,7 +399,7 @@ impl Runner {
                     self.grant(&mut wish);
                 }
             }
-            Err(e) => self.not_loaded(&model, &load_fault(&model.id, &e)),
+            Err(fault) => self.not_loaded(&model, &fault),
         }
     }
 

@@ -7,6 +7,7 @@ use super::scheduler::{Limits, Micros};
 use super::{Mock, Sampling};
 use crate::model::{Cache, KvType, Pack};
 use crate::os::tree::Tree;
+use crate::side::graph::Helper;
 
 /// A model file that the engine may load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Options {
     /// The program that renders chat templates as a child (`side::render`); `None`: this process, which is for
     /// templates that are trusted.
     pub renderer: Option<PathBuf>,
+    /// Where the program is that runs models which are ONNX graphs.
+    pub helper: Helper,
     /// How all models behave, if they are those of a mock ([`Mock::models`]).
     pub mock: Option<Mock>,
 }
@@ -71,6 +74,7 @@ impl Default for Options {
             lock: false,
             tree: Tree::default(),
             renderer: None,
+            helper: Helper::default(),
             mock: None,
         }
     }

@@ -36,13 +36,13 @@ pub(super) fn tokenize(
                 tokens.extend(tok.bos());
             }
             tok.encode(text, Special::AsText, &mut tokens);
-            if request.task == Task::Embed {
+            if request.task != Task::Generate {
                 tokens.extend(tok.close());
             }
         }
         Input::Chat(messages) => tokens = encode_chat(model, messages, request.effort, renderer, field)?,
         Input::Tokens(ids) => {
-            let n = model.model.hyper().n_vocab;
+            let n = model.n_vocab();
             if let Some(i) = ids.iter().position(|t| t.index() >= n) {
                 let message = format!("token {} is not in the vocabulary of {n}", ids[i].0);
                 return Err(Fault::new(Code::InvalidValue, message).at(format!("{field}[{i}]")));

@@ -1,158 +1,246 @@
-//! A loaded model with what its sequences share: buffers, memory, beginnings.
+//! A loaded model with what its sequences share. Our own decoder's are buffers, memory and beginnings ([`own`]); a helper's
+//! are its own affair ([`graph`]).
+
+mod graph;
+mod own;
 
 use std::sync::Arc;
 
+use self::graph::Remote;
+use self::own::Own;
 use super::generation::Generation;
-use super::loaded::Loaded;
+use super::load::Weights;
+use super::loaded::{Body, Loaded, load_fault};
 use super::manners::{Given, Need};
-use super::prefix::PrefixCache;
-use super::scheduler::Capacity;
-use super::tuning::Tuning;
-use super::{ModelMetrics, Options};
-use crate::base::limits::{ATTN_BLOCK, PREFILL_CHUNK_MAX};
+use super::prefix::NodeId;
+use super::scheduler::{Capacity, ModelKey, Slot};
+use super::{Fault, ModelMetrics, Options};
+use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Budget, Decoder, Kv, Model, ModelError, Paging, Precision};
+use crate::model::{Kv, Part, Pooled};
+use crate::side::graph::GraphError;
 
 /// A model that runs.
 pub(super) struct Ready {
     pub model: Arc<Loaded>,
-    /// What of it runs.
-    pub weights: Arc<Model>,
-    pub decoder: Decoder,
-    pub tuning: Tuning,
-    pub paging: Arc<Paging>,
-    pub budget: Arc<Budget>,
-    pub prefix: PrefixCache,
     pub metrics: Arc<ModelMetrics>,
     pub capacity: Capacity,
-    need: Need,
-    given: Given,
-    n_ctx: usize,
-    /// What all sequences may keep together.
-    sequences_bytes: u64,
-    /// Tokens of its largest step.
-    n_tokens_max: usize,
+    runs: Runs,
 }
 
-/// Tokens of the largest step of `model`.
-fn n_tokens_max(model: &Loaded, o: &Options) -> usize {
-    (o.prefill_chunk + model.max_sequences).min(PREFILL_CHUNK_MAX)
+/// Who computes.
+enum Runs {
+    Own(Box<Own>),
+    Graph(Box<Remote>),
 }
 
-/// What `model` takes with these `weights`, if it is to keep `prefix` bytes of beginnings.
-pub(super) fn need(model: &Loaded, weights: &Model, o: &Options, prefix: u64) -> Need {
-    let (n_ctx, n_tokens_max) = (model.n_ctx, n_tokens_max(model, o));
-    let (paging, one) = (Paging::new(weights.layout(), model.kv), n_ctx.div_ceil(ATTN_BLOCK));
-    Need {
-        weights: weights.resident_bytes(),
-        buffers: Decoder::bytes(weights, n_tokens_max, model.max_sequences),
-        sequence: paging.bytes(n_ctx, n_tokens_max),
-        n_ctx,
-        page: paging.page_bytes(),
-        // Those that rest keep what they have, so there is use for twice as many as run.
-        n_pages: (one, 2 * model.max_sequences * one),
-        prefix,
+/// What a sequence keeps.
+pub(super) struct Kept {
+    pub model: ModelKey,
+    what: What,
+}
+
+enum What {
+    Own {
+        kv: Kv,
+        /// The block of the prefix cache that it began with.
+        pin: Option<NodeId>,
+        /// The vector that its input becomes, so far.
+        pooled: Option<Pooled>,
+    },
+    /// A helper reads it all at once.
+    Graph,
+}
+
+/// What a sequence brings to a step, with what it keeps.
+pub(super) struct Going<'t> {
+    pub slot: Slot,
+    pub kept: Kept,
+    pub tokens: &'t [Token],
+    /// A token, or a vector, comes of it.
+    pub draws: bool,
+}
+
+/// Draws a token of logits; `None` for who is gone, no token where no logit is finite.
+type Sample<'s> = dyn FnMut(Slot, &[f32]) -> Option<Option<Token>> + 's;
+
+/// What came of a step, of each that draws.
+pub(super) enum Drawn {
+    /// A token; none where no logit is finite.
+    Token(Slot, Option<Token>),
+    Vector(Slot, Vec<f32>),
+    /// The helper refuses its text.
+    Refused(Slot, GraphError),
+}
+
+/// Why nothing came of a step.
+pub(super) enum Stopped {
+    /// Nobody wants it any more.
+    Left,
+    /// The helper is gone, or does not answer as it should: it cannot be asked again.
+    Lost(GraphError),
+}
+
+impl Kept {
+    /// Tokens that it has.
+    pub(super) fn len(&self) -> usize {
+        match &self.what {
+            What::Own { kv, .. } => kv.len(),
+            What::Graph => 0,
+        }
+    }
+
+    /// Makes room for `n` tokens more.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn reserve(&mut self, n: usize) -> Result<(), crate::model::ModelError> {
+        match &mut self.what {
+            What::Own { kv, .. } => kv.reserve(n),
+            What::Graph => Ok(()),
+        }
+    }
+
+    /// Lets go of all but the block of the prefix cache that it began with.
+    pub(super) fn into_pin(self) -> Option<NodeId> {
+        match self.what {
+            What::Own { pin, .. } => pin,
+            What::Graph => None,
+        }
+    }
+}
+
+/// What `model` takes, if it is to keep `prefix` bytes of beginnings.
+pub(super) fn need(model: &Loaded, o: &Options, prefix: u64) -> Need {
+    match &model.body {
+        Body::Own(weights) => own::need(model, weights, o, prefix),
+        Body::Graph(dir) => graph::need(model, dir),
     }
 }
 
 impl Ready {
-    /// Makes the buffers of `model`, whose weights are `weights`, within what it is `given`.
+    /// Makes `model` ready, within what it is `given`.
     ///
     /// # Errors
     /// When it has too few positions, or there is no memory for its longest sequence.
     pub(super) fn new(
         model: Arc<Loaded>,
-        weights: Arc<Model>,
+        weights: Weights,
         pool: &Pool,
         o: &Options,
         (given, metrics): (Given, Arc<ModelMetrics>),
-    ) -> Result<Self, ModelError> {
-        let precision = Precision { kv: model.kv, ..Precision::default() };
-        let (n_ctx, n_tokens_max) = (model.n_ctx, n_tokens_max(&model, o));
-        weights.check_positions(n_ctx)?;
-        let paging = Arc::new(Paging::new(weights.layout(), model.kv));
-        let Given { n_pages, prefix, .. } = given;
-        let sequences_bytes = (n_pages as u64).saturating_mul(paging.page_bytes());
-        let ready = Self {
-            need: need(&model, &weights, o, prefix),
-            capacity: Capacity { n_pages, at_pages: paging.resumes_at_steps() },
-            decoder: Decoder::new(&weights, precision, n_tokens_max, model.max_sequences),
-            tuning: Tuning::new(&weights, pool, o.threads_decode),
-            budget: Budget::new(sequences_bytes.saturating_add(prefix)),
-            sequences_bytes,
-            prefix: PrefixCache::new(prefix),
-            given,
-            paging,
-            metrics,
-            n_ctx,
-            n_tokens_max,
-            model,
-            weights,
+    ) -> Result<Self, Fault> {
+        let (runs, capacity) = match weights {
+            Weights::Own(weights) => {
+                let own = Own::new(&model, weights, pool, o, given).map_err(|e| load_fault(&model.id, &e))?;
+                let capacity = own.capacity();
+                (Runs::Own(Box::new(own)), capacity)
+            }
+            Weights::Graph(graph) => {
+                let capacity = Capacity { n_pages: given.n_pages, at_pages: false, whole: true };
+                (Runs::Graph(Box::new(Remote::new(*graph))), capacity)
+            }
         };
-        // That there is memory for the longest sequence is found out now, not within an answer.
-        ready.kv()?.reserve_all()?;
-        Ok(ready)
+        Ok(Self { model, metrics, capacity, runs })
     }
 
-    /// What a sequence begins with: nothing.
+    /// How its weights are, in words.
+    pub(super) fn how(&self) -> &'static str {
+        match &self.runs {
+            Runs::Own(own) if own.is_packed() => "packed",
+            Runs::Own(_) => "as in the file",
+            Runs::Graph(_) => "in a helper",
+        }
+    }
+
+    /// What a sequence begins with, as much of it as an earlier one left.
     ///
     /// # Errors
     /// When there is no memory for it.
-    pub(super) fn kv(&self) -> Result<Kv, ModelError> {
-        Kv::new(&self.paging, &self.budget, self.n_ctx, self.n_tokens_max)
+    pub(super) fn begin(&mut self, job: &Generation) -> Result<Kept, Fault> {
+        let what = match &mut self.runs {
+            Runs::Own(own) => own.begin(job).map_err(|e| load_fault(&self.model.id, &e))?,
+            Runs::Graph(_) => What::Graph,
+        };
+        Ok(Kept { model: self.model.key, what })
+    }
+
+    /// Takes sequences on by what each brings. `go_on` is asked before each part of the work.
+    ///
+    /// # Errors
+    /// When nothing came of it.
+    pub(super) fn step(
+        &mut self,
+        pool: &Pool,
+        going: &mut [Going<'_>],
+        sample: &mut Sample<'_>,
+        go_on: &mut dyn FnMut(Part) -> bool,
+    ) -> Result<Vec<Drawn>, Stopped> {
+        match &mut self.runs {
+            Runs::Own(own) => own.step(&self.model, pool, going, sample, go_on).ok_or(Stopped::Left),
+            Runs::Graph(remote) => remote.step(going, go_on),
+        }
+    }
+
+    /// Leaves for later requests what a sequence has come to keep in whole blocks by its last `n` tokens.
+    pub(super) fn keep_beginning(&mut self, job: &Generation, kept: &Kept, n: usize) {
+        if let (Runs::Own(own), What::Own { kv, .. }) = (&mut self.runs, &kept.what) {
+            own.keep_beginning(job, kv, n);
+        }
+    }
+
+    /// A sequence that began with this block of the prefix cache is gone.
+    pub(super) fn unpin(&mut self, pin: NodeId) {
+        if let Runs::Own(own) = &mut self.runs {
+            own.prefix.unpin(pin);
+        }
     }
 
     /// Is to keep at most `bytes` of beginnings, as far as memory allowed them at its load; `yes`: from now on.
     pub(super) fn set_prefix_cache(&mut self, bytes: u64, yes: bool) {
-        self.given.prefix = bytes.min(self.given.prefix_max);
-        self.budget.raise(self.sequences_bytes.saturating_add(self.given.prefix));
-        self.keep_beginnings(yes);
-    }
-
-    /// Leaves for later requests what a sequence has come to keep in whole blocks by its last `n` tokens.
-    pub(super) fn keep_beginning(&mut self, job: &Generation, kv: &Kv, n: usize) {
-        if kv.len() / ATTN_BLOCK > (kv.len() - n) / ATTN_BLOCK {
-            for (scope, n) in job.leaves() {
-                self.prefix.insert(scope, &job.tokens()[..kv.len().min(n)], |i| kv.share(i));
-            }
+        if let Runs::Own(own) = &mut self.runs {
+            own.set_prefix_cache(bytes);
         }
+        self.keep_beginnings(yes);
     }
 
     /// Keeps beginnings for later requests, or none any more.
     pub(super) fn keep_beginnings(&mut self, yes: bool) {
-        self.prefix.set_max(if yes { self.given.prefix } else { 0 });
+        if let Runs::Own(own) = &mut self.runs {
+            own.keep_beginnings(yes);
+        }
         self.tell();
     }
 
     /// Bytes of the system's free memory that it has taken: what is mapped from a file is not among them.
     pub(super) fn own_bytes(&self) -> u64 {
-        let checkpoint = self.weights.checkpoint();
-        let copied = checkpoint.is_packed() && checkpoint.packed_file().is_none();
-        let weights = if copied { self.need.weights } else { 0 };
-        weights.saturating_add(self.need.buffers).saturating_add(self.budget.used())
+        match &self.runs {
+            Runs::Own(own) => own.own_bytes(),
+            Runs::Graph(remote) => remote.resident_bytes(),
+        }
     }
 
     /// Bytes that it needs as long as it stays: what it keeps, and at least one sequence.
     pub(super) fn needed_bytes(&self) -> u64 {
-        let sequences = self.budget.used().max(self.need.sequence);
-        self.need.weights.saturating_add(self.need.buffers).saturating_add(sequences)
+        match &self.runs {
+            Runs::Own(own) => own.needed_bytes(),
+            Runs::Graph(remote) => remote.resident_bytes(),
+        }
     }
 
     /// Keeps its weights in memory, whatever else wants it.
     pub(super) fn lock(&self) {
-        if let Err(e) = self.weights.checkpoint().lock() {
-            log::warn!(
-                "models.lock: the {} MiB of model {} cannot be locked: {e}; allow it by LimitMEMLOCK= in the unit",
-                self.need.weights >> 20,
-                self.model.id
-            );
+        if let Runs::Own(own) = &self.runs {
+            own.lock(&self.model.id);
         }
     }
 
     /// Tells how much it keeps.
     pub(super) fn tell(&self) {
-        self.metrics.kv_bytes.set(self.budget.used());
-        self.metrics.prefix_bytes.set(self.prefix.bytes());
+        if let Runs::Own(own) = &self.runs {
+            self.metrics.kv_bytes.set(own.budget.used());
+            self.metrics.prefix_bytes.set(own.prefix.bytes());
+        }
     }
 }
 

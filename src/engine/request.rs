@@ -225,7 +225,10 @@ pub enum Task {
     #[default]
     Generate,
     /// It becomes a vector, which is the end ([`super::Event::Embedded`]).
-    Embed,
+    Embed {
+        /// What is longer than the model reads is cut; else it is refused.
+        truncate: bool,
+    },
 }
 
 /// One generation, as asked.

@@ -4,6 +4,7 @@
 mod ends;
 mod mind;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,12 +19,12 @@ use super::loaded::{Loaded, load_fault};
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
-use super::ready::Ready;
+use super::ready::{Drawn, Going, Kept, Ready, Stopped};
 use super::scheduler::{Action, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
 use super::{Code, Event, Fault, Offer, Request, Sink};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{Feed, Kv, ModelError, Part, Pooled, Want};
+use crate::model::{ModelError, Part};
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -57,16 +58,6 @@ pub(super) enum Command {
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 pub(super) const PROGRESS_EVERY: Micros = 250_000;
-
-/// What a request keeps.
-struct Kept {
-    model: ModelKey,
-    kv: Kv,
-    /// The block of the prefix cache that it began with.
-    pin: Option<NodeId>,
-    /// The vector that its input becomes, so far.
-    pooled: Option<Pooled>,
-}
 
 /// The engine thread's state.
 pub(super) struct Runner {
@@ -323,23 +314,13 @@ impl Runner {
         let Some(job) = self.jobs.get_mut(&slot) else { return };
         let key = job.model.key;
         let Some(ready) = self.ready.get_mut(&key) else { return };
-        let mut kv = match ready.kv() {
-            Ok(kv) => kv,
-            Err(e) => {
-                let fault = load_fault(&ready.model.id, &e);
-                return self.fail(slot, fault);
-            }
+        let kept = match ready.begin(job) {
+            Ok(kept) => kept,
+            Err(fault) => return self.fail(slot, fault),
         };
-        let mut pin = None;
-        if let Some((id, blocks)) = ready.prefix.find(job.begins_from(), job.tokens(), &ready.paging) {
-            kv.adopt(&blocks.iter().collect::<Vec<_>>());
-            pin = Some(id);
-        }
-        let n = kv.len();
+        let n = kept.len();
         job.begun(n, now);
-        let how = ready.weights.pooling().filter(|_| job.embeds());
-        let pooled = how.map(|how| Pooled::new(how, ready.weights.hyper().n_embd));
-        self.kept.insert(slot, Kept { model: key, kv, pin, pooled });
+        self.kept.insert(slot, kept);
         self.input(Input::Begun(slot, n));
     }
 
@@ -351,9 +332,8 @@ impl Runner {
     }
 
     fn give_back(&mut self, kept: Kept) {
-        let Kept { model, kv, pin, .. } = kept;
-        drop(kv);
-        self.unpin.extend(pin.map(|pin| (model, pin)));
+        let model = kept.model;
+        self.unpin.extend(kept.into_pin().map(|pin| (model, pin)));
         self.settle();
     }
 
@@ -361,7 +341,7 @@ impl Runner {
     fn settle(&mut self) {
         self.unpin.retain(|(model, pin)| match self.ready.get_mut(model) {
             Some(ready) => {
-                ready.prefix.unpin(*pin);
+                ready.unpin(*pin);
                 false
             }
             None => self.models.contains_key(model),
@@ -420,16 +400,16 @@ impl Runner {
         pool.set_active(self.shared.orders.threads());
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
-        let mut going: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
+        let mut found: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
         for share in &shares {
             let (Some(job), Some(mut kept)) = (self.jobs.get(&share.slot), self.kept.remove(&share.slot))
             else {
                 continue;
             };
-            match kept.kv.reserve(share.n) {
+            match kept.reserve(share.n) {
                 Ok(()) => {
                     tokens.extend_from_slice(job.next(share.n));
-                    going.push((*share, kept));
+                    found.push((*share, kept));
                 }
                 Err(e) => {
                     self.kept.insert(share.slot, kept);
@@ -438,28 +418,29 @@ impl Runner {
                 }
             }
         }
+        let mut rest = tokens.as_slice();
+        let mut going: Vec<Going<'_>> = Vec::with_capacity(found.len());
+        for (share, kept) in found {
+            let (own, others) = rest.split_at(share.n);
+            rest = others;
+            going.push(Going { slot: share.slot, kept, tokens: own, draws: share.draws });
+        }
         let began = clock::now_us();
-        let drawn = (!going.is_empty()).then(|| self.advance(inbox, &mut ready, &pool, &mut going, &tokens));
+        let drawn = match going.is_empty() {
+            true => Err(Stopped::Left),
+            false => self.advance(inbox, &mut ready, &pool, &mut going),
+        };
         let now = clock::now_us();
         let us = now.saturating_sub(began);
-        let through = drawn.as_ref().is_some_and(Option::is_some);
-        let mut vectors = Vec::new();
-        for (share, mut kept) in going {
-            if through && share.draws {
-                vectors.extend(kept.pooled.take().map(|pooled| (share.slot, pooled.finish())));
-            }
-            match self.jobs.get_mut(&share.slot) {
+        for Going { slot, kept, tokens: own, .. } in going {
+            match self.jobs.get_mut(&slot) {
                 Some(job) => {
-                    if through {
-                        job.stepped(
-                            share.n,
-                            us * share.n as u64 / tokens.len().max(1) as u64,
-                            now,
-                            PROGRESS_EVERY,
-                        );
-                        ready.keep_beginning(job, &kept.kv, share.n);
+                    if drawn.is_ok() {
+                        let share_us = us * own.len() as u64 / tokens.len().max(1) as u64;
+                        job.stepped(own.len(), share_us, now, PROGRESS_EVERY);
+                        ready.keep_beginning(job, &kept, own.len());
                     }
-                    self.kept.insert(share.slot, kept);
+                    self.kept.insert(slot, kept);
                 }
                 // It ended meanwhile.
                 None => self.give_back(kept),
@@ -471,64 +452,49 @@ impl Runner {
         self.ready.insert(key, ready);
         self.settle();
         (self.pool, self.tokens) = (Some(pool), tokens);
-        if let Some(drawn) = drawn.flatten() {
-            self.input(Input::StepDone(us));
-            for (slot, token) in drawn {
-                self.emit(slot, token, now);
+        match drawn {
+            Ok(drawn) => {
+                self.input(Input::StepDone(us));
+                for drawn in drawn {
+                    match drawn {
+                        Drawn::Token(slot, token) => self.emit(slot, token, now),
+                        Drawn::Vector(slot, vector) => self.embedded(slot, vector, now),
+                        Drawn::Refused(slot, e) => self.refused_by_helper(slot, &e),
+                    }
+                }
             }
-            for (slot, vector) in vectors {
-                self.embedded(slot, vector, now);
-            }
+            Err(Stopped::Left) => {}
+            Err(Stopped::Lost(e)) => self.lost_helper(key, &shares, &e),
         }
     }
 
-    /// Does a step and draws; `None` if it was stopped.
+    /// Does a step and draws.
     fn advance(
         &mut self,
         inbox: &Receiver<Command>,
         ready: &mut Ready,
         pool: &Pool,
-        going: &mut [(Share, Kept)],
-        tokens: &[Token],
-    ) -> Option<Vec<(Slot, Option<Token>)>> {
-        let draws = |(share, kept): &&(Share, Kept)| share.draws && kept.pooled.is_none();
-        let slots: Vec<Slot> = going.iter().filter(draws).map(|(share, _)| share.slot).collect();
-        let all: Vec<Slot> = going.iter().map(|(share, _)| share.slot).collect();
-        // Tokens of prompts; the last one of a prompt counts as written where it comes alone.
-        let n_read: usize = going.iter().map(|(share, _)| share.n).filter(|n| *n > 1).sum();
-        let mut rest = tokens;
-        let mut feeds = Vec::with_capacity(going.len());
-        for (share, kept) in going {
-            let (own, others) = rest.split_at(share.n);
-            rest = others;
-            let want = if share.draws && kept.pooled.is_none() { Want::Last } else { Want::None };
-            let Kept { kv, pooled, .. } = kept;
-            feeds.push(Feed { kv, tokens: own, want, pooled: pooled.as_mut() });
-        }
-        let many = tokens.len() > all.len() || ready.model.play.is_some();
+        going: &mut [Going<'_>],
+    ) -> Result<Vec<Drawn>, Stopped> {
+        let all: Vec<Slot> = going.iter().map(|g| g.slot).collect();
+        let n_tokens: usize = going.iter().map(|g| g.tokens.len()).sum();
+        let many = n_tokens > all.len() || ready.model.play.is_some();
+        // Both are asked in turn, by the one that works.
+        let this = RefCell::new(self);
         let mut go_on = |part| {
+            let mut this = this.borrow_mut();
             if part == Part::Attention {
-                self.shared.layers.fetch_add(1, Ordering::AcqRel);
+                this.shared.layers.fetch_add(1, Ordering::AcqRel);
                 if many {
-                    self.look_around(inbox);
+                    this.look_around(inbox);
                 }
             }
-            all.iter().any(|slot| self.jobs.get(slot).is_some_and(|job| !job.live.cancelled()))
+            all.iter().any(|slot| this.jobs.get(slot).is_some_and(|job| !job.live.cancelled()))
         };
-        let Ready { model, weights, decoder, tuning, .. } = ready;
-        let alone = tokens.len() == 1;
-        if let Some(play) = &model.play
-            && !play.pace(n_read, n_read < tokens.len(), &mut || go_on(Part::Attention))
-        {
-            return None;
-        }
-        let logits =
-            tuning.decode(pool, alone, || decoder.step(weights, pool, &mut feeds, &mut go_on)).ok()?;
-        let n_vocab = weights.hyper().n_vocab;
-        let rows = slots.into_iter().zip(logits.chunks_exact(n_vocab.max(1)));
-        let draw =
-            |(slot, logits): (Slot, &[f32])| self.jobs.get_mut(&slot).map(|job| (slot, job.sample(logits)));
-        Some(rows.filter_map(draw).collect())
+        let mut sample = |slot, logits: &[f32]| {
+            this.borrow_mut().jobs.get_mut(&slot).map(|job: &mut Generation| job.sample(logits))
+        };
+        ready.step(pool, going, &mut sample, &mut go_on)
     }
 
     /// Passes a vector on: the request ends with it.

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::load::Load;
-use super::loaded::{Loaded, Opening, load_fault};
+use super::load::{Load, Weights};
+use super::loaded::{Loaded, Opening, graph_fault, load_fault};
 use super::scheduler::ModelKey;
 use super::{Code, Fault, ModelFile, Options};
 use crate::kernel::{Kernels, Pool};
@@ -40,20 +40,32 @@ impl Solo {
         let options = Options { pack, cache: cache.cloned(), ..Options::default() };
         let opening = Opening { key: ModelKey(0), file, options: &options, own: None, n_ctx: None };
         let loaded = Loaded::open(&opening).map_err(|e| load_fault(&file.id, &e))?;
+        let measured = || {
+            let message = format!(
+                "model {} is an ONNX graph; only models that sotto runs itself are measured",
+                file.id
+            );
+            Fault::new(Code::UnsupportedModel, message)
+        };
+        loaded.own().ok_or_else(measured)?;
         let n = match threads {
             0 => cpus::n_threads(&Tree::default(), &[]),
             n => n,
         };
         let pool = Pool::new(kernels, n)
             .map_err(|source| load_fault(&file.id, &ModelError::Threads { n, source }))?;
-        let mut load = Load::new(&loaded, pack, cache);
+        let mut load = Load::new(&loaded, &options, n);
         while load.work(&loaded, &pool) {
             let (done, total) = load.progress();
             progress(done, total);
         }
         let (_, total) = load.progress();
         progress(total, total);
-        let model = load.finish(&loaded);
+        let model = match load.finish(&loaded) {
+            Ok(Weights::Own(model)) => model,
+            Ok(Weights::Graph(_)) => return Err(measured()),
+            Err(e) => return Err(graph_fault(&file.id, &e)),
+        };
         Ok(Self { loaded, pool, model, load_ms: clock::now_us().saturating_sub(began) as f64 / 1e3 })
     }
 
@@ -66,7 +78,7 @@ impl Solo {
     /// Bytes of its file.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.loaded.model.file_bytes()
+        self.loaded.file_bytes()
     }
 
     /// Its id.

@@ -79,13 +79,25 @@ impl Map {
         if !meta.is_file() {
             return Err(MapError::NotAFile { path: name() });
         }
+        Self::of(&File::open(path).map_err(open)?, &name())
+    }
+
+    /// Maps an open file, which is called `name` in messages.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn of(file: &File, name: &str) -> Result<Self, MapError> {
+        let name = || name.to_owned();
+        let meta = file.metadata().map_err(|source| MapError::Open { path: name(), source })?;
+        if !meta.is_file() {
+            return Err(MapError::NotAFile { path: name() });
+        }
         if meta.len() == 0 {
             return Err(MapError::Empty { path: name() });
         }
-        let file = File::open(path).map_err(open)?;
         // SAFETY: the map is private and read-only and lives as long as `Map`; that nobody shortens the file while
         // it is mapped is the rule in the module's head, whose breach ends the process, not its memory safety.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| MapError::Map {
+        let map = unsafe { memmap2::Mmap::map(file) }.map_err(|source| MapError::Map {
             path: name(),
             len: meta.len(),
             source,

@@ -7,6 +7,7 @@ pub mod file;
 pub mod interrupt;
 pub mod map;
 pub mod memory;
+pub mod message;
 pub mod pages;
 pub mod pressure;
 pub mod process;

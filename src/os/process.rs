@@ -16,6 +16,16 @@ pub fn limit(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::As, at(memory_bytes))?)
 }
 
+/// Bounds the address space of this process for the rest of its life: memory past `bytes` is refused.
+///
+/// # Errors
+/// When the system refuses.
+pub fn limit_memory(bytes: u64) -> io::Result<()> {
+    let at = |most| Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(Resource::Core, at(0))?;
+    Ok(setrlimit(Resource::As, at(bytes))?)
+}
+
 /// From now on no image of this process's memory is written when it dies, whatever the limits say, and no other process of
 /// its user may look into it.
 ///

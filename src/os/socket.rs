@@ -52,6 +52,27 @@ pub fn passed_listener(name: &str) -> io::Result<Option<UnixListener>> {
     Ok(Some(UnixListener::from(fd)))
 }
 
+/// The connection that this process serves: the one that systemd passed, or standard input.
+///
+/// # Errors
+/// When it is no connection.
+pub fn passed_stream() -> io::Result<UnixStream> {
+    let fd = match sd_notify::listen_fds()?.next() {
+        // SAFETY: systemd opened this descriptor for us and nothing else in the process uses it (the list is read once,
+        // at the start).
+        Some(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+        None => io::stdin().as_fd().try_clone_to_owned()?,
+    };
+    let connects = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
+        && sockopt::socket_acceptconn(&fd) == Ok(false);
+    if !connects {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "standard input is no connection to a program"));
+    }
+    fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(UnixStream::from(fd))
+}
+
 fn listens(fd: &OwnedFd) -> bool {
     sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)

@@ -92,6 +92,9 @@ pub enum TextError {
         /// The byte.
         byte: u8,
     },
+    /// A WordPiece vocabulary that cannot say what it cannot spell.
+    #[error("the WordPiece vocabulary has no unknown token; most texts have words that it cannot spell")]
+    NoUnknown,
     /// A control token longer than any known.
     #[error(
         "special token {id} has {len} bytes, at most {SPECIAL_BYTES_MAX} are possible; the model file is damaged"

@@ -2,8 +2,8 @@
 //! and [`Tokenizer`] and [`Template`] are made from its parts. GGUF's metadata becomes one in `model/vocab.rs`; the bytes
 //! of a `tokenizer.json` or `tokenizer.model` do here.
 //!
-//! Three families of vocabulary ([`VocabKind`]), and one way through them: text is cut at special tokens first, then
-//! into words, then pairs merge by rank (`merge.rs`). All input is hostile: vocabularies and templates from files, text
+//! Four families of vocabulary ([`VocabKind`]), and one way through them: text is cut at special tokens first, then
+//! into words, then pairs merge by rank (`merge.rs`), or the longest pieces spell them (`wordpiece.rs`). All input is hostile: vocabularies and templates from files, text
 //! from clients. The user's text never becomes a control token (`special.rs`).
 
 mod bpe;
@@ -25,6 +25,7 @@ mod template;
 mod tokenizer;
 mod unicode;
 mod vocab;
+mod wordpiece;
 
 pub use bpe::letter_of;
 pub use error::TextError;
@@ -32,7 +33,7 @@ pub use hf::TokenizerConfig;
 pub use json::Json;
 pub use moment::Moment;
 pub use pretok::Pre;
-pub use source::{Edges, Source, SpacePrefix, VocabKind};
+pub use source::{Edges, Source, SpacePrefix, VocabKind, WordRules};
 pub use special::Special;
 pub use stream::Utf8Stream;
 pub use template::{Chat, Template, TemplateInput};

@@ -23,6 +23,28 @@ pub enum VocabKind {
         /// `left right`, best first.
         merges: Strings,
     },
+    /// WordPiece: words are spelt by the longest pieces from their front.
+    Words {
+        /// What a word is.
+        rules: WordRules,
+    },
+}
+
+/// How text becomes words, and words pieces, in a WordPiece vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WordRules {
+    /// Whether control characters are dropped.
+    pub clean: bool,
+    /// Whether each ideograph is a word.
+    pub chinese: bool,
+    /// Whether accents stay.
+    pub accents: bool,
+    /// Whether text is put into lower case.
+    pub lower: bool,
+    /// What pieces inside a word begin with.
+    pub inside: String,
+    /// Longest word that is spelt, in characters.
+    pub max_chars: usize,
 }
 
 /// Where text begins with a space that nobody wrote, in vocabularies of the SentencePiece kinds.

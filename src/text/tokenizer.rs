@@ -9,6 +9,7 @@ use super::special::{Guards, MARK, Part, Special, Table};
 use super::spm::{self, Ranks, Spm};
 use super::template::{Chat, TemplateInput};
 use super::vocab::{Kind, Vocab, byte_of};
+use super::wordpiece::WordPiece;
 use super::{Json, TextError};
 use crate::base::Token;
 use crate::base::limits::ROLE_BYTES_MAX;
@@ -44,6 +45,7 @@ const PHI3_KEEP: [&[u8]; 3] = [b"<unk>", b"<s>", b"<|endoftext|>"];
 enum Model {
     Bpe(Bpe),
     Spm(Box<Spm>),
+    Words(WordPiece),
 }
 
 impl Tokenizer {
@@ -55,7 +57,7 @@ impl Tokenizer {
     /// cannot spell every text.
     pub fn new(source: Source) -> Result<Self, TextError> {
         let Source { model, pieces, kinds, trusted, mut edges, bos, eos, eot, unk, close, .. } = source;
-        let spells_bytes = matches!(model, VocabKind::Bytes { .. });
+        let spells_bytes = matches!(model, VocabKind::Bytes { .. } | VocabKind::Words { .. });
         let mut vocab = Vocab::new(pieces, kinds, trusted, !spells_bytes)?;
         for (what, token) in [("bos", bos), ("eos", eos), ("eot", eot), ("unknown", unk), ("close", close)] {
             if let Some(token) = token
@@ -77,6 +79,7 @@ impl Tokenizer {
             VocabKind::Bytes { pre, merges } => Model::Bpe(Bpe::new(&vocab, pre, merges)?),
             VocabKind::Scores { scores } => spm(Ranks::scores(&scores, vocab.len())?),
             VocabKind::Merges { merges } => spm(Ranks::merges(merges)),
+            VocabKind::Words { rules } => Model::Words(WordPiece::new(rules, unk)?),
         };
         let mut ends = vocab.ends.clone();
         ends.extend(eos.into_iter().chain(eot));
@@ -132,6 +135,7 @@ impl Tokenizer {
         let merges = match &self.model {
             Model::Bpe(bpe) => bpe.kept(),
             Model::Spm(spm) => spm.kept(),
+            Model::Words(_) => None,
         };
         [self.vocab.kept(), merges]
     }
@@ -274,6 +278,7 @@ impl Tokenizer {
             match &self.model {
                 Model::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut merger, out),
                 Model::Spm(spm) => spm.encode(&self.vocab, text, first, &mut merger, out),
+                Model::Words(words) => words.encode(&self.vocab, text, out),
             }
             first = false;
         });
@@ -288,6 +293,7 @@ impl Tokenizer {
             (Some(Kind::Byte), Model::Spm(_)) if byte_of(piece).is_some() => out.extend(byte_of(piece)),
             (Some(Kind::Byte | Kind::Normal), Model::Spm(_)) => spm::unmap(piece, out),
             (Some(Kind::Byte | Kind::Normal), Model::Bpe(_)) => bpe::unmap(piece, out),
+            (Some(Kind::Byte | Kind::Normal), Model::Words(words)) => words.unmap(piece, out),
         }
     }
 

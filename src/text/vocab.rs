@@ -137,7 +137,12 @@ impl Vocab {
 
     /// The token that this text is: a normal one or a user-defined letter, never one that text must not become.
     pub(super) fn find(&self, text: &[u8]) -> Option<Token> {
-        self.index.get(&self.pieces, &[text]).map(Token)
+        self.find_parts(&[text])
+    }
+
+    /// The same for the text that `parts` make together.
+    pub(super) fn find_parts(&self, parts: &[&[u8]]) -> Option<Token> {
+        self.index.get(&self.pieces, parts).map(Token)
     }
 }
 

@@ -13,6 +13,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 #[cfg(feature = "http")]
 use super::SOCKET;
 #[cfg(feature = "http")]
+use super::embed::{How, Made};
+#[cfg(feature = "http")]
 use super::sampling;
 use super::show::{Show, Step};
 use super::{Failure, HowArgs};
@@ -21,6 +23,8 @@ use crate::base::limits::PACK_CACHE_GIB;
 #[cfg(feature = "http")]
 use crate::door::client::{self, Client, ClientError, ClientEvent};
 use crate::door::done;
+#[cfg(feature = "http")]
+use crate::door::embed::{Embed, Vectors};
 use crate::engine::{
     Caching, Caller, Class, Code, Door, Effort, Engine, Event, Fault, GenerationId, Input, ModelFile, Offer,
     Options, Request, Sampling, Settings, Sink, Task,
@@ -187,6 +191,54 @@ impl Backend {
     }
 }
 
+#[cfg(feature = "http")]
+impl Backend {
+    /// The vectors of `texts`.
+    pub(super) fn embed(&self, texts: Vec<String>, how: &How, show: &mut Show) -> Result<Made, Failure> {
+        show.step(Step::Waiting, 0, 0);
+        self.runtime.block_on(async {
+            match &self.who {
+                Who::Daemon { client, model, .. } => {
+                    let mut body = serde_json::json!({
+                        "model": model, "input": texts, "sotto": { "truncate": how.truncate },
+                    });
+                    if let Some(n) = how.dimensions {
+                        body["dimensions"] = n.into();
+                    }
+                    made(&client.post("/v1/embeddings", &body).await.map_err(refused)?)
+                }
+                Who::Local(engine) => {
+                    let caller =
+                        Caller { uid: rustix::process::getuid().as_raw(), pid: None, door: Door::Local };
+                    let inputs = texts.into_iter().map(Input::Text).collect();
+                    let asked = Embed::new(how.dimensions.map(|n| n as usize), how.truncate);
+                    let vectors = asked.run(engine, caller, inputs, "input").await?;
+                    let Vectors { model, vectors, n_tokens, truncated } = vectors;
+                    Ok(Made { model, vectors, truncated, n_tokens: n_tokens as u64 })
+                }
+            }
+        })
+    }
+}
+
+/// What the daemon answers, as OpenAI has it.
+#[cfg(feature = "http")]
+fn made(answer: &Value) -> Result<Made, Failure> {
+    let odd = || Failure::internal("the daemon's answer has no vectors in it");
+    let list = answer["data"].as_array().ok_or_else(odd)?;
+    let vector = |one: &Value| {
+        let numbers = one["embedding"].as_array()?.iter();
+        numbers.map(|x| x.as_f64().map(|x| x as f32)).collect::<Option<Vec<f32>>>()
+    };
+    let cut = answer.pointer("/sotto/truncated").and_then(Value::as_array).cloned().unwrap_or_default();
+    Ok(Made {
+        model: answer["model"].as_str().unwrap_or_default().to_owned(),
+        vectors: list.iter().map(vector).collect::<Option<_>>().ok_or_else(odd)?,
+        truncated: cut.iter().filter_map(|i| i.as_u64().map(|i| i as usize)).collect(),
+        n_tokens: answer.pointer("/usage/prompt_tokens").and_then(Value::as_u64).unwrap_or(0),
+    })
+}
+
 /// Ends when Ctrl-C is pressed. Until the first call with `catch` Ctrl-C ends the program.
 async fn interrupted(catch: bool) {
     if !catch || tokio::signal::ctrl_c().await.is_err() {
@@ -203,6 +255,7 @@ impl Who {
             pack: how.pack.unwrap_or(Pack::Cache),
             cache: crate::app::cache(PACK_CACHE_GIB),
             renderer: Some(crate::app::RENDERER.into()),
+            helper: crate::app::helper(false),
             ..defaults
         };
         let settings = Settings {

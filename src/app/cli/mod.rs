@@ -9,6 +9,8 @@ mod chat;
 mod config;
 #[cfg(feature = "http")]
 mod doctor;
+#[cfg(feature = "http")]
+mod embed;
 mod inspect;
 mod lines;
 #[cfg(feature = "http")]
@@ -65,6 +67,9 @@ enum Command {
     Pack(pack::PackArgs),
     /// Tell the tokens of a text, or the text of tokens
     Tokenize(tokenize::TokenizeArgs),
+    /// Turn texts into vectors
+    #[cfg(feature = "http")]
+    Embed(embed::EmbedArgs),
     /// Measure how well a model foretells a text
     Perplexity(perplexity::PerplexityArgs),
     /// Measure how fast a model runs here
@@ -116,7 +121,7 @@ impl SocketArgs {
 }
 
 /// Flags of everything that generates.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct HowArgs {
     /// Model file to run in this process, or the name of one that the daemon has
     #[arg(long, value_name = "FILE|NAME")]
@@ -221,6 +226,8 @@ pub fn run() -> u8 {
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(args),
+        #[cfg(feature = "http")]
+        Command::Embed(args) => embed::run(args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),
         #[cfg(any(feature = "dbus", feature = "http"))]

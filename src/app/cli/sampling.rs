@@ -7,7 +7,7 @@ use crate::base::limits::STOP_BYTES_MAX;
 use crate::engine::{Effort, Sampling};
 
 /// Flags of everything that draws.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct SamplingArgs {
     /// 0 takes the likeliest token, higher is more varied, up to 2 [default: 0.8]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = |s: &str| from_to(s, 0.0, 2.0))]

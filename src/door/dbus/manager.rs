@@ -300,7 +300,7 @@ async fn embed(call: &Call) -> Result<(), Refusal> {
         return Err(Fault::new(code, message).at("inputs").into());
     }
     let inputs = inputs.into_iter().map(Input::Text).collect();
-    let Vectors { model, vectors, n_tokens } = tokio::select! {
+    let Vectors { model, vectors, n_tokens, truncated } = tokio::select! {
         made = embed.run(&call.door.engine, call.known.caller, inputs, "inputs") => made?,
         // Nobody is there to be answered.
         () = call.known.gone() => return Ok(()),
@@ -315,7 +315,11 @@ async fn embed(call: &Call) -> Result<(), Refusal> {
         vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect();
     let n_tokens = u32::try_from(n_tokens).unwrap_or(u32::MAX);
     let usage = HashMap::from([("prompt_tokens", n_tokens), ("total_tokens", n_tokens)]);
-    let info = collect([("model", variant(model)), ("usage", variant(usage))]);
+    let truncated: Vec<u32> = truncated.into_iter().filter_map(|i| u32::try_from(i).ok()).collect();
+    let mut info = collect([("model", variant(model)), ("usage", variant(usage))]);
+    if !truncated.is_empty() {
+        info.extend(collect([("truncated", variant(truncated))]));
+    }
     call.reply(&(vectors, info)).await
 }
 

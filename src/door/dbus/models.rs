@@ -56,8 +56,11 @@ impl Door {
             "Context" => variant(header.map_or(0, |h| count(h.n_ctx))),
             "Capabilities" => {
                 let has = |can: fn(&ModelHeader) -> bool| header.is_some_and(can);
-                let all =
-                    [("generate", has(|_| true)), ("chat", has(|h| h.chat)), ("embed", has(|h| h.embeds))];
+                let all = [
+                    ("generate", has(|h| h.generates)),
+                    ("chat", has(|h| h.chat)),
+                    ("embed", has(|h| h.embeds)),
+                ];
                 variant(all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect::<Vec<_>>())
             }
             "License" => variant(header.map_or("", |h| h.license.as_str())),

@@ -85,7 +85,8 @@ fn signature(key: &str) -> Option<&'static str> {
         | "force"
         | "add_special"
         | "parse_special"
-        | "normalize" => "b",
+        | "normalize"
+        | "truncate" => "b",
         "max_tokens" | "min_tokens" | "top_k" | "repeat_last_n" | "dry_allowed_length" | "dry_last_n"
         | "mirostat" | "deadline_ms" | "logprobs" | "context" | "dimensions" => "u",
         "seed" => "t",

@@ -21,6 +21,14 @@ struct List {
     data: Vec<Item>,
     model: String,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sotto: Option<Cut>,
+}
+
+/// Which texts were longer than the model reads, from 0.
+#[derive(Serialize)]
+struct Cut {
+    truncated: Vec<usize>,
 }
 
 #[derive(Serialize)]
@@ -72,7 +80,7 @@ pub(super) fn read(bytes: &[u8], lenient: bool) -> Result<(Asked, Vec<String>), 
 /// The vectors.
 pub(super) async fn answer(engine: &Engine, caller: Caller, asked: Asked) -> Result<Response<Body>, Fault> {
     let Asked { embed, inputs, in_base64 } = asked;
-    let Vectors { model, vectors, n_tokens } = embed.run(engine, caller, inputs, "input").await?;
+    let Vectors { model, vectors, n_tokens, truncated } = embed.run(engine, caller, inputs, "input").await?;
     let base64 = |vector: Vec<f32>| {
         let bytes: Vec<u8> = vector.into_iter().flat_map(f32::to_le_bytes).collect();
         Numbers::Base64(STANDARD.encode(bytes))
@@ -84,7 +92,8 @@ pub(super) async fn answer(engine: &Engine, caller: Caller, asked: Asked) -> Res
     };
     let data = vectors.into_iter().enumerate().map(item).collect();
     let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-    let text = serde_json::to_string(&List { object: "list", data, model, usage })
+    let sotto = (!truncated.is_empty()).then_some(Cut { truncated });
+    let text = serde_json::to_string(&List { object: "list", data, model, usage, sotto })
         .map_err(|e| Fault::new(Code::Internal, format!("the vectors cannot be written: {e}")))?;
     Ok(body::json_text(text + "\n"))
 }

@@ -46,7 +46,7 @@ fn shown(door: &HttpDoor, info: &ModelInfo) -> Value {
         sotto.insert("error".into(), code.as_str().into());
     }
     if let (Some(header), Some(sotto)) = (&info.header, sotto.as_object_mut()) {
-        let all = [("generate", true), ("chat", header.chat), ("embed", header.embeds)];
+        let all = [("generate", header.generates), ("chat", header.chat), ("embed", header.embeds)];
         let capabilities: Vec<&str> = all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect();
         sotto.insert("architecture".into(), header.architecture.as_str().into());
         sotto.insert("quantization".into(), header.quantization.as_str().into());

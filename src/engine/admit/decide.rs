@@ -17,6 +17,8 @@ pub(super) struct Prompt {
     pub n_common: usize,
     /// It is a conversation and the model has no template.
     pub no_template: bool,
+    /// The text was cut.
+    pub truncated: bool,
 }
 
 /// The tokens of a text.
@@ -55,12 +57,23 @@ pub(super) fn check(request: &Request) -> Result<(), Fault> {
 /// The prompt of a request for `model`, if it can be served.
 pub(super) fn admit(model: &Loaded, request: &Request, renderer: Option<&Path>) -> Result<Prompt, Fault> {
     check_bias(model, request)?;
-    if request.task == Task::Embed && model.model.pooling().is_none() {
-        let message = format!("model {} ranks pairs of texts and makes no vectors; name another", model.id);
+    if request.task == Task::Generate && !model.generates() {
+        let message = format!("model {} makes vectors of texts and continues none; name another", model.id);
         return Err(Fault::new(Code::UnsupportedModel, message).at("model"));
     }
-    let (tokens, no_template) = tokenize(model, request, renderer)?;
+    if request.task != Task::Generate && !model.embeds() {
+        let message = format!("model {} makes no vectors of texts; name another", model.id);
+        return Err(Fault::new(Code::UnsupportedModel, message).at("model"));
+    }
+    let (mut tokens, no_template) = tokenize(model, request, renderer)?;
     let n_ctx = model.n_ctx;
+    let truncated = request.task == (Task::Embed { truncate: true }) && tokens.len() > n_ctx;
+    if truncated {
+        // What closes a text still does.
+        let close = model.tokenizer.close().filter(|close| tokens.last() == Some(close));
+        tokens.truncate(n_ctx - usize::from(close.is_some()));
+        tokens.extend(close);
+    }
     if tokens.is_empty() {
         return Err(Fault::new(Code::InvalidValue, "the prompt has 0 tokens, at least 1 is needed")
             .at(request.input_field));
@@ -82,7 +95,7 @@ pub(super) fn admit(model: &Loaded, request: &Request, renderer: Option<&Path>) 
         Input::Chat(_) => model.common.of(model, request.effort, renderer, &tokens),
         _ => 0,
     };
-    Ok(Prompt { tokens, n_common, no_template })
+    Ok(Prompt { tokens, n_common, no_template, truncated })
 }
 
 fn check_stops(request: &Request) -> Result<(), Fault> {
@@ -104,7 +117,7 @@ fn check_stops(request: &Request) -> Result<(), Fault> {
 }
 
 fn check_bias(model: &Loaded, request: &Request) -> Result<(), Fault> {
-    let n = model.model.hyper().n_vocab;
+    let n = model.n_vocab();
     match request.sampling.logit_bias.iter().find(|(token, _)| token.index() >= n) {
         Some((token, _)) => {
             let message = format!("logit_bias: token {} is not in the vocabulary of {n}", token.0);

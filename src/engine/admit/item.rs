@@ -143,7 +143,7 @@ impl Item {
 
     /// Whether `model` is what it wants, once it is known by its id.
     pub(super) fn fits(&self, model: &Loaded) -> bool {
-        self.n_ctx().is_none_or(|n| model.n_ctx == n.min(model.model.hyper().n_ctx_train))
+        self.n_ctx().is_none_or(|n| model.n_ctx == n.min(model.n_ctx_train()))
     }
 
     /// Reading it takes so long that others should not wait for it.

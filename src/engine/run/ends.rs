@@ -8,9 +8,10 @@ use super::{Runner, Share};
 use crate::engine::generation::{Generation, Whole};
 use crate::engine::handle::{Live, Shared};
 use crate::engine::loaded::damaged_fault;
-use crate::engine::scheduler::{Cut, Input, Micros, Slot};
+use crate::engine::scheduler::{Cut, Input, Micros, ModelKey, Slot};
 use crate::engine::{Code, Event, Fault, Offer, Sink, StopDetail};
 use crate::os::clock;
+use crate::side::graph::GraphError;
 
 /// A full queue is logged at most this often for a uid, and for so many uids at a time.
 const FULL_EVERY: Micros = 60_000_000;
@@ -161,6 +162,29 @@ impl Runner {
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
         );
         self.fail(slot, fault);
+    }
+
+    /// The helper of its model refuses its text.
+    pub(super) fn refused_by_helper(&mut self, slot: Slot, e: &GraphError) {
+        let Some(job) = self.jobs.get(&slot) else { return };
+        let fault = Fault::new(Code::DamagedModel, format!("model {}: {e}", job.model.id));
+        log::error!(
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = job.model.id.as_str(); "{}", fault.message
+        );
+        self.fail(slot, fault);
+    }
+
+    /// The helper of a model is gone, or was told to go: what it was asked fails, and what waits is for the next one.
+    pub(super) fn lost_helper(&mut self, key: ModelKey, shares: &[Share], e: &GraphError) {
+        let Some(model) = self.models.get(&key).cloned() else { return };
+        let fault = Fault::new(Code::Internal, format!("model {}: {e}", model.id));
+        log::error!(
+            message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
+        );
+        for share in shares {
+            self.fail(share.slot, fault.clone());
+        }
+        self.lose(key, model);
     }
 
     pub(super) fn fail_all(&mut self, shares: &[Share], what: &str) {

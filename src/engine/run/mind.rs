@@ -57,7 +57,7 @@ impl Runner {
         mut going: Vec<ModelKey>,
     ) -> Result<(Given, Vec<ModelKey>), Short> {
         let settings = self.shared.settings();
-        let need = need(model, &model.model, &self.shared.options, settings.prefix_cache_bytes);
+        let need = need(model, &self.shared.options, settings.prefix_cache_bytes);
         let mut unused = self.scheduler.unused().into_iter();
         loop {
             match (need.fit(&self.have(&going, settings.memory_max_bytes)), unused.next()) {

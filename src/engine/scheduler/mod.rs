@@ -86,6 +86,8 @@ pub(super) struct Capacity {
     pub n_pages: usize,
     /// Prompts are to be cut where pages end, because what is kept of a sequence can be shared only there.
     pub at_pages: bool,
+    /// A prompt is read in one step, for each of its tokens sees those behind it.
+    pub whole: bool,
 }
 
 /// What happened.
@@ -113,6 +115,8 @@ pub(super) enum Input {
     Loaded(ModelKey, Capacity),
     /// It is not ready any more, or could not be loaded. Its requests are ended by the caller.
     Unloaded(ModelKey),
+    /// A loaded model is gone with what its sequences kept, which begin anew.
+    Lost(ModelKey),
     /// A request that was told to [`Action::Begin`] has so many tokens already.
     Begun(Slot, usize),
     /// A step took so long.
@@ -416,6 +420,7 @@ impl Scheduler {
                 self.wanted.retain(|w| w.model != model);
                 self.models.remove(&model);
             }
+            Input::Lost(model) => self.lose(model, actions),
             Input::Pressure(models) => self.give_way(models, actions),
             Input::Begun(slot, n) => self.begun(slot, n),
             Input::StepDone(us) => self.step_done(us),

@@ -197,15 +197,21 @@ impl Scheduler {
         let unused = |key: &ModelKey| !self.sequences.values().filter(in_use).any(|s| s.ticket.model == *key);
         let models = self.models.iter().filter(|(key, m)| !m.pinned && unused(key));
         let Some(old) = models.min_by_key(|(_, m)| m.used).map(|(key, _)| *key) else { return false };
-        for s in self.sequences.values_mut().filter(|s| s.ticket.model == old) {
+        self.lose(old, actions);
+        actions.push(Action::Unload(old, why));
+        true
+    }
+
+    /// A model is gone, and its sequences begin anew with the next.
+    pub(super) fn lose(&mut self, model: ModelKey, actions: &mut Vec<Action>) {
+        for s in self.sequences.values_mut().filter(|s| s.ticket.model == model) {
             s.active = false;
             if s.begun() {
                 actions.push(Action::Drop(s.ticket.slot));
                 drop_kept(s);
             }
         }
-        self.unload(old, why, actions);
-        true
+        self.models.remove(&model);
     }
 
     /// Chooses which models go as soon as nobody uses them, where there are too many: the same ones until they are gone.
@@ -384,7 +390,8 @@ impl Scheduler {
     }
 
     fn prefill_parts(&mut self, model: ModelKey, slots: &[(Micros, Slot)], actions: &mut Vec<Action>) {
-        let at_pages = self.models.get(&model).is_some_and(|m| m.capacity.at_pages);
+        let capacity = self.models.get(&model).map(|m| m.capacity);
+        let (at_pages, whole) = capacity.map_or((false, false), |c| (c.at_pages, c.whole));
         // Tokens that are decoded share the step.
         let mut left_of_chunk = self.limits.prefill_chunk.min(PREFILL_CHUNK_MAX - self.parts.len());
         if self.sequences.len() > 1 {
@@ -399,14 +406,14 @@ impl Scheduler {
             let Phase::Prefill { left } = s.phase else { continue };
             let all = s.n_tokens.max(s.ticket.n_prompt);
             let done = all - left;
-            let mut n = left.min(left_of_chunk);
+            let mut n = if whole { left } else { left.min(left_of_chunk) };
             if at_pages {
                 let end = (done + n) / ATTN_BLOCK * ATTN_BLOCK;
                 n = if end > done { end - done } else { n };
             }
             if self.grant(model, *slot, done + n, actions) {
                 self.parts.push(Part { slot: *slot, n, draws: n == left });
-                left_of_chunk -= n;
+                left_of_chunk = left_of_chunk.saturating_sub(n);
             }
         }
     }

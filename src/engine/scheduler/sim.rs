@@ -314,7 +314,8 @@ impl World {
                     self.loaded.insert(model);
                     // At least the longest sequence.
                     self.n_pages = 8 + self.rng.below(20);
-                    let capacity = Capacity { n_pages: self.n_pages, at_pages: self.rng.below(2) == 0 };
+                    let capacity =
+                        Capacity { n_pages: self.n_pages, at_pages: self.rng.below(2) == 0, whole: false };
                     self.input(Input::Loaded(model, capacity));
                 }
             }
@@ -515,7 +516,7 @@ fn callers_are_served_alike() {
         world.max_sequences = [usize::MAX; 2];
         let model = ModelKey(1);
         world.loaded.insert(model);
-        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
+        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false, whole: false }));
         let wanted = [8, 4, 3, 8, 5];
         (world.equals, world.all_read) = (true, true);
         let mut at_border = [0; 5];
@@ -564,7 +565,7 @@ fn background_work_has_its_share_of_every_window() {
         world.max_sequences = [usize::MAX; 2];
         let model = ModelKey(1);
         world.loaded.insert(model);
-        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false }));
+        world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false, whole: false }));
         world.all_read = true;
         const WINDOW: Micros = 20_000_000;
         let (mut had, mut longest) = ([0, 0], 0);

@@ -15,7 +15,7 @@ const LIMITS: Limits = Limits {
 };
 
 const MODEL: ModelKey = ModelKey(1);
-const ROOMY: Capacity = Capacity { n_pages: 1_000, at_pages: false };
+const ROOMY: Capacity = Capacity { n_pages: 1_000, at_pages: false, whole: false };
 
 fn ticket(n: u64, uid: u32, class: Class) -> Ticket {
     Ticket {
@@ -293,7 +293,7 @@ fn a_model_that_is_asked_for_by_name_takes_a_place_but_no_pinned_one() {
 #[test]
 fn memory_never_locks() {
     let mut s = Scheduler::new(Limits { max_sequences: 2, prefill_chunk: 64, ..LIMITS });
-    on(&mut s, 0, Input::Loaded(MODEL, Capacity { n_pages: 4, at_pages: false }));
+    on(&mut s, 0, Input::Loaded(MODEL, Capacity { n_pages: 4, at_pages: false, whole: false }));
     let long = |n, class| Ticket { n_prompt: 64, n_max: 128, ..ticket(n, n as u32, class) };
     on(&mut s, 0, Input::Submit(long(1, Class::Background)));
     assert_eq!(run(&mut s, 0, 1), [(1, 64)]);

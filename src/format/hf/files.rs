@@ -87,11 +87,7 @@ pub fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError>
     let mut names: Vec<String> = Vec::new();
     for name in index.weight_map.0 {
         let set = |why: String| FormatError::Set { file: file.into(), why };
-        let mut parts = Path::new(&name).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-            || name.contains(['/', '\\', '\0'])
-            || name.len() > FILE_NAME_BYTES_MAX
-        {
+        if !is_plain(&name) {
             let name = shown(name.as_bytes());
             return Err(set(format!(
                 "names the file {name}, which is not a plain name in its own directory"
@@ -106,6 +102,15 @@ pub fn index_files(file: &str, bytes: &[u8]) -> Result<Vec<String>, FormatError>
         return Err(FormatError::Set { file: file.into(), why: "names no file".into() });
     }
     Ok(names)
+}
+
+/// Whether `name` is that of something in one's own directory.
+#[must_use]
+pub fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+        && !name.contains(['/', '\\', '\0'])
+        && name.len() <= FILE_NAME_BYTES_MAX
 }
 
 #[derive(Deserialize)]
@@ -189,7 +194,7 @@ pub fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatErr
     }
 }
 
-fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
+pub(super) fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| FormatError::NotUtf8 {
         file: file.into(),
         what: "the text".into(),
@@ -197,7 +202,7 @@ fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
     })
 }
 
-fn named(dir: &Path, name: &str) -> String {
+pub(super) fn named(dir: &Path, name: &str) -> String {
     dir.join(name).display().to_string()
 }
 
@@ -225,7 +230,7 @@ fn absent(dir: &Path, name: &str) -> FormatError {
 }
 
 /// A file that may be there, of at most `max` bytes.
-fn optional(dir: &Path, name: &str, max: usize) -> Result<Option<Arc<Map>>, FormatError> {
+pub(super) fn optional(dir: &Path, name: &str, max: usize) -> Result<Option<Arc<Map>>, FormatError> {
     match Map::open(&dir.join(name)) {
         Ok(map) if map.as_ref().len() > max => Err(too_long(&named(dir, name), map.as_ref().len(), max)),
         Ok(map) => Ok(Some(Arc::new(map))),

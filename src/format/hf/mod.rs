@@ -7,6 +7,7 @@ mod config;
 mod files;
 mod meta;
 mod names;
+pub mod onnx;
 mod rope;
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::Config;
-pub use files::{index_files, template_in};
+pub use files::{index_files, is_plain, template_in};
 use meta::Meta;
 use names::{Class, Fold, Target};
 

@@ -15,7 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::pretok::Pre;
-use super::source::{Source, SpacePrefix, VocabKind};
+use super::source::{Source, SpacePrefix, VocabKind, WordRules};
 use super::vocab::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, byte_of};
 use super::{Edges, TextError};
 use crate::base::json;
@@ -28,7 +28,10 @@ pub(super) use lists::Arena;
 
 use config::AddedBody;
 use lists::{Id, MergeList, TOO_LONG, VocabList};
-use parts::Parts;
+use parts::{Kind, Parts};
+
+/// Longest word that WordPiece spells where the file says nothing.
+const WORD_CHARS: usize = 100;
 
 /// The name of the file in messages.
 const FILE: &str = "tokenizer.json";
@@ -65,6 +68,7 @@ struct Model {
     dropout: Option<f64>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
+    max_input_chars_per_word: Option<usize>,
 }
 
 impl Source {
@@ -75,14 +79,15 @@ impl Source {
     /// When the file is no JSON of this form, has a component that is not in the closed list, or contradicts itself.
     pub fn from_tokenizer_json(bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Self, TextError> {
         let file: File<'_> = serde_json::from_slice(bytes).map_err(|e| TextError::json(FILE, bytes, &e))?;
-        let mut parts = Parts::read(
-            &component("normalizer", file.normalizer)?,
-            &component("pre_tokenizer", file.pre_tokenizer)?,
-            &component("decoder", file.decoder)?,
-            &component("post_processor", file.post_processor)?,
-        )?;
+        let (normalizer, pre_tokenizer, decoder, post_processor) = (
+            component("normalizer", file.normalizer)?,
+            component("pre_tokenizer", file.pre_tokenizer)?,
+            component("decoder", file.decoder)?,
+            component("post_processor", file.post_processor)?,
+        );
         let model = file.model;
-        check(&model)?;
+        let kind = check(&model)?;
+        let mut parts = Parts::read(kind, &normalizer, &pre_tokenizer, &decoder, &post_processor)?;
         let byte_fallback = !parts.spells_bytes && model.byte_fallback == Some(true);
         let mut table = Table::new(model.vocab, byte_fallback)?;
         for (i, body) in file.added_tokens.iter().enumerate() {
@@ -140,7 +145,14 @@ impl Source {
             None => close,
         };
         let merges = model.merges.0.into_strings();
-        let vocab = if parts.spells_bytes {
+        let vocab = if let Some(tidy) = parts.words {
+            let rules = WordRules {
+                inside: model.continuing_subword_prefix.unwrap_or_else(|| "##".into()),
+                max_chars: model.max_input_chars_per_word.unwrap_or(WORD_CHARS),
+                ..tidy
+            };
+            VocabKind::Words { rules }
+        } else if parts.spells_bytes {
             let pre = Pre::new(parts.take_patterns(), model.ignore_merges == Some(true));
             VocabKind::Bytes { pre, merges }
         } else {
@@ -161,7 +173,7 @@ impl Source {
             add_bos: config.and_then(|c| c.add_bos_token).unwrap_or(begin.is_some()),
             close,
             space_prefix: parts.prefix.unwrap_or(SpacePrefix::Never),
-            strips_space: parts.strips,
+            strips_space: parts.strips || kind == Kind::WordPiece,
         })
     }
 }
@@ -178,15 +190,16 @@ fn component(key: &str, raw: Option<&RawValue>) -> Result<Value, TextError> {
     serde_json::from_str(raw.get()).map_err(wrong)
 }
 
-/// Refuses models of another kind and habits of BPE that no family here has.
-fn check(model: &Model) -> Result<(), TextError> {
+/// The kind of the model; refuses others, and habits that no family here has.
+fn check(model: &Model) -> Result<Kind, TextError> {
     let refuse = |key: &str, found: String, known| {
         Err(TextError::Component { file: FILE, at: format!("model.{key}"), found, known })
     };
-    let kind = model.kind.as_deref().unwrap_or("BPE");
-    if kind != "BPE" {
-        return refuse("type", shown(kind.as_bytes()), "BPE");
-    }
+    let kind = match model.kind.as_deref() {
+        None | Some("BPE") => Kind::Bpe,
+        Some("WordPiece") => Kind::WordPiece,
+        Some(other) => return refuse("type", shown(other.as_bytes()), "BPE or WordPiece"),
+    };
     if model.vocab.ids.is_empty() {
         let found = "a list, or nothing".to_owned();
         return refuse("vocab", found, "an object of pieces with their ids");
@@ -198,11 +211,11 @@ fn check(model: &Model) -> Result<(), TextError> {
         ("continuing_subword_prefix", &model.continuing_subword_prefix),
         ("end_of_word_suffix", &model.end_of_word_suffix),
     ] {
-        if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
+        if let Some(affix) = affix.as_deref().filter(|affix| kind == Kind::Bpe && !affix.is_empty()) {
             return refuse(key, shown(affix.as_bytes()), "BPE without it");
         }
     }
-    Ok(())
+    Ok(kind)
 }
 
 /// A component, shortened.

@@ -4,14 +4,23 @@
 use serde_json::Value;
 
 use super::super::TextError;
-use super::super::source::SpacePrefix;
+use super::super::source::{SpacePrefix, WordRules};
 use super::super::split::{Case, Fold, Pattern};
 use super::super::spm::SPACE;
 use super::{FILE, shown_value};
 
+/// What the model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Bpe,
+    WordPiece,
+}
+
 /// What the components say.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
+    /// How text is made ready for WordPiece; the model's own part of the rules is empty.
+    pub(super) words: Option<WordRules>,
     pub(super) nfc: bool,
     /// Whether spaces become [`SPACE`] before anything else.
     escapes: bool,
@@ -57,12 +66,20 @@ fn unknown(at: &str, found: &Value, known: &'static str) -> TextError {
 
 impl Parts {
     pub(super) fn read(
+        model: Kind,
         normalizer: &Value,
         pre_tokenizer: &Value,
         decoder: &Value,
         post_processor: &Value,
     ) -> Result<Self, TextError> {
         let mut parts = Self::default();
+        if model == Kind::WordPiece {
+            parts.words = Some(words(normalizer, pre_tokenizer, decoder)?);
+            each("post_processor", "processors", post_processor, &mut |at, kind, value| {
+                parts.post_processor(at, kind, value)
+            })?;
+            return Ok(parts);
+        }
         each("normalizer", "normalizers", normalizer, &mut |at, kind, value| {
             parts.normalizer(at, kind, value)
         })?;
@@ -216,9 +233,45 @@ impl Parts {
                 }
                 if seen_text { Ok(()) } else { refuse("templates with the text in them") }
             }
-            _ => refuse("ByteLevel, TemplateProcessing, Sequence"),
+            "BertProcessing" | "RobertaProcessing" => {
+                let token = |key: &str| {
+                    let id = value[key][1].as_u64().and_then(|id| u32::try_from(id).ok())?;
+                    Some((value[key][0].as_str()?.to_owned(), id))
+                };
+                let (Some(begin), Some(close)) = (token("cls"), token("sep")) else {
+                    return refuse("the text and the id of cls and of sep");
+                };
+                self.begins.push(begin);
+                self.closes.push(close);
+                Ok(())
+            }
+            _ => refuse("ByteLevel, TemplateProcessing, BertProcessing, RobertaProcessing, Sequence"),
         }
     }
+}
+
+/// What the components around a WordPiece model say.
+fn words(normalizer: &Value, pre_tokenizer: &Value, decoder: &Value) -> Result<WordRules, TextError> {
+    if normalizer["type"] != "BertNormalizer" {
+        return Err(unknown("normalizer", normalizer, "BertNormalizer before a WordPiece model"));
+    }
+    if pre_tokenizer["type"] != "BertPreTokenizer" {
+        return Err(unknown("pre_tokenizer", pre_tokenizer, "BertPreTokenizer before a WordPiece model"));
+    }
+    if !decoder.is_null() && decoder["type"] != "WordPiece" {
+        return Err(unknown("decoder", decoder, "WordPiece behind a WordPiece model"));
+    }
+    let yes = |key: &str| normalizer[key] != false;
+    let lower = yes("lowercase");
+    Ok(WordRules {
+        clean: yes("clean_text"),
+        chinese: yes("handle_chinese_chars"),
+        // Where it is not said, they go with the case.
+        accents: !normalizer["strip_accents"].as_bool().unwrap_or(lower),
+        lower,
+        inside: String::new(),
+        max_chars: 0,
+    })
 }
 
 /// The pattern of a regular expression that is known.

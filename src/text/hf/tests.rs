@@ -155,7 +155,7 @@ fn what_is_not_in_the_list_is_refused_by_name() {
         ("pre_tokenizer", json!({"type": "ByteLevel", "add_prefix_space": true}), "add_prefix_space"),
         ("pre_tokenizer", Value::Null, "Metaspace"),
         ("decoder", json!({"type": "WordPiece"}), "WordPiece"),
-        ("post_processor", json!({"type": "BertProcessing"}), "BertProcessing"),
+        ("post_processor", json!({"type": "BertProcessing"}), "cls and of sep"),
         ("post_processor", json!({"type": "TemplateProcessing", "single": []}), "text in them"),
     ];
     for (part, value, wanted) in cases {

@@ -1,0 +1,56 @@
+//! `sotto-onnx`: runs one model that is an ONNX graph, by tract, for the program at the other end of standard input or of
+//! the socket that systemd passed. A program of its own, so that neither the daemon nor the command line carries tract.
+//!
+//! A graph is input from outside: what is wrong with it is an error of this process at worst, which serves one model and
+//! no other (`side::graph` tells how the two sides talk).
+
+mod encoder;
+mod int8;
+mod read;
+mod serve;
+
+use std::process::ExitCode;
+
+use sotto::os::socket;
+
+/// What is wrong with a graph, or with what is asked of it.
+#[derive(Debug, thiserror::Error)]
+enum OnnxError {
+    /// It is no graph.
+    #[error("the file is no ONNX graph, or is damaged: {what}; get it anew")]
+    Damaged { what: String },
+    /// It has something that is not known here.
+    #[error("the graph {what}")]
+    Unsupported { what: String },
+    /// tract cannot run it.
+    #[error("the graph cannot be run: {what}")]
+    Run { what: String },
+}
+
+impl OnnxError {
+    /// By the words of tract, which tell the way there from the outside in.
+    fn run(e: &tract_onnx::prelude::TractError) -> Self {
+        Self::Run { what: format!("{e:#}") }
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        #[expect(clippy::print_stderr, reason = "who started it by hand, or the journal, reads it")]
+        Err(message) => {
+            eprintln!("sotto-onnx: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    if std::env::args_os().nth(1).is_some() {
+        let version = env!("CARGO_PKG_VERSION");
+        return Err(format!("version {version}; it takes no arguments: sotto and sottod start it"));
+    }
+    let stream = socket::passed_stream()
+        .map_err(|e| format!("{e}; sotto and sottod start this program for a model that is an ONNX graph"))?;
+    serve::serve(stream).map_err(|e| e.to_string())
+}

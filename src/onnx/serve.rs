@@ -1,0 +1,136 @@
+//! The helper's side of a connection: it opens one graph, and answers until the other side is gone.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::encoder::Encoder;
+use crate::{OnnxError, read};
+use sotto::kernel::{self, Pool};
+use sotto::os::map::Map;
+use sotto::os::message::{Frame, Frames};
+use sotto::os::process;
+use sotto::side::graph::{Open, Opened, VERSION, ask, say, texts_from};
+
+/// How long the other side may take to read.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Address space for a graph: so many times its bytes, and so much beside.
+const TIMES: u64 = 8;
+const BESIDE: u64 = 2 << 30;
+
+/// What goes wrong with a graph, in words for the other side.
+type Said<T> = Result<T, String>;
+
+/// Serves one connection.
+///
+/// # Errors
+/// When the connection breaks in the middle of something.
+pub(crate) fn serve(stream: UnixStream) -> io::Result<()> {
+    let mut frames = Frames::new(stream, VERSION, PATIENCE)?;
+    let panicked = catch_panics();
+    let encoder = match open(&mut frames, &panicked) {
+        Ok(Some((encoder, opened))) => {
+            frames.send(say::OPENED, &serde_json::to_vec(&opened)?, &[])?;
+            encoder
+        }
+        Ok(None) => return Ok(()),
+        Err(what) => return frames.send(say::FAILED, what.as_bytes(), &[]),
+    };
+    loop {
+        let Some(frame) = next(&mut frames)? else { return Ok(()) };
+        match answer(&encoder, &frame, &panicked) {
+            Ok((kind, body)) => frames.send(kind, &body, &[])?,
+            Err(what) => frames.send(say::FAILED, what.as_bytes(), &[])?,
+        }
+    }
+}
+
+/// The next frame; `None` if the other side is gone.
+fn next(frames: &mut Frames) -> io::Result<Option<Frame>> {
+    match frames.wait() {
+        Ok(frame) => Ok(Some(frame)),
+        Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Where and how the last panic was, which is told in place of an answer.
+type Panicked = Arc<Mutex<String>>;
+
+fn catch_panics() -> Panicked {
+    let last = Panicked::default();
+    let seen = last.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string().replace('\n', " ");
+    }));
+    last
+}
+
+/// Does something with a graph, whose code may panic where it does not know what it reads.
+fn caught<T>(panicked: &Panicked, f: impl FnOnce() -> Said<T>) -> Said<T> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
+        let last = panicked.lock().unwrap_or_else(PoisonError::into_inner);
+        Err(format!("the graph is one that cannot be read or run here: {last}"))
+    })
+}
+
+/// Opens the graph that the other side gives; `None` if it left.
+fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opened)>> {
+    let words = |e: io::Error| e.to_string();
+    let Some(frame) = next(frames).map_err(words)? else { return Ok(None) };
+    let open: Open = match frame.kind {
+        ask::OPEN => {
+            serde_json::from_slice(&frame.body).map_err(|e| format!("what is asked is no JSON: {e}"))?
+        }
+        other => return Err(format!("a frame of kind {other} before there is a model")),
+    };
+    let [file] = <[_; 1]>::try_from(frame.files)
+        .map_err(|files| format!("{} files came with a model", files.len()))?;
+    let map = Map::of(&file, "the graph").map_err(|e| e.to_string())?;
+    let bytes = map.as_ref().len() as u64;
+    let mut model = caught(panicked, || read::model(map.as_ref()).map_err(|e| e.to_string()))?;
+    // What it holds was copied.
+    drop(map);
+    let names = read::files(&mut model).map_err(|e| e.to_string())?;
+    let mut maps = Vec::new();
+    if !names.is_empty() {
+        let body = serde_json::to_vec(&names).map_err(|e| e.to_string())?;
+        frames.send(say::NEEDS, &body, &[]).map_err(words)?;
+        let Some(frame) = next(frames).map_err(words)? else { return Ok(None) };
+        if frame.kind != ask::FILES || frame.files.len() != names.len() {
+            return Err(format!("{} files came, {} are wanted", frame.files.len(), names.len()));
+        }
+        for (file, name) in frame.files.into_iter().zip(&names) {
+            maps.push(Map::of(&file, name).map_err(|e| e.to_string())?);
+        }
+    }
+    let all = maps.iter().fold(bytes, |n, map| n.saturating_add(map.as_ref().len() as u64));
+    process::limit_memory(all.saturating_mul(TIMES).saturating_add(BESIDE)).map_err(words)?;
+    let files: BTreeMap<String, &[u8]> =
+        names.iter().cloned().zip(maps.iter().map(|map| map.as_ref())).collect();
+    let kernels = kernel::select(None).map_err(|e| e.to_string())?;
+    let pool = Pool::new(kernels, open.threads.clamp(1, 64)).map_err(words)?;
+    let how = (open.pool, open.unit);
+    let encoder =
+        caught(panicked, || Encoder::new(model, &files, how, pool).map_err(|e: OnnxError| e.to_string()))?;
+    drop(files);
+    sotto::os::memory::trim();
+    let resident = process::usage().map_or(0, |usage| usage.rss_bytes);
+    let opened = Opened { n_embd: encoder.n_embd(), resident_bytes: resident, ..Opened::default() };
+    Ok(Some((encoder, opened)))
+}
+
+/// The answer to a frame.
+fn answer(encoder: &Encoder, frame: &Frame, panicked: &Panicked) -> Said<(u16, Vec<u8>)> {
+    match frame.kind {
+        ask::EMBED => {
+            let texts = texts_from(&frame.body).ok_or("texts of another form")?;
+            let vectors = caught(panicked, || encoder.embed(&texts).map_err(|e| e.to_string()))?;
+            Ok((say::VECTORS, vectors.into_iter().flatten().flat_map(f32::to_le_bytes).collect()))
+        }
+        other => Err(format!("a frame of kind {other}, which this program does not know")),
+    }
+}

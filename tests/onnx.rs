@@ -1,0 +1,258 @@
+//! Models that are ONNX graphs: their tokens, and with the feature `onnx` the vectors that the helper program makes of texts.
+#![cfg(feature = "http")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on stops, and says what it skips"
+)]
+
+mod support;
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use sotto::format::hf::onnx;
+use sotto::text::{Source, Special, Tokenizer};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/onnx")).join(name)
+}
+
+fn cases(folder: &std::path::Path) -> Vec<Value> {
+    let text = std::fs::read(folder.join("expected.json")).unwrap();
+    let all: Value = serde_json::from_slice(&text).unwrap();
+    all["cases"].as_array().unwrap().clone()
+}
+
+/// The tokens of texts, as Hugging Face's tokenizers have them.
+#[test]
+fn texts_become_the_tokens_of_the_vocabulary() {
+    for folder in [Some(fixture("bert")), support::shared("models/minilm-l6-v2")].into_iter().flatten() {
+        let (dir, graph) = onnx::find(&folder).unwrap();
+        let read = onnx::open(&dir, &graph).unwrap();
+        let source = Source::from_tokenizer_json((*read.tokenizer_json).as_ref(), None).unwrap();
+        let tokenizer = Tokenizer::new(source).unwrap();
+        for case in cases(&folder) {
+            let mut tokens: Vec<_> = tokenizer.bos().into_iter().collect();
+            tokenizer.encode(case["text"].as_str().unwrap(), Special::AsText, &mut tokens);
+            tokens.extend(tokenizer.close());
+            let ids: Vec<u64> = tokens.iter().map(|t| u64::from(t.0)).collect();
+            let wanted: Vec<u64> =
+                case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+            assert_eq!(ids, wanted, "{}", case["text"]);
+        }
+    }
+}
+
+#[test]
+fn a_directory_tells_how_its_texts_become_vectors() {
+    let (dir, graph) = onnx::find(&fixture("bert")).unwrap();
+    let read = onnx::open(&dir, &graph).unwrap();
+    assert_eq!((read.architecture.as_str(), read.n_ctx, read.unit), ("bert", 48, true));
+    assert_eq!((read.pool, read.generates), (onnx::Pool::Mean, false));
+    assert_eq!(onnx::find(&graph), Some((dir, graph)));
+    assert_eq!(onnx::find(&fixture("bert/1_Pooling")), None);
+    assert!(onnx::encodes(&fixture("bert")) && !onnx::encodes(&fixture("bad")));
+}
+
+#[cfg(not(feature = "onnx"))]
+#[test]
+fn without_the_helper_it_is_said_how_to_get_it() {
+    // A build with the feature may have left one beside.
+    let folder = support::Folder::new();
+    let program = folder.join("sotto");
+    std::fs::copy(env!("CARGO_BIN_EXE_sotto"), &program).unwrap();
+    let output = std::process::Command::new(program)
+        .args(["embed", "the cat", "--json", "--model"])
+        .arg(fixture("bert"))
+        .output()
+        .unwrap();
+    let said = support::stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cargo build --release --features onnx"), "{said}");
+    println!("skipped: vectors of ONNX graphs; built without the feature onnx");
+}
+
+#[cfg(feature = "onnx")]
+mod helper {
+    use std::io::Write;
+    use std::process::{Output, Stdio};
+
+    use crate::support::http::{ask, post};
+    use crate::support::{Daemon, Folder, run, sotto, stderr, stdout, until};
+    use serde_json::json;
+
+    use super::*;
+
+    /// The program that the tests mean is built, and lies beside `sotto`.
+    const HELPER: &str = env!("CARGO_BIN_EXE_sotto-onnx");
+
+    fn cosine(a: &Value, b: &Value) -> f64 {
+        let numbers =
+            |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+        let (a, b) = (numbers(a), numbers(b));
+        assert_eq!(a.len(), b.len());
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+        dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+    }
+
+    fn embed(model: &std::path::Path, input: &str, more: &[&str]) -> Output {
+        assert!(std::path::Path::new(HELPER).is_file());
+        let model = model.display().to_string();
+        let args = [&["embed", "--model", &model, "--threads", "1"], more].concat();
+        let mut child =
+            sotto(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        let writer =
+            sotto::os::thread::start("writer", move || drop(pipe.write_all(input.as_bytes()))).unwrap();
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
+    }
+
+    /// Each text's vector is that of onnxruntime, in whichever company it is read.
+    #[test]
+    fn vectors_are_those_of_onnxruntime() {
+        for (folder, key, bar) in [
+            (Some(fixture("bert")), "vector", 0.999_999),
+            (Some(fixture("bert-int8")), "vector", 0.999_9),
+            (support::shared("models/minilm-l6-v2"), "embedding_onnx", 0.999_9),
+            (support::shared("models/minilm-l6-v2"), "embedding_f32", 0.99),
+        ] {
+            let Some(folder) = folder else { continue };
+            // A text of several lines can not be given by lines.
+            let cases: Vec<Value> =
+                cases(&folder).into_iter().filter(|c| !c["text"].as_str().unwrap().contains('\n')).collect();
+            let texts: Vec<&str> = cases.iter().map(|c| c["text"].as_str().unwrap()).collect();
+            let output = embed(&folder, &(texts.join("\n") + "\n"), &["--json", "--truncate"]);
+            let all: Value =
+                serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}: {}", stderr(&output)));
+            let vectors = all["embeddings"].as_array().unwrap();
+            assert_eq!(vectors.len(), cases.len());
+            let mut worst: f64 = 1.0;
+            for (vector, case) in vectors.iter().zip(&cases) {
+                worst = worst.min(cosine(vector, &case[key]));
+            }
+            println!("{}, {key}: worst cosine {worst:.9}", folder.display());
+            assert!(worst >= bar, "{worst}");
+            let cut: Vec<usize> = cases
+                .iter()
+                .enumerate()
+                .filter(|(_, case)| case["truncated"] == true)
+                .map(|(i, _)| i)
+                .collect();
+            assert_eq!(all["truncated"], json!(cut));
+            assert_eq!(stderr(&output).matches("was cut").count(), cut.len());
+        }
+    }
+
+    #[test]
+    fn raw_numbers_are_those_of_json() {
+        let text = "the cat sat on the mat";
+        let json: Value = serde_json::from_str(&stdout(&embed(&fixture("bert"), text, &["--json"]))).unwrap();
+        let raw = embed(&fixture("bert"), text, &["--dimensions", "3"]).stdout;
+        let numbers: Vec<f64> =
+            raw.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+        assert_eq!(numbers.len(), 3);
+        let first = json!(json["embeddings"][0].as_array().unwrap()[..3]);
+        assert!(cosine(&json!(numbers), &first) > 0.999_999_9);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_refused_or_cut() {
+        let long = "cat ".repeat(60);
+        let output = embed(&fixture("bert"), &format!("cat\n{long}\n"), &["--json"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("has room for 48"), "{}", stderr(&output));
+        let output = embed(&fixture("bert"), &format!("cat\n{long}\n"), &["--json", "--truncate"]);
+        let all: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!((&all["truncated"], &all["tokens"]), (&json!([1]), &json!(3 + 48)));
+    }
+
+    /// What is wrong with a graph is said, and nothing else happens.
+    #[test]
+    fn hostile_graphs_are_refused() {
+        let whole = std::fs::read(fixture("bert/model.onnx")).unwrap();
+        let mut files: Vec<(String, Vec<u8>)> = vec![
+            ("empty".into(), Vec::new()),
+            ("cut".into(), whole[..whole.len() / 2].to_vec()),
+            ("noise".into(), (0..5_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()),
+        ];
+        for entry in std::fs::read_dir(fixture("bad")).unwrap() {
+            let path = entry.unwrap().path();
+            files.push((path.file_stem().unwrap().display().to_string(), std::fs::read(path).unwrap()));
+        }
+        assert_eq!(files.len(), 14);
+        let folder = Folder::new();
+        let words = [
+            ("climbs", "no plain name"),
+            ("absolute", "no plain name"),
+            ("missing", "model.onnx_data"),
+            ("beyond", "bytes at 1099511627776"),
+            ("unknown-operator", "Frobnicate"),
+            ("unknown-input", "pixels"),
+            ("nobody-makes", "nowhere"),
+        ];
+        for (name, bytes) in files {
+            let dir = folder.join(&name);
+            std::fs::create_dir(&dir).unwrap();
+            for file in ["tokenizer.json", "config.json", "sentence_bert_config.json"] {
+                std::fs::copy(fixture("bert").join(file), dir.join(file)).unwrap();
+            }
+            std::fs::write(dir.join("model.onnx"), bytes).unwrap();
+            let output = embed(&dir, "the cat\n", &["--json"]);
+            let said = stderr(&output);
+            println!("{name}: {said}");
+            assert!(matches!(output.status.code(), Some(2 | 70)), "{name}: {:?}", output.status);
+            assert!(said.contains(&format!("model {name}: ")) && said.len() < 1_000, "{name}: {said}");
+            if let Some((_, word)) = words.iter().find(|(of, _)| *of == name) {
+                assert!(said.contains(word), "{name}: {said}");
+            }
+        }
+    }
+
+    /// The children of a process.
+    fn children(of: u32) -> Vec<i32> {
+        let list = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = list.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_child = |pid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+            after.split_ascii_whitespace().nth(1) == Some(&of.to_string()) && stat.contains("(sotto-onnx)")
+        };
+        pids.filter(is_child).collect()
+    }
+
+    /// A helper that is killed is one that is started anew; beside it everything goes on.
+    #[test]
+    fn a_daemon_outlives_its_helpers() {
+        let folder = Folder::new();
+        let mut daemon = Daemon::start(&folder, &fixture("bert"), "");
+        let socket = daemon.socket.clone();
+        let ask = |path: &str, body: Value| ask(&socket, &post(path, body.to_string())).json();
+        let vectors = |input: Value| ask("/v1/embeddings", json!({"model": "embed", "input": input}));
+        let first = vectors(json!(["the cat", "a"]));
+        assert_eq!(first["model"], "bert", "{first}");
+        let wanted = vectors(json!("the cat"))["data"][0]["embedding"].clone();
+        assert!(cosine(&first["data"][0]["embedding"], &wanted) > 0.999_999);
+        let models = run(&["status", "--json", "--socket", daemon.socket.to_str().unwrap()]);
+        assert!(stdout(&models).contains("\"loaded\""), "{}", stdout(&models));
+        for _ in 0..3 {
+            let helper = children(daemon.process.pid());
+            assert_eq!(helper.len(), 1, "one model, one helper");
+            let pid = rustix::process::Pid::from_raw(helper[0]).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            // That request, or none if the daemon saw it before, fails; the next has a new helper.
+            let again = until("a new helper", || {
+                let answer = vectors(json!("the cat"));
+                answer["data"][0]["embedding"].is_array().then_some(answer)
+            });
+            assert!(cosine(&again["data"][0]["embedding"], &wanted) > 0.999_999);
+        }
+        let generated = ask("/sotto/v1/generate", json!({"model": "bert", "input": "a", "raw": true}));
+        assert_eq!(generated["error"]["code"], "unsupported_model", "{generated}");
+        daemon.process.signal(rustix::process::Signal::TERM);
+        assert!(daemon.process.ended("the end of the daemon").success());
+    }
+}
