@@ -212,6 +212,42 @@ mod helper {
         }
     }
 
+    /// Nobody waits for a pipe's writer, be it the graph or what lies beside it.
+    #[test]
+    fn pipes_are_no_graphs() {
+        let folder = Folder::new();
+        for (name, graph, pipe) in
+            [("beside", "bad/missing.onnx", "model.onnx_data"), ("itself", "bert/config.json", "pipe.onnx")]
+        {
+            let dir = folder.join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::copy(fixture("bert/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+            std::fs::copy(fixture(graph), dir.join("model.onnx")).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, dir.join(pipe), rustix::fs::FileType::Fifo, mode, 0)
+                .unwrap();
+            let model = if name == "itself" { dir.join(pipe) } else { dir };
+            let said = stderr(&embed(&model, "the cat\n", &["--json"]));
+            assert!(said.contains("not a regular file"), "{name}: {said}");
+        }
+    }
+
+    /// A context beyond the positions of the graph is none.
+    #[test]
+    fn a_text_is_no_longer_than_the_graph_reads() {
+        let folder = Folder::new();
+        let dir = folder.join("long");
+        std::fs::create_dir(&dir).unwrap();
+        for file in ["tokenizer.json", "config.json", "model.onnx"] {
+            std::fs::copy(fixture("bert").join(file), dir.join(file)).unwrap();
+        }
+        std::fs::write(dir.join("sentence_bert_config.json"), r#"{"max_seq_length": 100000}"#).unwrap();
+        let said = stderr(&embed(&dir, &"cat ".repeat(100), &["--json"]));
+        assert!(said.contains("has room for 64"), "{said}");
+        let cut = stdout(&embed(&dir, &"cat ".repeat(100), &["--json", "--truncate"]));
+        assert!(cut.contains("\"tokens\":64"), "{cut}");
+    }
+
     /// The children of a process.
     fn children(of: u32) -> Vec<i32> {
         let list = std::fs::read_dir("/proc").unwrap().flatten();
@@ -243,11 +279,13 @@ mod helper {
             assert_eq!(helper.len(), 1, "one model, one helper");
             let pid = rustix::process::Pid::from_raw(helper[0]).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            // That request, or none if the daemon saw it before, fails; the next has a new helper.
-            let again = until("a new helper", || {
-                let answer = vectors(json!("the cat"));
-                answer["data"][0]["embedding"].is_array().then_some(answer)
+            // Once it is gone nobody's request has to fail for it.
+            until("its end", || {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", helper[0])).unwrap_or_default();
+                (stat.is_empty() || stat.contains(") Z ")).then_some(())
             });
+            let again = vectors(json!("the cat"));
+            assert!(again["data"][0]["embedding"].is_array(), "{again}");
             assert!(cosine(&again["data"][0]["embedding"], &wanted) > 0.999_999);
         }
         let generated = ask("/sotto/v1/generate", json!({"model": "bert", "input": "a", "raw": true}));

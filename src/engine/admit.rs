@@ -393,7 +393,7 @@ impl Admission {
             Err(e) => {
                 let mut fault = load_fault(id, &e);
                 // The log has the whole path; callers are not told where files lie.
-                if let Some(folder) = file.path.parent() {
+                if let Some(folder) = file.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
                     fault.message = fault.message.replace(&format!("{}/", folder.display()), "");
                 }
                 self.shared.set_failed(id, fault.code);

@@ -100,7 +100,8 @@ impl Entry {
 
     /// Of a file that nobody has opened yet.
     pub(super) fn new(model: &ModelFile) -> Self {
-        let (created, size_bytes) = stat(&model.path);
+        let graph = onnx::find(&model.path).map(|(_, graph)| graph);
+        let (created, size_bytes) = stat(graph.as_deref().unwrap_or(&model.path));
         let info = ModelInfo {
             id: model.id.clone(),
             state: ModelState::Available,

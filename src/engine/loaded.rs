@@ -102,7 +102,7 @@ impl Loaded {
     }
 
     fn new(opening: &Opening, checkpoint: Checkpoint) -> Result<Self, ModelError> {
-        let model = Model::new(Arc::new(checkpoint))?;
+        let model = Arc::new(Model::new(Arc::new(checkpoint))?);
         let tokenizer = vocab::tokenizer(model.checkpoint())?;
         if tokenizer.n_vocab() > model.hyper().n_vocab {
             return Err(ModelError::Hyper {
@@ -112,10 +112,9 @@ impl Loaded {
                 wanted: format!("at most the {} rows of token_embd.weight wanted", model.hyper().n_vocab),
             });
         }
-        // A value that is no text is refused here, not when somebody asks.
-        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?.unwrap_or_default().to_owned();
-        let n_max = model.hyper().n_ctx_train;
-        Self::with(opening, Body::Own(Arc::new(model)), tokenizer, &own_template, n_max)
+        // A value that is no text is refused here, not when somebody asks. It may be as long as the file, and stays there.
+        let own_template = model.checkpoint().str(CHAT_TEMPLATE)?.unwrap_or_default();
+        Self::with(opening, Body::Own(model.clone()), tokenizer, own_template, model.hyper().n_ctx_train)
     }
 
     /// With `n_max` positions at the most.

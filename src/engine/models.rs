@@ -381,7 +381,7 @@ impl Runner {
             Ok(mut ready) => {
                 let how = ready.how();
                 self.shared.set_state(&model.id, ModelState::Loaded);
-                ready.metrics.weight_bytes.set(total);
+                ready.metrics.weight_bytes.set(ready.weight_bytes().unwrap_or(total));
                 ready.metrics.load.observe(clock::now_us().saturating_sub(since));
                 ready.keep_beginnings(self.shed < Level::Prefixes);
                 if o.lock {

@@ -79,6 +79,8 @@ pub(super) enum Stopped {
     Left,
     /// The helper is gone, or does not answer as it should: it cannot be asked again.
     Lost(GraphError),
+    /// The same, before it was asked anything: another one may be.
+    Again(GraphError),
 }
 
 impl Kept {
@@ -210,6 +212,14 @@ impl Ready {
             own.keep_beginnings(yes);
         }
         self.tell();
+    }
+
+    /// What a helper has of it in its memory; `None` for what runs here.
+    pub(super) fn weight_bytes(&self) -> Option<u64> {
+        match &self.runs {
+            Runs::Own(_) => None,
+            Runs::Graph(remote) => Some(remote.resident_bytes()),
+        }
     }
 
     /// Bytes of the system's free memory that it has taken: what is mapped from a file is not among them.

@@ -465,6 +465,7 @@ impl Runner {
             }
             Err(Stopped::Left) => {}
             Err(Stopped::Lost(e)) => self.lost_helper(key, &shares, &e),
+            Err(Stopped::Again(e)) => self.lost_helper(key, &[], &e),
         }
     }
 

@@ -11,7 +11,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-use sotto::os::socket;
+use sotto::os::{process, socket};
 
 /// What is wrong with a graph, or with what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,10 @@ fn run() -> Result<(), String> {
     if std::env::args_os().nth(1).is_some() {
         let version = env!("CARGO_PKG_VERSION");
         return Err(format!("version {version}; it takes no arguments: sotto and sottod start it"));
+    }
+    // systemd ends its own.
+    if std::env::var_os("LISTEN_FDS").is_none() {
+        process::end_with_parent().map_err(|e| e.to_string())?;
     }
     let stream = socket::passed_stream()
         .map_err(|e| format!("{e}; sotto and sottod start this program for a model that is an ONNX graph"))?;

@@ -64,7 +64,8 @@ fn catch_panics() -> Panicked {
     let last = Panicked::default();
     let seen = last.clone();
     std::panic::set_hook(Box::new(move |info| {
-        *seen.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string().replace('\n', " ");
+        let what = info.payload_as_str().unwrap_or("for no known reason");
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = what.to_owned();
     }));
     last
 }
@@ -91,9 +92,10 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
         .map_err(|files| format!("{} files came with a model", files.len()))?;
     let map = Map::of(&file, "the graph").map_err(|e| e.to_string())?;
     let bytes = map.as_ref().len() as u64;
-    let mut model = caught(panicked, || read::model(map.as_ref()).map_err(|e| e.to_string()))?;
-    // What it holds was copied.
     drop(map);
+    // Files beside it may ask for more.
+    process::limit_memory(room(bytes), false).map_err(words)?;
+    let mut model = caught(panicked, || read::model(&file).map_err(|e| e.to_string()))?;
     let names = read::files(&mut model).map_err(|e| e.to_string())?;
     let mut maps = Vec::new();
     if !names.is_empty() {
@@ -108,7 +110,7 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
         }
     }
     let all = maps.iter().fold(bytes, |n, map| n.saturating_add(map.as_ref().len() as u64));
-    process::limit_memory(all.saturating_mul(TIMES).saturating_add(BESIDE)).map_err(words)?;
+    process::limit_memory(room(all), true).map_err(words)?;
     let files: BTreeMap<String, &[u8]> =
         names.iter().cloned().zip(maps.iter().map(|map| map.as_ref())).collect();
     let kernels = kernel::select(None).map_err(|e| e.to_string())?;
@@ -121,6 +123,11 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
     let resident = process::usage().map_or(0, |usage| usage.rss_bytes);
     let opened = Opened { n_embd: encoder.n_embd(), resident_bytes: resident, ..Opened::default() };
     Ok(Some((encoder, opened)))
+}
+
+/// Address space for a graph of so many bytes.
+fn room(bytes: u64) -> u64 {
+    bytes.saturating_mul(TIMES).saturating_add(BESIDE)
 }
 
 /// The answer to a frame.

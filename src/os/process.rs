@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// Bounds this process for the rest of its life: the kernel ends it past `cpu_s` seconds of processor time, refuses
 /// memory past `memory_bytes` of address space, and keeps no core file.
@@ -16,14 +16,22 @@ pub fn limit(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::As, at(memory_bytes))?)
 }
 
-/// Bounds the address space of this process for the rest of its life: memory past `bytes` is refused.
+/// Bounds the address space of this process: memory past `bytes` is refused, for the rest of its life if `for_ever`.
 ///
 /// # Errors
 /// When the system refuses.
-pub fn limit_memory(bytes: u64) -> io::Result<()> {
-    let at = |most| Rlimit { current: Some(most), maximum: Some(most) };
-    setrlimit(Resource::Core, at(0))?;
-    Ok(setrlimit(Resource::As, at(bytes))?)
+pub fn limit_memory(bytes: u64, for_ever: bool) -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let maximum = if for_ever { Some(bytes) } else { getrlimit(Resource::As).maximum };
+    Ok(setrlimit(Resource::As, Rlimit { current: Some(bytes), maximum })?)
+}
+
+/// This process ends when the thread that started it does.
+///
+/// # Errors
+/// When the system refuses.
+pub fn end_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
 }
 
 /// From now on no image of this process's memory is written when it dies, whatever the limits say, and no other process of

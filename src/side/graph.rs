@@ -8,11 +8,13 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Token, shown};
@@ -26,6 +28,8 @@ pub const VERSION: u16 = 1;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the helper's program.
 pub const PROGRAM: &str = "sotto-onnx";
+/// Longest refusal that is passed on.
+const SAID_CHARS_MAX: usize = 500;
 /// Most numbers that a text becomes.
 const N_EMBD_MAX: usize = 16_384;
 
@@ -112,7 +116,7 @@ pub enum GraphError {
         source: io::Error,
     },
     /// It is gone.
-    #[error("{PROGRAM} ended ({how}) {when}; it starts anew with the next request")]
+    #[error("{PROGRAM} ended ({how}) {when}")]
     Gone {
         /// How.
         how: String,
@@ -135,7 +139,7 @@ pub enum GraphError {
     },
     /// A file beside the graph that is not beside it.
     #[error(
-        "the graph has weights in {name:?}, which is no plain name of a file beside it; the file is hostile or broken"
+        "the graph has weights in {name}, which is no plain name of a file beside it; the file is hostile or broken"
     )]
     Name {
         /// The name.
@@ -173,7 +177,7 @@ impl Graph {
     /// When there is no helper, or no file.
     pub fn start(helper: &Helper, path: &Path, open: &Open) -> Result<Self, GraphError> {
         let file = |source| GraphError::File { file: path.display().to_string(), source };
-        let graph = File::open(path).map_err(file)?;
+        let graph = regular(path).map_err(file)?;
         let (stream, child) = connect(helper)?;
         let wrong = |source| GraphError::Start { at: "its socket".into(), source };
         let frames = Frames::new(stream, VERSION, PATIENCE).map_err(wrong)?;
@@ -319,11 +323,16 @@ fn beside(dir: &Path, name: &str) -> Result<File, GraphError> {
         return Err(GraphError::Name { name: shown(name.as_bytes()) });
     }
     let path = dir.join(name);
-    let wrong = |source| GraphError::File { file: path.display().to_string(), source };
-    let file = File::open(&path).map_err(wrong)?;
-    match file.metadata().map_err(wrong)?.is_file() {
+    regular(&path).map_err(|source| GraphError::File { file: path.display().to_string(), source })
+}
+
+/// Opens a regular file, and waits for nobody: a pipe would wait for its writer.
+fn regular(path: &Path) -> io::Result<File> {
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(wrong(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
+        false => Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 
@@ -333,7 +342,9 @@ fn json<T: for<'de> Deserialize<'de>>(frame: &Frame) -> Result<T, GraphError> {
 
 /// What the helper said against it; it may repeat what stands in a file.
 fn refused(frame: &Frame) -> GraphError {
-    GraphError::Refused { what: shown(&frame.body) }
+    let text = String::from_utf8_lossy(&frame.body);
+    let what = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SAID_CHARS_MAX).collect();
+    GraphError::Refused { what }
 }
 
 fn odd(kind: u16) -> GraphError {
@@ -413,7 +424,10 @@ mod tests {
             programs: vec!["/sotto-is-not-there/sotto-onnx".into()],
         };
         let open = Open { pool: Pool::Mean, unit: true, threads: 1 };
-        let said = Graph::start(&helper, Path::new("/dev/null"), &open).expect_err("none").to_string();
+        let said =
+            Graph::start(&helper, Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").as_path(), &open)
+                .expect_err("none")
+                .to_string();
         assert!(said.contains("--features onnx") && said.contains("/sotto-is-not-there/socket"), "{said}");
     }
 }

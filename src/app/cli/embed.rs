@@ -74,12 +74,12 @@ pub(super) fn run(args: EmbedArgs) -> Result<(), Failure> {
     let backend = Backend::open(&how)?;
     let mut show = Show::new(false);
     let asked = How { dimensions: args.dimensions, truncate: args.truncate };
-    let mut texts = Texts { given: args.text.into_iter().peekable(), n_read: 0, from_input: false };
+    let mut texts =
+        Texts { given: args.text.into_iter().peekable(), n_read: 0, from_input: false, n_lines: 0 };
     texts.from_input = texts.given.peek().is_none();
     let (mut n, mut n_tokens, mut model, mut cut) = (0, 0, String::new(), Vec::new());
-    if args.json {
-        show::out("{\"embeddings\":[")?;
-    }
+    // As a whole, or not at all.
+    let mut json = String::from("{\"embeddings\":[");
     loop {
         let batch = texts.next()?;
         if batch.is_empty() {
@@ -95,7 +95,10 @@ pub(super) fn run(args: EmbedArgs) -> Result<(), Failure> {
         })?;
         for vector in &made.vectors {
             match args.json {
-                true => show::out(&format!("{}{}", if n > 0 { "," } else { "" }, numbers(vector)))?,
+                true => {
+                    json += if n > 0 { "," } else { "" };
+                    json += &numbers(vector);
+                }
                 false => show::bytes(&vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?,
             }
             n += 1;
@@ -114,7 +117,7 @@ pub(super) fn run(args: EmbedArgs) -> Result<(), Failure> {
     }
     if args.json {
         let rest = serde_json::json!({ "model": model, "tokens": n_tokens, "truncated": cut }).to_string();
-        show::out(&format!("],{}\n", rest.trim_start_matches('{')))?;
+        show::out(&format!("{json}],{}\n", rest.trim_start_matches('{')))?;
     }
     Ok(())
 }
@@ -129,8 +132,9 @@ struct Texts {
     given: std::iter::Peekable<std::vec::IntoIter<String>>,
     /// Bytes so far.
     n_read: u64,
-    /// They are lines of standard input.
+    /// They are lines of standard input, so many so far.
     from_input: bool,
+    n_lines: usize,
 }
 
 impl Texts {
@@ -140,7 +144,10 @@ impl Texts {
         while all.len() < N_LINES && n_bytes < N_BYTES {
             let text = match self.from_input {
                 false => self.given.next(),
-                true => line()?,
+                true => {
+                    self.n_lines += 1;
+                    line(self.n_lines)?
+                }
             };
             let Some(text) = text else { break };
             n_bytes += text.len();
@@ -151,8 +158,8 @@ impl Texts {
     }
 }
 
-/// The next line of standard input; none at its end.
-fn line() -> Result<Option<String>, Failure> {
+/// The next line of standard input, which is line `n`; none at its end.
+fn line(n: usize) -> Result<Option<String>, Failure> {
     let mut line = Vec::new();
     let input = std::io::stdin().lock();
     let read = input.take(INPUT_BYTES_MAX as u64 + 2).read_until(b'\n', &mut line);
@@ -162,11 +169,11 @@ fn line() -> Result<Option<String>, Failure> {
     let line = line.strip_suffix(b"\n").unwrap_or(&line);
     if line.len() > INPUT_BYTES_MAX {
         return Err(Failure::usage(format!(
-            "a line has more than the {INPUT_BYTES_MAX} bytes that are taken"
+            "line {n} has more than the {INPUT_BYTES_MAX} bytes that are taken"
         )));
     }
     let text = std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line));
     text.map(|text| Some(text.to_owned())).map_err(|e| {
-        Failure::usage(format!("standard input: no UTF-8 at byte {} of a line", e.valid_up_to()))
+        Failure::usage(format!("standard input: no UTF-8 at byte {} of line {n}", e.valid_up_to()))
     })
 }

@@ -36,11 +36,13 @@ pub(super) struct Remote {
     graph: Graph,
     /// Answers that nobody waits for any more.
     n_owed: usize,
+    /// It has answered.
+    served: bool,
 }
 
 impl Remote {
     pub(super) fn new(graph: Graph) -> Self {
-        Self { graph, n_owed: 0 }
+        Self { graph, n_owed: 0, served: false }
     }
 
     pub(super) fn resident_bytes(&self) -> u64 {
@@ -77,13 +79,16 @@ impl Remote {
         go_on: &mut dyn FnMut(Part) -> bool,
     ) -> Result<Vec<Drawn>, Stopped> {
         let texts: Vec<&[Token]> = going.iter().map(|g| g.tokens).collect();
-        self.graph.embed(&texts).map_err(Stopped::Lost)?;
+        // One that has served before may have been ended meanwhile; one that never has would be started for ever.
+        let gone = if self.served { Stopped::Again } else { Stopped::Lost };
+        self.graph.embed(&texts).map_err(gone)?;
         self.n_owed += 1;
         loop {
             match self.graph.answer(LOOK).map_err(Stopped::Lost)? {
                 Some(_) if self.n_owed > 1 => self.n_owed -= 1,
                 Some(answer) => {
                     self.n_owed -= 1;
+                    self.served = true;
                     let vectors = self.graph.vectors(&answer, going.len()).map_err(Stopped::Lost)?;
                     let of = |(g, vector): (&Going<'_>, _)| Drawn::Vector(g.slot, vector);
                     return Ok(going.iter().zip(vectors).map(of).collect());

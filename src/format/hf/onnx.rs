@@ -178,13 +178,9 @@ fn pooling(dir: &Path, small: &Small<'_>) -> Result<(Pool, bool), FormatError> {
             "Pooling" => {
                 let folder = match module.get("path") {
                     Some(Json::Str(folder)) if files::is_plain(folder) => folder,
-                    _ => {
-                        return Err(wrong(
-                            &file,
-                            &format!("[{i}].path"),
-                            module,
-                            "a folder beside it wanted",
-                        ));
+                    other => {
+                        let found = other.unwrap_or(&Json::Null);
+                        return Err(wrong(&file, &format!("[{i}].path"), found, "a folder beside it wanted"));
                     }
                 };
                 pool = pool_of(&small(&format!("{folder}/config.json"))?, dir)?;
@@ -257,7 +253,7 @@ fn n_ctx(
     if let Some((_, json)) = small("sentence_bert_config.json")?
         && let Some(n) = number(json.get("max_seq_length"))
     {
-        return Ok(n);
+        return Ok(n.min(trained.unwrap_or(N_CTX_MAX)));
     }
     // What is wrong with it is told when it is read for its tokens.
     let cut = serde_json::from_slice::<Tokenizer>(tokenizer).ok();
