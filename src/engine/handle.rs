@@ -236,6 +236,11 @@ impl Shared {
         });
     }
 
+    /// It would be loaded with so many positions.
+    pub(super) fn set_context(&self, id: &str, n_ctx: usize) {
+        self.change(id, |info| info.header.iter_mut().for_each(|header| header.n_ctx = n_ctx));
+    }
+
     /// Whether nobody has tried yet to read its header.
     pub(super) fn undescribed(&self, id: &str) -> bool {
         let read = |e: &Entry| e.info.header.is_some() || e.info.state == ModelState::Failed;

@@ -139,6 +139,12 @@ impl Runner {
             self.shared.set_header(&ready.model.id, &ready.model);
             self.shared.set_pinned(&ready.model.id, self.scheduler.is_pinned(*key));
         }
+        if self.ready.values().all(|ready| ready.model.id != *id) {
+            // What was asked for is not what the next one gets.
+            let own = self.shared.settings().of_model.get(id).and_then(|own| own.n_ctx);
+            let n_ctx = own.unwrap_or(self.shared.options.n_ctx).min(wish.model.n_ctx_train());
+            self.shared.set_context(id, n_ctx);
+        }
         match &mut wish.asker {
             Some(asker) => drop(asker.sink.offer(&Event::Failed(fault.clone()))),
             None => log::warn!(

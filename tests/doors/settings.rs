@@ -289,6 +289,9 @@ fn another_context_that_cannot_be_changes_nothing() {
     let (_handle, events) = submit(&engine, one);
     let all: Vec<Event> = events.iter().collect();
     assert!(all.iter().any(|event| matches!(event, Event::Done(_))), "it answers: {all:?}");
+    // Of one that was not loaded nothing stays.
+    assert_eq!(load(&engine, 5, "mock-endless", true, Some(64)).unwrap_err().code, Code::ModelBusy);
+    assert_eq!(told(&engine, "mock-endless"), (ModelState::Available, false, Some(400)));
     // No memory, at rest and in use.
     let settings =
         Settings { models: Mock::models(), max_loaded: 2, memory_max_bytes: 2 << 20, ..Settings::default() };
