@@ -121,7 +121,7 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
     drop(files);
     sotto::os::memory::trim();
     let resident = process::usage().map_or(0, |usage| usage.rss_bytes);
-    let opened = Opened { n_embd: encoder.n_embd(), resident_bytes: resident, ..Opened::default() };
+    let opened = Opened { n_embd: encoder.n_embd(), resident_bytes: resident };
     Ok(Some((encoder, opened)))
 }
 

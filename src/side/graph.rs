@@ -41,10 +41,6 @@ pub mod ask {
     pub const FILES: u16 = 2;
     /// Texts that become vectors ([`super::texts_into`]).
     pub const EMBED: u16 = 3;
-    /// The next tokens of a sequence: its number and whether logits are wanted (32 bits each), then tokens.
-    pub const STEP: u16 = 4;
-    /// A sequence has ended: its number.
-    pub const END: u16 = 5;
 }
 
 /// What the helper says.
@@ -55,8 +51,6 @@ pub mod say {
     pub const OPENED: u16 = 0x82;
     /// A vector of each text, one after the other, 32-bit floats.
     pub const VECTORS: u16 = 0x83;
-    /// The logits behind the last token, 32-bit floats, or nothing if they were not wanted.
-    pub const LOGITS: u16 = 0x84;
     /// Why not, a text.
     pub const FAILED: u16 = 0xff;
 }
@@ -77,10 +71,6 @@ pub struct Open {
 pub struct Opened {
     /// Numbers of a vector; 0: it makes none.
     pub n_embd: usize,
-    /// Numbers of the logits; 0: it makes none.
-    pub n_vocab: usize,
-    /// Bytes that a token of a sequence keeps.
-    pub token_bytes: u64,
     /// Bytes that the helper has resident.
     pub resident_bytes: u64,
 }
@@ -212,7 +202,7 @@ impl Graph {
                 }
                 say::OPENED => {
                     let opened: Opened = json(&frame)?;
-                    if opened.n_embd > N_EMBD_MAX || opened.n_vocab > crate::base::limits::N_VOCAB_MAX {
+                    if opened.n_embd > N_EMBD_MAX {
                         return Err(GraphError::Talk { what: format!("{opened:?}") });
                     }
                     self.opened = Some(opened);

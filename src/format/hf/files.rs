@@ -26,14 +26,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub(super) fn read(dir: &Path) -> Result<(Texts, Vec<Shard>, TextFiles), FormatError> {
     let config = required(dir, "config.json", MODEL_CONFIG_BYTES_MAX)?;
     let tokenizer_config = optional(dir, "tokenizer_config.json", MODEL_CONFIG_BYTES_MAX)?;
-    let in_config = match &tokenizer_config {
-        Some(map) => template_in(&named(dir, "tokenizer_config.json"), (**map).as_ref())?,
-        None => None,
-    };
-    let chat_template = match optional(dir, "chat_template.jinja", TEMPLATE_BYTES_MAX)? {
-        Some(map) => Some(text(&named(dir, "chat_template.jinja"), (*map).as_ref())?),
-        None => in_config,
-    };
+    let chat_template = chat_template(dir, tokenizer_config.as_deref())?;
     let generation_config = optional(dir, "generation_config.json", MODEL_CONFIG_BYTES_MAX)?;
     let texts = Texts {
         config: (*config).as_ref().to_vec(),
@@ -47,6 +40,18 @@ pub(super) fn read(dir: &Path) -> Result<(Texts, Vec<Shard>, TextFiles), FormatE
         tokenizer_model: shared(optional(dir, "tokenizer.model", TOKENIZER_BYTES_MAX)?),
     };
     Ok((texts, shards(dir)?, files))
+}
+
+/// The chat template of a directory: a file of its own, else what its `tokenizer_config.json` has.
+pub(super) fn chat_template(dir: &Path, config: Option<&Map>) -> Result<Option<String>, FormatError> {
+    let in_config = match config {
+        Some(map) => template_in(&named(dir, "tokenizer_config.json"), map.as_ref())?,
+        None => None,
+    };
+    match optional(dir, "chat_template.jinja", TEMPLATE_BYTES_MAX)? {
+        Some(map) => text(&named(dir, "chat_template.jinja"), (*map).as_ref()).map(Some),
+        None => Ok(in_config),
+    }
 }
 
 /// The files of tensors: one, or those that the index names.
@@ -194,7 +199,7 @@ pub fn template_in(file: &str, bytes: &[u8]) -> Result<Option<String>, FormatErr
     }
 }
 
-pub(super) fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
+fn text(file: &str, bytes: &[u8]) -> Result<String, FormatError> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| FormatError::NotUtf8 {
         file: file.into(),
         what: "the text".into(),

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::config::{self, Config};
-use super::files::{self, named, optional, template_in, text};
+use super::files::{self, chat_template, named, optional};
 use crate::base::SharedBytes;
-use crate::base::limits::{MODEL_CONFIG_BYTES_MAX, N_CTX_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
+use crate::base::limits::{MODEL_CONFIG_BYTES_MAX, N_CTX_MAX, TOKENIZER_BYTES_MAX};
 use crate::format::FormatError;
 use crate::format::json::{self, Json};
 
@@ -128,14 +128,7 @@ pub fn open(dir: &Path, graph: &Path) -> Result<GraphDir, FormatError> {
     };
     let generates = generates(config.as_ref().and_then(|config| config.get("architectures")));
     let tokenizer_config = optional(dir, "tokenizer_config.json", MODEL_CONFIG_BYTES_MAX)?;
-    let in_config = match &tokenizer_config {
-        Some(map) => template_in(&named(dir, "tokenizer_config.json"), (**map).as_ref())?,
-        None => None,
-    };
-    let chat_template = match optional(dir, "chat_template.jinja", TEMPLATE_BYTES_MAX)? {
-        Some(map) => Some(text(&named(dir, "chat_template.jinja"), (*map).as_ref())?),
-        None => in_config,
-    };
+    let chat_template = chat_template(dir, tokenizer_config.as_deref())?;
     let (pool, unit) = pooling(dir, &small)?;
     Ok(GraphDir {
         file: dir.display().to_string(),
