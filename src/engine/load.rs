@@ -50,8 +50,8 @@ impl Load {
         let own = match &model.body {
             Body::Own(own) => own,
             Body::Graph(dir) => {
-                let open = Open { pool: dir.pool, unit: dir.unit, threads };
-                return match Graph::start(&o.helper, &dir.graph, &open) {
+                let open = Open { generates: dir.generates, pool: dir.pool, unit: dir.unit, threads };
+                return match Graph::start(&o.helper, &dir.graph, dir.first.as_deref(), &open) {
                     Ok(graph) => Self::Graph(Box::new(graph), clock::now_us(), dir.bytes),
                     Err(e) => Self::Failed(e),
                 };

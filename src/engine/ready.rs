@@ -14,7 +14,7 @@ use super::loaded::{Body, Loaded, load_fault};
 use super::manners::{Given, Need};
 use super::prefix::NodeId;
 use super::scheduler::{Capacity, ModelKey, Slot};
-use super::{Fault, ModelMetrics, Options};
+use super::{Code, Fault, ModelMetrics, Options};
 use crate::base::Token;
 use crate::kernel::Pool;
 use crate::model::{Kv, Part, Pooled};
@@ -48,8 +48,8 @@ enum What {
         /// The vector that its input becomes, so far.
         pooled: Option<Pooled>,
     },
-    /// A helper reads it all at once.
-    Graph,
+    /// The rest is in a helper.
+    Graph(graph::Sequence),
 }
 
 /// What a sequence brings to a step, with what it keeps.
@@ -88,7 +88,7 @@ impl Kept {
     pub(super) fn len(&self) -> usize {
         match &self.what {
             What::Own { kv, .. } => kv.len(),
-            What::Graph => 0,
+            What::Graph(sequence) => sequence.n,
         }
     }
 
@@ -99,7 +99,7 @@ impl Kept {
     pub(super) fn reserve(&mut self, n: usize) -> Result<(), crate::model::ModelError> {
         match &mut self.what {
             What::Own { kv, .. } => kv.reserve(n),
-            What::Graph => Ok(()),
+            What::Graph(_) => Ok(()),
         }
     }
 
@@ -107,7 +107,7 @@ impl Kept {
     pub(super) fn into_pin(self) -> Option<NodeId> {
         match self.what {
             What::Own { pin, .. } => pin,
-            What::Graph => None,
+            What::Graph(_) => None,
         }
     }
 }
@@ -139,8 +139,18 @@ impl Ready {
                 (Runs::Own(Box::new(own)), capacity)
             }
             Weights::Graph(graph) => {
-                let capacity = Capacity { n_pages: given.n_pages, at_pages: false, whole: true };
-                (Runs::Graph(Box::new(Remote::new(*graph))), capacity)
+                let (found, wanted) = (graph.opened().n_vocab, model.tokenizer.n_vocab());
+                if model.generates() && found < wanted {
+                    let what = format!(
+                        "model {}: its graph gives {found} logits, its tokenizer.json has {wanted} tokens; get the files \
+                         of one model",
+                        model.id
+                    );
+                    return Err(Fault::new(Code::LoadFailed, what));
+                }
+                let remote = Remote::new(*graph);
+                let (n_pages, whole) = (given.n_pages, remote.reads_whole());
+                (Runs::Graph(Box::new(remote)), Capacity { n_pages, at_pages: false, whole })
             }
         };
         Ok(Self { model, metrics, capacity, runs })
@@ -162,7 +172,7 @@ impl Ready {
     pub(super) fn begin(&mut self, job: &Generation) -> Result<Kept, Fault> {
         let what = match &mut self.runs {
             Runs::Own(own) => own.begin(job).map_err(|e| load_fault(&self.model.id, &e))?,
-            Runs::Graph(_) => What::Graph,
+            Runs::Graph(remote) => What::Graph(remote.begin()),
         };
         Ok(Kept { model: self.model.key, what })
     }
@@ -180,7 +190,7 @@ impl Ready {
     ) -> Result<Vec<Drawn>, Stopped> {
         match &mut self.runs {
             Runs::Own(own) => own.step(&self.model, pool, going, sample, go_on).ok_or(Stopped::Left),
-            Runs::Graph(remote) => remote.step(going, go_on),
+            Runs::Graph(remote) => remote.step(going, sample, go_on),
         }
     }
 
@@ -188,6 +198,13 @@ impl Ready {
     pub(super) fn keep_beginning(&mut self, job: &Generation, kept: &Kept, n: usize) {
         if let (Runs::Own(own), What::Own { kv, .. }) = (&mut self.runs, &kept.what) {
             own.keep_beginning(job, kv, n);
+        }
+    }
+
+    /// Lets go of what nobody keeps any more, where that does not go by itself.
+    pub(super) fn tidy(&mut self) {
+        if let Runs::Graph(remote) = &mut self.runs {
+            remote.tidy();
         }
     }
 

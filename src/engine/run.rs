@@ -337,8 +337,9 @@ impl Runner {
         self.settle();
     }
 
-    /// Tells prefix caches who ended, but for those of a model that is in the hands of a step.
+    /// Tells prefix caches and helpers who ended, but for those of a model that is in the hands of a step.
     fn settle(&mut self) {
+        self.ready.values_mut().for_each(Ready::tidy);
         self.unpin.retain(|(model, pin)| match self.ready.get_mut(model) {
             Some(ready) => {
                 ready.unpin(*pin);

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 
 use crate::OnnxError;
-use crate::int8::{Int8MatMul, Worker};
-use crate::read::{self, PRODUCT};
+use crate::graph::{self, Parsed};
+use crate::int8::Worker;
 use sotto::base::Token;
 use sotto::format::hf::onnx::Pool as Pooling;
-use sotto::kernel::Pool;
 
 /// What a graph may want of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,41 +44,17 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// Of the graph in `bytes`, with weights in `files` beside it.
+    /// Of `model`, with weights in `files` beside it.
     ///
     /// # Errors
     /// When it is no graph of this kind, or cannot be run.
     pub(super) fn new(
-        mut model: tract_onnx::pb::ModelProto,
+        model: ModelProto,
         files: &BTreeMap<String, &[u8]>,
         (pooling, unit): (Pooling, bool),
-        pool: Pool,
+        worker: &Arc<Mutex<Worker>>,
     ) -> Result<Self, OnnxError> {
-        read::bring_in(&mut model, files)?;
-        let products = read::take_products(model.graph.get_or_insert_default());
-        let mut onnx = onnx().with_ignore_value_info(true);
-        // Named by its weights, which are put in below.
-        onnx.op_register.insert(PRODUCT, |_, node| {
-            let name = node.attribute.first().map(|a| String::from_utf8_lossy(&a.s).into_owned());
-            let op = Int8MatMul { name: name.unwrap_or_default(), parts: None };
-            Ok((expand(op), vec![]))
-        });
-        let parsed = onnx.parse(&model, None).map_err(|e| OnnxError::run(&e))?;
-        // Twice the weights are not kept.
-        drop(model);
-        let (mut graph, names) = (parsed.model, parsed.outlets_by_name);
-        if let Some(name) = parsed.unresolved_inputs.first() {
-            return Err(OnnxError::Damaged { what: format!("nothing makes {name:?}, which a node reads") });
-        }
-        let worker = Arc::new(Mutex::new(Worker::new(pool)));
-        for node in graph.nodes_mut() {
-            if let Some(op) = node.op_as_mut::<Box<dyn Expansion>>()
-                && let Some(op) = op.as_any_mut().downcast_mut::<Int8MatMul>()
-            {
-                op.parts = products.get(&op.name).cloned().map(|matrix| (matrix, worker.clone()));
-            }
-        }
-        drop(products);
+        let Parsed { mut graph, names } = graph::parse(model, files, worker)?;
         let wants = inputs(&mut graph)?;
         let outlets: Vec<OutletId> = graph.output_outlets().map_err(|e| OnnxError::run(&e))?.to_vec();
         let named =
@@ -89,8 +65,7 @@ impl Encoder {
             (None, None, None) => return Err(OnnxError::Damaged { what: "it has no output".into() }),
         };
         graph.select_output_outlets(&[outlet]).map_err(|e| OnnxError::run(&e))?;
-        let plan =
-            graph.into_optimized().and_then(|typed| typed.into_runnable()).map_err(|e| OnnxError::run(&e))?;
+        let plan = graph.into_typed().and_then(graph::runnable).map_err(|e| OnnxError::run(&e))?;
         let mut new = Self { plan, wants, pooling, unit, n_embd: 0 };
         // Whether it runs is found out now, and how wide it is.
         let probe = new.read(&[&[Token(0), Token(0)]])?;

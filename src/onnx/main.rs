@@ -4,7 +4,9 @@
 //! A graph is input from outside: what is wrong with it is an error of this process at worst, which serves one model and
 //! no other (`side::graph` tells how the two sides talk).
 
+mod decoder;
 mod encoder;
+mod graph;
 mod int8;
 mod read;
 mod serve;

@@ -117,6 +117,65 @@ pub(super) fn bring_in(model: &mut ModelProto, files: &BTreeMap<String, &[u8]>) 
     Ok(())
 }
 
+/// The input by which a graph of two is told which.
+const BRANCH: &str = "use_cache_branch";
+
+/// Takes a graph of two apart: the one that begins a text, and the one that goes on. `None` where it is one for both.
+///
+/// # Errors
+/// When the two are not what they should be.
+pub(super) fn branches(model: &mut ModelProto) -> Result<Option<ModelProto>, OnnxError> {
+    let is_switch = |node: &NodeProto| node.op_type == "If" && node.input.iter().any(|name| name == BRANCH);
+    let graph = model.graph.get_or_insert_default();
+    let Some(i) = graph.node.iter().position(is_switch) else { return Ok(None) };
+    let switch = graph.node.remove(i);
+    if !graph.node.is_empty() {
+        return Err(OnnxError::Unsupported {
+            what: format!("has more beside the two that {BRANCH} chooses of"),
+        });
+    }
+    graph.input.retain(|input| input.name != BRANCH);
+    let branch = |name: &str| {
+        let graph = switch.attribute.iter().find(|a| a.name == name).and_then(|a| a.g.clone());
+        graph.ok_or_else(|| damaged(format!("its If has no {name}")))
+    };
+    let (begins, goes_on) = (branch("else_branch")?, branch("then_branch")?);
+    let mut first = model.clone();
+    inline(first.graph.get_or_insert_default(), begins, &switch)?;
+    inline(model.graph.get_or_insert_default(), goes_on, &switch)?;
+    Ok(Some(first))
+}
+
+/// Puts a branch in the place of the node that it stands in.
+fn inline(graph: &mut GraphProto, branch: GraphProto, switch: &NodeProto) -> Result<(), OnnxError> {
+    if branch.output.len() != switch.output.len() {
+        let (n, wanted) = (branch.output.len(), switch.output.len());
+        return Err(damaged(format!("a branch has {n} outputs, {wanted} are wanted")));
+    }
+    graph.node.extend(branch.node);
+    graph.initializer.extend(branch.initializer);
+    for (inner, outer) in
+        branch.output.iter().zip(&switch.output).filter(|(inner, outer)| inner.name != **outer)
+    {
+        graph.node.push(NodeProto {
+            op_type: "Identity".into(),
+            name: format!("{outer} of a branch"),
+            input: vec![inner.name.clone()],
+            output: vec![outer.clone()],
+            ..Default::default()
+        });
+    }
+    let read: HashSet<&str> = graph.node.iter().flat_map(|node| &node.input).map(String::as_str).collect();
+    let unread = |name: &String| !read.contains(name.as_str());
+    let (inputs, weights): (HashSet<String>, HashSet<String>) = (
+        graph.input.iter().map(|i| i.name.clone()).filter(unread).collect(),
+        graph.initializer.iter().map(|t| t.name.clone()).filter(unread).collect(),
+    );
+    graph.input.retain(|input| !inputs.contains(&input.name));
+    graph.initializer.retain(|tensor| !weights.contains(&tensor.name));
+    Ok(())
+}
+
 /// Makes each `MatMul(x, Mul(Cast(W), scale))`, with 8-bit weights and a scale for each column or one for all, a node of
 /// its own, and takes its weights out. The products that are left are tract's.
 pub(super) fn take_products(graph: &mut GraphProto) -> HashMap<String, Matrix> {

@@ -1,19 +1,22 @@
 //! The helper's side of a connection: it opens one graph, and answers until the other side is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::{OnnxError, read};
+use crate::int8::Worker;
+use crate::read;
+use sotto::base::Token;
 use sotto::kernel::{self, Pool};
 use sotto::os::map::Map;
 use sotto::os::message::{Frame, Frames};
 use sotto::os::process;
-use sotto::side::graph::{Open, Opened, VERSION, ask, say, texts_from};
+use sotto::side::graph::{Open, Opened, STEP_NUMBERS, VERSION, ask, say, texts_from, whole_numbers};
 
 /// How long the other side may take to read.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +27,12 @@ const BESIDE: u64 = 2 << 30;
 /// What goes wrong with a graph, in words for the other side.
 type Said<T> = Result<T, String>;
 
+/// What was opened.
+enum Model {
+    Encoder(Encoder),
+    Decoder(Box<Decoder>),
+}
+
 /// Serves one connection.
 ///
 /// # Errors
@@ -31,18 +40,19 @@ type Said<T> = Result<T, String>;
 pub(crate) fn serve(stream: UnixStream) -> io::Result<()> {
     let mut frames = Frames::new(stream, VERSION, PATIENCE)?;
     let panicked = catch_panics();
-    let encoder = match open(&mut frames, &panicked) {
-        Ok(Some((encoder, opened))) => {
+    let mut model = match open(&mut frames, &panicked) {
+        Ok(Some((model, opened))) => {
             frames.send(say::OPENED, &serde_json::to_vec(&opened)?, &[])?;
-            encoder
+            model
         }
         Ok(None) => return Ok(()),
         Err(what) => return frames.send(say::FAILED, what.as_bytes(), &[]),
     };
     loop {
         let Some(frame) = next(&mut frames)? else { return Ok(()) };
-        match answer(&encoder, &frame, &panicked) {
-            Ok((kind, body)) => frames.send(kind, &body, &[])?,
+        match answer(&mut model, &frame, &panicked) {
+            Ok(Some((kind, body))) => frames.send(kind, &body, &[])?,
+            Ok(None) => {}
             Err(what) => frames.send(say::FAILED, what.as_bytes(), &[])?,
         }
     }
@@ -79,7 +89,7 @@ fn caught<T>(panicked: &Panicked, f: impl FnOnce() -> Said<T>) -> Said<T> {
 }
 
 /// Opens the graph that the other side gives; `None` if it left.
-fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opened)>> {
+fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Model, Opened)>> {
     let words = |e: io::Error| e.to_string();
     let Some(frame) = next(frames).map_err(words)? else { return Ok(None) };
     let open: Open = match frame.kind {
@@ -88,15 +98,26 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
         }
         other => return Err(format!("a frame of kind {other} before there is a model")),
     };
-    let [file] = <[_; 1]>::try_from(frame.files)
-        .map_err(|files| format!("{} files came with a model", files.len()))?;
-    let map = Map::of(&file, "the graph").map_err(|e| e.to_string())?;
-    let bytes = map.as_ref().len() as u64;
-    drop(map);
+    if !matches!((frame.files.len(), open.generates), (1, _) | (2, true)) {
+        return Err(format!("{} files came with a model", frame.files.len()));
+    }
+    let mut bytes = 0_u64;
+    for file in &frame.files {
+        let map = Map::of(file, "the graph").map_err(|e| e.to_string())?;
+        bytes = bytes.saturating_add(map.as_ref().len() as u64);
+    }
     // Files beside it may ask for more.
     process::limit_memory(room(bytes), false).map_err(words)?;
-    let mut model = caught(panicked, || read::model(&file).map_err(|e| e.to_string()))?;
-    let names = read::files(&mut model).map_err(|e| e.to_string())?;
+    let read = |file| read::model(file).map_err(|e| e.to_string());
+    let mut graphs = caught(panicked, || frame.files.iter().map(read).collect::<Said<Vec<_>>>())?.into_iter();
+    let (Some(mut model), mut first) = (graphs.next(), graphs.next()) else {
+        return Err("no file came with a model".into());
+    };
+    let mut names = BTreeSet::new();
+    for graph in first.iter_mut().chain([&mut model]) {
+        names.extend(read::files(graph).map_err(|e| e.to_string())?);
+    }
+    let names: Vec<String> = names.into_iter().collect();
     let mut maps = Vec::new();
     if !names.is_empty() {
         let body = serde_json::to_vec(&names).map_err(|e| e.to_string())?;
@@ -115,14 +136,32 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
         names.iter().cloned().zip(maps.iter().map(|map| map.as_ref())).collect();
     let kernels = kernel::select(None).map_err(|e| e.to_string())?;
     let pool = Pool::new(kernels, open.threads.clamp(1, 64)).map_err(words)?;
-    let how = (open.pool, open.unit);
-    let encoder =
-        caught(panicked, || Encoder::new(model, &files, how, pool).map_err(|e: OnnxError| e.to_string()))?;
+    let worker = Arc::new(Mutex::new(Worker::new(pool)));
+    let model = caught(panicked, || {
+        let opened = if open.generates {
+            let first = match first {
+                None => read::branches(&mut model).map_err(|e| e.to_string())?,
+                two => two,
+            };
+            Decoder::new(model, first, &files, &worker).map(|new| Model::Decoder(Box::new(new)))
+        } else {
+            Encoder::new(model, &files, (open.pool, open.unit), &worker).map(Model::Encoder)
+        };
+        opened.map_err(|e| e.to_string())
+    })?;
     drop(files);
     sotto::os::memory::trim();
-    let resident = process::usage().map_or(0, |usage| usage.rss_bytes);
-    let opened = Opened { n_embd: encoder.n_embd(), resident_bytes: resident };
-    Ok(Some((encoder, opened)))
+    let resident_bytes = process::usage().map_or(0, |usage| usage.rss_bytes);
+    let opened = match &model {
+        Model::Encoder(encoder) => Opened { n_embd: encoder.n_embd(), resident_bytes, ..Opened::default() },
+        Model::Decoder(decoder) => Opened {
+            n_vocab: decoder.n_vocab(),
+            in_parts: decoder.reads_in_parts(),
+            resident_bytes,
+            ..Opened::default()
+        },
+    };
+    Ok(Some((model, opened)))
 }
 
 /// Address space for a graph of so many bytes.
@@ -130,14 +169,29 @@ fn room(bytes: u64) -> u64 {
     bytes.saturating_mul(TIMES).saturating_add(BESIDE)
 }
 
-/// The answer to a frame.
-fn answer(encoder: &Encoder, frame: &Frame, panicked: &Panicked) -> Said<(u16, Vec<u8>)> {
-    match frame.kind {
-        ask::EMBED => {
+/// The answer to a frame, if it gets one.
+fn answer(model: &mut Model, frame: &Frame, panicked: &Panicked) -> Said<Option<(u16, Vec<u8>)>> {
+    let floats = |all: Vec<f32>| all.into_iter().flat_map(f32::to_le_bytes).collect();
+    match (frame.kind, model) {
+        (ask::EMBED, Model::Encoder(encoder)) => {
             let texts = texts_from(&frame.body).ok_or("texts of another form")?;
             let vectors = caught(panicked, || encoder.embed(&texts).map_err(|e| e.to_string()))?;
-            Ok((say::VECTORS, vectors.into_iter().flatten().flat_map(f32::to_le_bytes).collect()))
+            Ok(Some((say::VECTORS, floats(vectors.concat()))))
         }
-        other => Err(format!("a frame of kind {other}, which this program does not know")),
+        (ask::STEP, Model::Decoder(decoder)) => {
+            let numbers = whole_numbers(&frame.body).ok_or("a step of another form")?;
+            let (&[id, at, draws], tokens) =
+                numbers.split_first_chunk::<STEP_NUMBERS>().ok_or("a step of another form")?;
+            let tokens: Vec<Token> = tokens.iter().map(|id| Token(*id)).collect();
+            let step = || decoder.step(id, at as usize, &tokens, draws != 0).map_err(|e| e.to_string());
+            Ok(Some((say::LOGITS, floats(caught(panicked, step)?))))
+        }
+        (ask::END, Model::Decoder(decoder)) => {
+            for id in whole_numbers(&frame.body).unwrap_or_default() {
+                decoder.end(id);
+            }
+            Ok(None)
+        }
+        (other, _) => Err(format!("a frame of kind {other}, which is not for this model")),
     }
 }

@@ -17,13 +17,14 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::base::limits::N_VOCAB_MAX;
 use crate::base::{Token, shown};
 use crate::format::hf::is_plain;
 use crate::format::hf::onnx::Pool;
 use crate::os::message::{Frame, Frames};
 
 /// The version of all that is said here.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// How long the helper may take to read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the helper's program.
@@ -32,15 +33,23 @@ pub const PROGRAM: &str = "sotto-onnx";
 const SAID_CHARS_MAX: usize = 500;
 /// Most numbers that a text becomes.
 const N_EMBD_MAX: usize = 16_384;
+/// Most logits of a token.
+const N_LOGITS_MAX: usize = 2 * N_VOCAB_MAX;
 
 /// What the client says.
 pub mod ask {
-    /// JSON of [`super::Open`], with the file of the graph.
+    /// JSON of [`super::Open`], with the file of the graph; of a decoder also the one that begins a text, where that is
+    /// another.
     pub const OPEN: u16 = 1;
     /// The files that were asked for, in that order.
     pub const FILES: u16 = 2;
     /// Texts that become vectors ([`super::texts_into`]).
     pub const EMBED: u16 = 3;
+    /// The next tokens of a text that is continued: its number, how many tokens it has so far (with none it begins anew),
+    /// whether logits are wanted, then the tokens; 32 bits each.
+    pub const STEP: u16 = 4;
+    /// The numbers of texts that have ended; there is no answer.
+    pub const END: u16 = 5;
 }
 
 /// What the helper says.
@@ -51,13 +60,20 @@ pub mod say {
     pub const OPENED: u16 = 0x82;
     /// A vector of each text, one after the other, 32-bit floats.
     pub const VECTORS: u16 = 0x83;
+    /// After a step: the logits after its last token, 32-bit floats, if they were wanted.
+    pub const LOGITS: u16 = 0x84;
     /// Why not, a text.
     pub const FAILED: u16 = 0xff;
 }
 
+/// Numbers of a step before its tokens.
+pub const STEP_NUMBERS: usize = 3;
+
 /// What is to be opened, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
+    /// It continues texts; else it makes vectors of them.
+    pub generates: bool,
     /// How a text's states become a vector.
     pub pool: Pool,
     /// Vectors have the length 1.
@@ -71,6 +87,10 @@ pub struct Open {
 pub struct Opened {
     /// Numbers of a vector; 0: it makes none.
     pub n_embd: usize,
+    /// Logits of a token; 0: it continues no text.
+    pub n_vocab: usize,
+    /// Whether a text may be read in parts at no more cost than at once.
+    pub in_parts: bool,
     /// Bytes that the helper has resident.
     pub resident_bytes: u64,
 }
@@ -161,20 +181,29 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Starts a helper, and gives it the graph at `path`; [`Self::open`] tells when it has it.
+    /// Starts a helper, and gives it the graph at `path`, and the one that begins texts where that is another;
+    /// [`Self::open`] tells when it has them.
     ///
     /// # Errors
     /// When there is no helper, or no file.
-    pub fn start(helper: &Helper, path: &Path, open: &Open) -> Result<Self, GraphError> {
-        let file = |source| GraphError::File { file: path.display().to_string(), source };
-        let graph = regular(path).map_err(file)?;
+    pub fn start(
+        helper: &Helper,
+        path: &Path,
+        first: Option<&Path>,
+        open: &Open,
+    ) -> Result<Self, GraphError> {
+        let file = |path: &Path| {
+            regular(path).map_err(|source| GraphError::File { file: path.display().to_string(), source })
+        };
+        let graphs = [path].into_iter().chain(first).map(file).collect::<Result<Vec<_>, _>>()?;
+        let graphs: Vec<_> = graphs.iter().map(AsFd::as_fd).collect();
         let (stream, child) = connect(helper)?;
         let wrong = |source| GraphError::Start { at: "its socket".into(), source };
         let frames = Frames::new(stream, VERSION, PATIENCE).map_err(wrong)?;
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
         let mut new = Self { frames, child, dir, opened: None };
         let body = serde_json::to_vec(open).map_err(|e| GraphError::Talk { what: e.to_string() })?;
-        let sent = new.frames.send(ask::OPEN, &body, &[graph.as_fd()]);
+        let sent = new.frames.send(ask::OPEN, &body, &graphs);
         sent.map_err(|e| new.lost(&e, "before it had the model"))?;
         Ok(new)
     }
@@ -202,7 +231,7 @@ impl Graph {
                 }
                 say::OPENED => {
                     let opened: Opened = json(&frame)?;
-                    if opened.n_embd > N_EMBD_MAX {
+                    if opened.n_embd > N_EMBD_MAX || opened.n_vocab > N_LOGITS_MAX {
                         return Err(GraphError::Talk { what: format!("{opened:?}") });
                     }
                     self.opened = Some(opened);
@@ -229,6 +258,27 @@ impl Graph {
         self.frames.send(ask::EMBED, &body, &[]).map_err(|e| self.lost(&e, "before it had a text"))
     }
 
+    /// Takes text `id`, which has `at` tokens so far, on by `tokens`; [`Self::answer`] brings the logits after the last one,
+    /// if it `draws`.
+    ///
+    /// # Errors
+    /// When the helper is gone.
+    pub fn step(&mut self, id: u32, at: usize, tokens: &[Token], draws: bool) -> Result<(), GraphError> {
+        let numbers = [id, u32::try_from(at).unwrap_or(u32::MAX), u32::from(draws)];
+        let numbers = numbers.into_iter().chain(tokens.iter().map(|token| token.0));
+        let body: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+        self.frames.send(ask::STEP, &body, &[]).map_err(|e| self.lost(&e, "before it had a text"))
+    }
+
+    /// Tells that texts have ended.
+    ///
+    /// # Errors
+    /// When the helper is gone.
+    pub fn end(&mut self, ids: &[u32]) -> Result<(), GraphError> {
+        let body: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        self.frames.send(ask::END, &body, &[]).map_err(|e| self.lost(&e, "between two texts"))
+    }
+
     /// The answer to what was asked for first; `None` if there is none after `wait`. A refusal is one, too.
     ///
     /// # Errors
@@ -248,6 +298,19 @@ impl Graph {
             say::VECTORS if width > 0 && numbers.len() == n * width => {
                 Ok(numbers.chunks_exact(width).map(<[f32]>::to_vec).collect())
             }
+            other => Err(odd(other)),
+        }
+    }
+
+    /// The logits of an answer to a step that `draws`, or none.
+    ///
+    /// # Errors
+    /// When the helper refuses, or says something else.
+    pub fn logits(&self, answer: &Frame, draws: bool) -> Result<Vec<f32>, GraphError> {
+        let (wanted, numbers) = (if draws { self.opened().n_vocab } else { 0 }, floats(&answer.body));
+        match answer.kind {
+            say::FAILED => Err(refused(answer)),
+            say::LOGITS if numbers.len() == wanted => Ok(numbers),
             other => Err(odd(other)),
         }
     }
@@ -413,9 +476,9 @@ mod tests {
             socket: Some("/sotto-is-not-there/socket".into()),
             programs: vec!["/sotto-is-not-there/sotto-onnx".into()],
         };
-        let open = Open { pool: Pool::Mean, unit: true, threads: 1 };
+        let open = Open { generates: false, pool: Pool::Mean, unit: true, threads: 1 };
         let said =
-            Graph::start(&helper, Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").as_path(), &open)
+            Graph::start(&helper, &Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), None, &open)
                 .expect_err("none")
                 .to_string();
         assert!(said.contains("--features onnx") && said.contains("/sotto-is-not-there/socket"), "{said}");

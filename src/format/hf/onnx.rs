@@ -16,7 +16,19 @@ use crate::format::FormatError;
 use crate::format::json::{self, Json};
 
 /// Where the graph is, in the order in which it is looked for.
-const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
+const GRAPHS: [&str; 6] = [
+    "model.onnx",
+    "onnx/model.onnx",
+    "decoder_model_merged.onnx",
+    "onnx/decoder_model_merged.onnx",
+    WITH_PAST,
+    "onnx/decoder_with_past_model.onnx",
+];
+/// The graph that goes on with a text, where there are two, and the one that begins it, beside it.
+const WITH_PAST: &str = "decoder_with_past_model.onnx";
+const BEGINS: &str = "decoder_model.onnx";
+/// What the names of graphs begin with that continue text, and of no others.
+const DECODERS: &str = "decoder_";
 /// Positions where no file tells them: BERT's.
 const N_CTX: usize = 512;
 
@@ -42,6 +54,8 @@ pub struct GraphDir {
     pub file: String,
     /// The graph.
     pub graph: PathBuf,
+    /// The graph that begins a text, where that is another one.
+    pub first: Option<PathBuf>,
     /// Its bytes, and those of files beside it that begin with its name.
     pub bytes: u64,
     /// The kind of model, such as `bert`.
@@ -50,6 +64,8 @@ pub struct GraphDir {
     pub generates: bool,
     /// Positions of a text, special tokens among them.
     pub n_ctx: usize,
+    /// Bytes that it keeps of a token of a text that it continues: keys and values as 32-bit floats.
+    pub token_bytes: u64,
     /// How the states of a text become a vector.
     pub pool: Pool,
     /// Vectors have the length 1.
@@ -90,16 +106,18 @@ pub fn find(path: &Path) -> Option<(PathBuf, PathBuf)> {
 /// Whether the model at `path` is a graph that makes vectors of texts, as far as the small files tell.
 #[must_use]
 pub fn encodes(path: &Path) -> bool {
-    let Some((dir, _)) = find(path) else { return false };
+    let Some((dir, graph)) = find(path) else { return false };
     let read = optional(&dir, "config.json", MODEL_CONFIG_BYTES_MAX).ok().flatten();
     let config = read.and_then(|map| json::parse("config.json", (*map).as_ref()).ok());
-    !config.is_some_and(|config| generates(config.get("architectures")))
+    !generates(&graph, config.as_ref().and_then(|config| config.get("architectures")))
 }
 
-/// Whether one of these classes continues text.
-fn generates(classes: Option<&Json>) -> bool {
-    let class = |json: &Json| matches!(json, Json::Str(class) if class.ends_with("ForCausalLM"));
-    matches!(classes, Some(Json::List(list)) if list.iter().any(class))
+/// Whether a graph of one of these classes continues text.
+fn generates(graph: &Path, classes: Option<&Json>) -> bool {
+    let known = |name: &str| ["ForCausalLM", "LMHeadModel"].iter().any(|end| name.ends_with(end));
+    let class = |json: &Json| matches!(json, Json::Str(class) if known(class));
+    graph.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DECODERS))
+        || matches!(classes, Some(Json::List(list)) if list.iter().any(class))
 }
 
 /// Reads what stands beside a graph.
@@ -126,17 +144,24 @@ pub fn open(dir: &Path, graph: &Path) -> Result<GraphDir, FormatError> {
         Some(config) => config.str(&["model_type"])?.unwrap_or("onnx").to_owned(),
         None => "onnx".to_owned(),
     };
-    let generates = generates(config.as_ref().and_then(|config| config.get("architectures")));
+    let generates = generates(graph, config.as_ref().and_then(|config| config.get("architectures")));
+    let first = graph.file_name().filter(|name| *name == WITH_PAST).map(|_| graph.with_file_name(BEGINS));
+    if let Some(first) = first.as_ref().filter(|first| !first.is_file()) {
+        let why = format!("holds {WITH_PAST}, but not {} that begins texts; get it too", first.display());
+        return Err(FormatError::Set { file: dir.display().to_string(), why });
+    }
     let tokenizer_config = optional(dir, "tokenizer_config.json", MODEL_CONFIG_BYTES_MAX)?;
     let chat_template = chat_template(dir, tokenizer_config.as_deref())?;
     let (pool, unit) = pooling(dir, &small)?;
     Ok(GraphDir {
         file: dir.display().to_string(),
         graph: graph.to_owned(),
-        bytes: bytes(graph),
+        bytes: bytes(graph).saturating_add(first.as_deref().map_or(0, bytes)),
+        first,
         architecture,
         generates,
         n_ctx: n_ctx(&small, (*tokenizer_json).as_ref(), config.as_ref(), generates)?,
+        token_bytes: config.as_ref().filter(|_| generates).map_or(0, token_bytes),
         pool,
         unit,
         tokenizer_json: tokenizer_json as SharedBytes,
@@ -253,6 +278,19 @@ fn n_ctx(
     let cut = cut.and_then(|t| t.truncation?.max_length).filter(|n| (1..=N_CTX_MAX).contains(n));
     let limit = small("tokenizer_config.json")?.and_then(|(_, json)| number(json.get("model_max_length")));
     Ok(cut.or(limit).or(trained).unwrap_or(N_CTX).min(trained.unwrap_or(N_CTX_MAX)))
+}
+
+/// Bytes that a decoder keeps of a token, as far as its configuration tells.
+fn token_bytes(config: &Config<'_>) -> u64 {
+    let number = |keys: &[&str]| match keys.iter().find_map(|key| config.get(key)) {
+        Some(Json::Int(n)) => u64::try_from(*n).ok(),
+        _ => None,
+    };
+    let heads = number(&["num_attention_heads", "n_head"]).filter(|n| *n > 0);
+    let width = number(&["head_dim"]).or_else(|| number(&["hidden_size", "n_embd"])?.checked_div(heads?));
+    let kept = number(&["num_key_value_heads"]).or(heads);
+    let factors = [number(&["num_hidden_layers", "n_layer"]), kept, width, Some(2 * size_of::<f32>() as u64)];
+    factors.into_iter().try_fold(1, |n: u64, factor| n.checked_mul(factor?)).unwrap_or(0)
 }
 
 /// Bytes of a graph with the files beside it that belong to it by their names.
