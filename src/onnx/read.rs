@@ -176,65 +176,141 @@ fn inline(graph: &mut GraphProto, branch: GraphProto, switch: &NodeProto) -> Res
     Ok(())
 }
 
-/// Makes each `MatMul(x, Mul(Cast(W), scale))`, with 8-bit weights and a scale for each column or one for all, a node of
-/// its own, and takes its weights out. The products that are left are tract's.
-pub(super) fn take_products(graph: &mut GraphProto) -> HashMap<String, Matrix> {
-    let mut uses: HashMap<&str, usize> = HashMap::new();
-    for name in graph.node.iter().flat_map(|node| &node.input) {
-        *uses.entry(name).or_default() += 1;
-    }
-    let results: HashSet<&str> = graph.output.iter().map(|output| output.name.as_str()).collect();
-    let once = |name: &str| uses.get(name) == Some(&1) && !results.contains(name);
-    let made: HashMap<&str, usize> =
-        graph.node.iter().enumerate().filter_map(|(i, n)| Some((n.output.first()?.as_str(), i))).collect();
-    let weights: HashMap<&str, &TensorProto> =
-        graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
-    let of = |name: &str, kind: &str| {
-        let i = *made.get(name)?;
-        graph.node.get(i).filter(|node| node.op_type == kind).map(|node| (i, node))
-    };
-    let (mut all, mut gone, mut new) = (HashMap::new(), HashSet::new(), Vec::new());
-    for (i, node) in graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "MatMul") {
-        let found = || {
-            let [x, right] = node.input.as_slice() else { return None };
-            let (scaled, mul) = of(right, "Mul").filter(|_| once(right))?;
-            let [a, b] = mul.input.as_slice() else { return None };
-            let (cast, codes, scale) = match (of(a, "Cast"), of(b, "Cast")) {
-                (Some((cast, node)), None) => (cast, node.input.first()?, b),
-                (None, Some((cast, node))) => (cast, node.input.first()?, a),
-                _ => return None,
-            };
-            let cast_out = graph.node[cast].output.first()?;
-            let matrix = Matrix::new(weights.get(codes.as_str())?, weights.get(scale.as_str())?)?;
-            (once(cast_out) && once(codes)).then(|| (x.clone(), codes.clone(), matrix, [scaled, cast]))
-        };
-        if let Some((x, codes, matrix, others)) = found() {
-            gone.extend(others);
-            let name = AttributeProto {
-                name: "weights".into(),
-                s: codes.clone().into_bytes(),
-                ..Default::default()
-            };
-            let product = NodeProto {
-                input: vec![x],
-                output: node.output.clone(),
-                name: node.name.clone(),
-                op_type: PRODUCT.into(),
-                attribute: vec![name],
-                ..Default::default()
-            };
-            new.push((i, product));
-            all.insert(codes, matrix);
+/// A graph, and who makes and reads its values.
+struct Values<'g> {
+    graph: &'g GraphProto,
+    /// How many nodes read each.
+    uses: HashMap<&'g str, usize>,
+    results: HashSet<&'g str>,
+    made: HashMap<&'g str, usize>,
+    weights: HashMap<&'g str, &'g TensorProto>,
+}
+
+/// A product with 8-bit weights that is to be a node of its own.
+struct Found {
+    /// What is multiplied.
+    x: String,
+    /// The name of the weights.
+    codes: String,
+    matrix: Matrix,
+    /// The nodes that it takes the place of; the last one makes its result.
+    nodes: Vec<usize>,
+}
+
+impl<'g> Values<'g> {
+    fn new(graph: &'g GraphProto) -> Self {
+        let mut uses: HashMap<&str, usize> = HashMap::new();
+        for name in graph.node.iter().flat_map(|node| &node.input) {
+            *uses.entry(name).or_default() += 1;
+        }
+        let made = graph.node.iter().enumerate();
+        Self {
+            graph,
+            uses,
+            results: graph.output.iter().map(|output| output.name.as_str()).collect(),
+            made: made.flat_map(|(i, n)| n.output.iter().map(move |name| (name.as_str(), i))).collect(),
+            weights: graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect(),
         }
     }
-    for (i, product) in new {
-        graph.node[i] = product;
+
+    /// Whether one node alone reads it, and nobody else.
+    fn once(&self, name: &str) -> bool {
+        self.uses.get(name) == Some(&1) && !self.results.contains(name)
+    }
+
+    /// The node that makes `name`, if it is of this kind.
+    fn of(&self, name: &str, kind: &str) -> Option<(usize, &'g NodeProto)> {
+        let i = *self.made.get(name)?;
+        self.graph.node.get(i).filter(|node| node.op_type == kind).map(|node| (i, node))
+    }
+
+    /// The first of the two inputs of `node` that `pick` takes, and the other one.
+    fn either<T>(&self, node: &'g NodeProto, pick: impl Fn(&'g str) -> Option<T>) -> Option<(T, &'g str)> {
+        let [a, b] = node.input.as_slice() else { return None };
+        pick(a).map(|found| (found, b.as_str())).or_else(|| pick(b).map(|found| (found, a.as_str())))
+    }
+
+    /// `MatMul(x, Mul(Cast(W), scale))`: weights that are unfolded in the graph.
+    fn unfolded(&self, i: usize, node: &'g NodeProto) -> Option<Found> {
+        let [x, right] = node.input.as_slice() else { return None };
+        let (scaled, mul) = self.of(right, "Mul").filter(|_| self.once(right))?;
+        let ((cast, codes), scale) = self.either(mul, |name| {
+            let (cast, node) = self.of(name, "Cast").filter(|_| self.once(name))?;
+            Some((cast, node.input.first().filter(|name| self.once(name))?))
+        })?;
+        let matrix = Matrix::new(self.weights.get(codes.as_str())?, self.weights.get(scale)?)?;
+        Some(Found { x: x.clone(), codes: codes.clone(), matrix, nodes: vec![scaled, cast, i] })
+    }
+
+    /// `Mul(Cast(MatMulInteger(q, W, zero, 0)), Mul(step, scale))` with `q, step, zero = DynamicQuantizeLinear(x)`: activations
+    /// become codes in the graph, with one step for all of them. They are multiplied as they are instead: what comes out is
+    /// nearer to what the model was before its weights became integers, and no text depends on those beside it.
+    fn dynamic(&self, i: usize, node: &'g NodeProto) -> Option<Found> {
+        let ((cast, product), scales) = self.either(node, |name| {
+            let (cast, node) = self.of(name, "Cast").filter(|_| self.once(name))?;
+            let sum = node.input.first().filter(|name| self.once(name))?;
+            Some((cast, self.of(sum, "MatMulInteger")?))
+        })?;
+        let (scaled, mul) = self.of(scales, "Mul").filter(|_| self.once(scales))?;
+        let (product, node) = product;
+        let [q, codes, _, zero] = node.input.as_slice() else { return None };
+        let (quantized, dynamic) = self.of(q, "DynamicQuantizeLinear")?;
+        let (_, scale) =
+            self.either(mul, |name| self.of(name, "DynamicQuantizeLinear").filter(|(i, _)| *i == quantized))?;
+        let zero = self.weights.get(zero.as_str())?;
+        let is_zero = zero.raw_data.iter().all(|b| *b == 0) && zero.int32_data.iter().all(|n| *n == 0);
+        let matrix = Matrix::new(self.weights.get(codes.as_str())?, self.weights.get(scale)?)?;
+        (is_zero && self.once(codes)).then(|| Found {
+            x: dynamic.input.first().cloned().unwrap_or_default(),
+            codes: codes.clone(),
+            matrix,
+            nodes: vec![product, cast, scaled, i],
+        })
+    }
+}
+
+/// Makes each product with 8-bit weights, and a scale for each column or one for all, a node of its own, and takes its
+/// weights out. The products that are left are tract's.
+pub(super) fn take_products(graph: &mut GraphProto) -> HashMap<String, Matrix> {
+    let values = Values::new(graph);
+    let found: Vec<Found> = graph
+        .node
+        .iter()
+        .enumerate()
+        .filter_map(|(i, node)| match node.op_type.as_str() {
+            "MatMul" => values.unfolded(i, node),
+            "Mul" => values.dynamic(i, node),
+            _ => None,
+        })
+        .collect();
+    let (mut all, mut gone) = (HashMap::new(), HashSet::new());
+    for Found { x, codes, matrix, nodes } in found {
+        let Some((last, others)) = nodes.split_last() else { continue };
+        gone.extend(others.iter().copied());
+        let name =
+            AttributeProto { name: "weights".into(), s: codes.clone().into_bytes(), ..Default::default() };
+        let node = &mut graph.node[*last];
+        *node = NodeProto {
+            input: vec![x],
+            output: std::mem::take(&mut node.output),
+            name: std::mem::take(&mut node.name),
+            op_type: PRODUCT.into(),
+            attribute: vec![name],
+            ..Default::default()
+        };
+        all.insert(codes, matrix);
     }
     let mut i = 0;
     graph.node.retain(|_| {
         i += 1;
         !gone.contains(&(i - 1))
     });
+    let read: HashSet<String> = graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect();
+    // Nobody reads these codes any more.
+    let unread = |node: &NodeProto| {
+        node.op_type == "DynamicQuantizeLinear" && !node.output.iter().any(|name| read.contains(name))
+    };
+    graph.node.retain(|node| !unread(node));
     graph.initializer.retain(|tensor| !all.contains_key(&tensor.name));
     all
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{HELPER, cases, children, fixture};
 
-fn cosine(a: &Value, b: &Value) -> f64 {
+pub(crate) fn cosine(a: &Value, b: &Value) -> f64 {
     let numbers =
         |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
     let (a, b) = (numbers(a), numbers(b));
@@ -18,10 +18,11 @@ fn cosine(a: &Value, b: &Value) -> f64 {
     dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
 }
 
-fn embed(model: &std::path::Path, input: &str, more: &[&str]) -> Output {
+pub(crate) fn embed(model: &std::path::Path, input: &str, more: &[&str]) -> Output {
     assert!(std::path::Path::new(HELPER).is_file());
     let model = model.display().to_string();
-    let args = [&["embed", "--model", &model, "--threads", "1"], more].concat();
+    let threads: &[&str] = if more.contains(&"--threads") { &[] } else { &["--threads", "1"] };
+    let args = [&["embed", "--model", &model], threads, more].concat();
     let mut child =
         sotto(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();

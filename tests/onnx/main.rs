@@ -10,6 +10,8 @@
 mod decoders;
 #[cfg(feature = "onnx")]
 mod encoders;
+#[cfg(feature = "onnx")]
+mod measured;
 #[path = "../support/mod.rs"]
 mod support;
 
