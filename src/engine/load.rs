@@ -21,16 +21,22 @@ const GRAPH_US: u64 = 120_000_000;
 
 /// A model on its way into memory.
 pub(super) enum Load {
+    /// One of our own decoder.
+    Own(Arc<Model>, Way),
+    /// A helper opens its graph, since this moment, of so many bytes.
+    Graph(Box<Graph>, u64, u64),
+    /// There is none.
+    Failed(GraphError),
+}
+
+/// How our own decoder comes to its weights.
+pub(super) enum Way {
     /// Its matrices are packed.
     Pack(Box<Packer>),
     /// Its file is read in: bytes so far, and in all.
     Read(u64, u64),
     /// A mock lets time pass, from this moment on: bytes so far, and in all.
     Play(u64, u64, u64),
-    /// A helper opens its graph, since this moment, of so many bytes.
-    Graph(Box<Graph>, u64, u64),
-    /// There is none.
-    Failed(GraphError),
 }
 
 /// What a load ends with.
@@ -44,63 +50,23 @@ pub(super) enum Weights {
 impl Load {
     /// With so many threads, where a helper computes.
     pub(super) fn new(model: &Loaded, o: &Options, threads: usize) -> Self {
-        if model.play.is_some() {
-            return Self::Play(clock::now_us(), 0, model.file_bytes());
-        }
-        let own = match &model.body {
-            Body::Own(own) => own,
+        match &model.body {
+            Body::Own(own) => Self::Own(own.clone(), Way::new(model, own, o)),
             Body::Graph(dir) => {
                 let open = Open { generates: dir.generates, pool: dir.pool, unit: dir.unit, threads };
-                return match Graph::start(&o.helper, &dir.graph, dir.first.as_deref(), &open) {
+                match Graph::start(&o.helper, &dir.graph, dir.first.as_deref(), &open) {
                     Ok(graph) => Self::Graph(Box::new(graph), clock::now_us(), dir.bytes),
                     Err(e) => Self::Failed(e),
-                };
-            }
-        };
-        // What is packed already is read as it is, and so is what would only be slower packed.
-        match o.pack {
-            _ if own.checkpoint().is_packed() => Self::read(model),
-            Pack::Off => Self::read(model),
-            Pack::Memory => Self::memory(model, own),
-            Pack::Cache => {
-                let cache = o.cache.as_ref().ok_or(PackError::NoCache);
-                match cache.and_then(|cache| cache.packer(own, &model.path)) {
-                    Ok(packer) => Self::Pack(Box::new(packer)),
-                    Err(e) => Self::instead(model, own, &e),
                 }
             }
         }
     }
 
-    fn read(model: &Loaded) -> Self {
-        Self::Read(0, model.file_bytes())
-    }
-
-    /// Packs into memory, if there is something to pack and room.
-    fn memory(model: &Loaded, own: &Arc<Model>) -> Self {
-        match Packer::memory(own) {
-            Ok(packer) => Self::Pack(Box::new(packer)),
-            Err(PackError::Nothing { .. }) => Self::read(model),
-            Err(e) => {
-                log::info!("model {}: weights are read as the file has them: {e}", model.id);
-                Self::read(model)
-            }
-        }
-    }
-
-    /// The same, because there is no packed file.
-    fn instead(model: &Loaded, own: &Arc<Model>, why: &PackError) -> Self {
-        if !matches!(why, PackError::Nothing { .. } | PackError::Directory { .. }) {
-            log::info!("model {}: is not packed into a file: {why}", model.id);
-        }
-        Self::memory(model, own)
-    }
-
     /// Bytes of the file that are through, and that are to be in all.
     pub(super) fn progress(&self) -> (u64, u64) {
         match self {
-            Self::Pack(packer) => packer.progress(),
-            Self::Read(done, total) | Self::Play(_, done, total) => (*done, *total),
+            Self::Own(_, Way::Pack(packer)) => packer.progress(),
+            Self::Own(_, Way::Read(done, total) | Way::Play(_, done, total)) => (*done, *total),
             Self::Graph(_, _, total) => (0, *total),
             Self::Failed(_) => (0, 0),
         }
@@ -109,29 +75,7 @@ impl Load {
     /// Works on the next slice; false when there is none.
     pub(super) fn work(&mut self, model: &Loaded, pool: &Pool) -> bool {
         match self {
-            Self::Pack(packer) => match packer.work(pool, PACKED) {
-                Ok(more) => more,
-                Err(e) => match model.own() {
-                    Some(own) => {
-                        *self = Self::instead(model, own, &e);
-                        true
-                    }
-                    None => false,
-                },
-            },
-            Self::Read(done, total) if *done < *total => {
-                let n = (*total - *done).min(READ as u64);
-                // The file is mapped, so its offsets are addresses.
-                if let Some(own) = model.own() {
-                    own.populate(*done as usize, n as usize);
-                }
-                *done += n;
-                true
-            }
-            Self::Play(since, done, total) if *done < *total => {
-                *done = model.play.as_ref().map_or(*total, |play| play.load(*since, *total));
-                true
-            }
+            Self::Own(own, way) => way.work(model, own, pool),
             Self::Graph(graph, since, _) => match graph.open(GRAPH_LOOK) {
                 Ok(Some(_)) => false,
                 Ok(None) if clock::now_us().saturating_sub(*since) < GRAPH_US => true,
@@ -144,7 +88,7 @@ impl Load {
                     false
                 }
             },
-            Self::Read(..) | Self::Play(..) | Self::Failed(_) => false,
+            Self::Failed(_) => false,
         }
     }
 
@@ -153,27 +97,95 @@ impl Load {
     /// # Errors
     /// When a helper could not be had, or refuses its graph.
     pub(super) fn finish(self, model: &Loaded) -> Result<Weights, GraphError> {
-        let own = match (self, &model.body) {
-            (Self::Failed(e), _) => return Err(e),
-            (Self::Graph(graph, ..), _) => return Ok(Weights::Graph(graph)),
-            (_, Body::Graph(_)) => return Err(GraphError::slow(0)),
-            (Self::Pack(packer), Body::Own(own)) => Self::packed(*packer, model, own),
-            (Self::Read(..) | Self::Play(..), Body::Own(own)) => own.clone(),
-        };
-        Ok(Weights::Own(own))
+        match self {
+            Self::Own(own, Way::Pack(packer)) => Ok(Weights::Own(packed(*packer, model, &own))),
+            Self::Own(own, Way::Read(..) | Way::Play(..)) => Ok(Weights::Own(own)),
+            Self::Graph(graph, ..) => Ok(Weights::Graph(graph)),
+            Self::Failed(e) => Err(e),
+        }
+    }
+}
+
+impl Way {
+    fn new(model: &Loaded, own: &Arc<Model>, o: &Options) -> Self {
+        if model.play.is_some() {
+            return Self::Play(clock::now_us(), 0, own.file_bytes());
+        }
+        // What is packed already is read as it is, and so is what would only be slower packed.
+        match o.pack {
+            _ if own.checkpoint().is_packed() => Self::read(own),
+            Pack::Off => Self::read(own),
+            Pack::Memory => Self::memory(model, own),
+            Pack::Cache => {
+                let cache = o.cache.as_ref().ok_or(PackError::NoCache);
+                match cache.and_then(|cache| cache.packer(own, &model.path)) {
+                    Ok(packer) => Self::Pack(Box::new(packer)),
+                    Err(e) => Self::instead(model, own, &e),
+                }
+            }
+        }
     }
 
-    /// Of what was packed.
-    fn packed(packer: Packer, model: &Loaded, own: &Arc<Model>) -> Arc<Model> {
-        let packed = packer.finish().map(Arc::new).and_then(|checkpoint| {
-            let model = Model::new(checkpoint.clone())?;
-            // Its norms were copied, each of which can have brought in a large page.
-            checkpoint.forget_all();
-            Ok(model)
-        });
-        packed.map(Arc::new).unwrap_or_else(|e| {
-            log::warn!("model {}: weights are read as the file has them: {e}", model.id);
-            own.clone()
-        })
+    fn read(own: &Model) -> Self {
+        Self::Read(0, own.file_bytes())
     }
+
+    /// Packs into memory, if there is something to pack and room.
+    fn memory(model: &Loaded, own: &Arc<Model>) -> Self {
+        match Packer::memory(own) {
+            Ok(packer) => Self::Pack(Box::new(packer)),
+            Err(PackError::Nothing { .. }) => Self::read(own),
+            Err(e) => {
+                log::info!("model {}: weights are read as the file has them: {e}", model.id);
+                Self::read(own)
+            }
+        }
+    }
+
+    /// The same, because there is no packed file.
+    fn instead(model: &Loaded, own: &Arc<Model>, why: &PackError) -> Self {
+        if !matches!(why, PackError::Nothing { .. } | PackError::Directory { .. }) {
+            log::info!("model {}: is not packed into a file: {why}", model.id);
+        }
+        Self::memory(model, own)
+    }
+
+    /// As [`Load::work`].
+    fn work(&mut self, model: &Loaded, own: &Arc<Model>, pool: &Pool) -> bool {
+        match self {
+            Self::Pack(packer) => match packer.work(pool, PACKED) {
+                Ok(more) => more,
+                Err(e) => {
+                    *self = Self::instead(model, own, &e);
+                    true
+                }
+            },
+            Self::Read(done, total) if *done < *total => {
+                let n = (*total - *done).min(READ as u64);
+                // The file is mapped, so its offsets are addresses.
+                own.populate(*done as usize, n as usize);
+                *done += n;
+                true
+            }
+            Self::Play(since, done, total) if *done < *total => {
+                *done = model.play.as_ref().map_or(*total, |play| play.load(*since, *total));
+                true
+            }
+            Self::Read(..) | Self::Play(..) => false,
+        }
+    }
+}
+
+/// Of what was packed.
+fn packed(packer: Packer, model: &Loaded, own: &Arc<Model>) -> Arc<Model> {
+    let packed = packer.finish().map(Arc::new).and_then(|checkpoint| {
+        let model = Model::new(checkpoint.clone())?;
+        // Its norms were copied, each of which can have brought in a large page.
+        checkpoint.forget_all();
+        Ok(model)
+    });
+    packed.map(Arc::new).unwrap_or_else(|e| {
+        log::warn!("model {}: weights are read as the file has them: {e}", model.id);
+        own.clone()
+    })
 }

@@ -9,14 +9,13 @@ use super::mock::Play;
 use super::prompt::Common;
 use super::scheduler::ModelKey;
 use super::{Code, Fault, Mock, ModelFile, ModelHeader, ModelSettings, Options};
-use crate::base::Token;
 use crate::base::limits::TEMPLATE_BYTES_MAX;
 use crate::format::hf::onnx::{self, GraphDir};
 use crate::format::{self, Checkpoint};
 use crate::model::{KvType, Model, ModelError, vocab};
 use crate::os::file::read_text;
 use crate::side::graph::GraphError;
-use crate::text::{Source, Tokenizer, TokenizerConfig};
+use crate::text::Tokenizer;
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 const LICENSE: &str = "general.license";
@@ -91,12 +90,7 @@ impl Loaded {
     }
 
     fn of_graph(opening: &Opening, dir: GraphDir) -> Result<Self, ModelError> {
-        let wrong = |source| ModelError::Vocabulary { file: dir.file.clone(), source };
-        let config = dir.tokenizer_config.as_ref().map(|bytes| TokenizerConfig::parse((**bytes).as_ref()));
-        let config = config.transpose().map_err(wrong)?;
-        let source = Source::from_tokenizer_json((*dir.tokenizer_json).as_ref(), config.as_ref());
-        let tokenizer = Tokenizer::new(source.map_err(wrong)?).map_err(wrong)?;
-        let tokenizer = tokenizer.with_ends(dir.eos.iter().map(|id| Token(*id))).map_err(wrong)?;
+        let tokenizer = vocab::of_graph(&dir)?;
         let (own_template, n_max) = (dir.chat_template.clone().unwrap_or_default(), dir.n_ctx);
         Self::with(opening, Body::Graph(dir), tokenizer, &own_template, n_max)
     }

@@ -6,12 +6,20 @@ use std::sync::Arc;
 use super::{Checkpoint, FormatError, hf, split};
 use crate::os::map::Map;
 
+/// Why an ONNX graph is not opened here.
+const GRAPH: &str = "is an ONNX graph, which sotto-onnx runs as it is (sotto embed, complete, ask, the daemon); of a decoder \
+                     `sotto import` makes a file for this";
+
 /// Opens a model: a GGUF file (any one of several that belong together), or a directory in the layout of Hugging
 /// Face (or a file of safetensors or `config.json` in one).
 ///
 /// # Errors
 /// When a file cannot be mapped, or what is there is no whole, consistent model.
 pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
+    if let Some((_, graph)) = hf::onnx::find(path) {
+        let file = graph.display().to_string();
+        return Err(FormatError::Set { file, why: GRAPH.into() });
+    }
     if path.is_dir() {
         return hf::open(path);
     }

@@ -3,6 +3,7 @@
 use super::ModelError;
 use crate::base::limits::N_VOCAB_MAX;
 use crate::base::{Token, shown};
+use crate::format::hf::onnx::GraphDir;
 use crate::format::{Checkpoint, Origin};
 use crate::text::{Pre, Source, SpacePrefix, TextError, Tokenizer, TokenizerConfig, VocabKind};
 
@@ -15,6 +16,19 @@ pub fn tokenizer(file: &Checkpoint) -> Result<Tokenizer, ModelError> {
     let ends = file.eos_token_ids().iter().map(|id| Token(*id));
     let tokenizer = Tokenizer::new(source).map_err(wrong(file, pieces_key(file)))?;
     tokenizer.with_ends(ends).map_err(wrong(file, "eos_token_id in generation_config.json or config.json"))
+}
+
+/// The tokenizer beside an ONNX graph.
+///
+/// # Errors
+/// When what it says does not fit together, or is of a kind that is not read.
+pub fn of_graph(dir: &GraphDir) -> Result<Tokenizer, ModelError> {
+    let wrong = |source| ModelError::Vocabulary { file: dir.file.clone(), source };
+    let config = dir.tokenizer_config.as_ref().map(|bytes| TokenizerConfig::parse((**bytes).as_ref()));
+    let config = config.transpose().map_err(wrong)?;
+    let source = Source::from_tokenizer_json((*dir.tokenizer_json).as_ref(), config.as_ref());
+    let tokenizer = Tokenizer::new(source.map_err(wrong)?).map_err(wrong)?;
+    tokenizer.with_ends(dir.eos.iter().map(|id| Token(*id))).map_err(wrong)
 }
 
 /// Tables to find pieces and merges by, with the keys of what they belong to; none where there is no tokenizer.

@@ -8,8 +8,10 @@ use serde_json::json;
 use super::show::{self, Show, Step, Table, count, size};
 use super::{Failure, backend};
 use crate::format;
+use crate::format::hf::onnx::{self, GraphDir};
 use crate::model::KvType;
 use crate::model::summary::Summary;
+use crate::model::vocab;
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -29,6 +31,9 @@ pub(super) struct InspectArgs {
 /// Prints the summary of a model; nothing but its header is read, unless it is to be verified.
 pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let file = backend::model_file(args.model.as_deref())?;
+    if let Some((dir, graph)) = onnx::find(&file.path).filter(|_| !args.verify) {
+        return of_graph(&onnx::open(&dir, &graph).map_err(Failure::usage)?, args.json);
+    }
     if args.verify {
         verify(&file.path)?;
     }
@@ -44,6 +49,43 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(why) => Err(Failure::new(1, format!("sotto cannot run it: {why}"))),
     }
+}
+
+/// Prints what the files beside an ONNX graph say of it.
+fn of_graph(dir: &GraphDir, json: bool) -> Result<(), Failure> {
+    let tokenizer = vocab::of_graph(dir).map_err(Failure::usage)?;
+    let pool = serde_json::to_value(dir.pool).unwrap_or_default();
+    if json {
+        return show::json(&json!({
+            "file": dir.graph.display().to_string(),
+            "file_bytes": dir.bytes,
+            "architecture": dir.architecture,
+            "generates": dir.generates,
+            "pooling": if dir.generates { serde_json::Value::Null } else { pool },
+            "unit_length": dir.unit,
+            "n_ctx_train": dir.n_ctx,
+            "n_vocab": tokenizer.n_vocab(),
+            "chat_template": dir.chat_template.is_some(),
+        }));
+    }
+    let mut table = Table::default();
+    let mut line = |key: &str, value: &str| table.line(key, value);
+    line("file", &format!("{}, {}", dir.graph.display(), size(dir.bytes)));
+    line("architecture", &format!("{}, an ONNX graph that sotto-onnx runs", dir.architecture));
+    match (dir.generates, pool.as_str(), dir.unit) {
+        (true, ..) => line("makes", "text"),
+        (false, pool, unit) => {
+            let length = if unit { ", of length 1" } else { "" };
+            let how = pool.unwrap_or_default();
+            line(
+                "makes",
+                &format!("vectors of texts: {how} of their tokens, where the graph does not say{length}"),
+            );
+        }
+    }
+    line("context", &format!("{} tokens", dir.n_ctx));
+    line("vocabulary", &format!("{} tokens", tokenizer.n_vocab()));
+    table.print()
 }
 
 fn verify(path: &Path) -> Result<(), Failure> {

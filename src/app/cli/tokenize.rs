@@ -7,6 +7,7 @@ use super::show::{self, bytes, out};
 use super::{Failure, ask, backend};
 use crate::base::Token;
 use crate::format;
+use crate::format::hf::onnx;
 use crate::model::vocab;
 use crate::text::Special;
 
@@ -38,8 +39,11 @@ pub(super) struct TokenizeArgs {
 pub(super) fn run(args: TokenizeArgs) -> Result<(), Failure> {
     let text = ask::text(args.text, "text")?;
     let file = backend::model_file(args.model.as_deref())?;
-    let checkpoint = format::open(&file.path).map_err(Failure::usage)?;
-    let tokenizer = vocab::tokenizer(&checkpoint).map_err(Failure::usage)?;
+    let tokenizer = match onnx::find(&file.path) {
+        Some((dir, graph)) => vocab::of_graph(&onnx::open(&dir, &graph).map_err(Failure::usage)?),
+        None => vocab::tokenizer(&format::open(&file.path).map_err(Failure::usage)?),
+    };
+    let tokenizer = tokenizer.map_err(Failure::usage)?;
     if args.decode {
         let tokens = ids(&text, tokenizer.n_vocab())?;
         let text = match args.special {

@@ -82,9 +82,12 @@ pub(super) fn admit(model: &Loaded, request: &Request, renderer: Option<&Path>) 
     let n = tokens.len() + usize::from(request.task == Task::Generate);
     if n > n_ctx {
         let answer = if n > tokens.len() { " with at least 1 of the answer" } else { "" };
+        let larger = match n_ctx < model.n_ctx_train() {
+            true => ", or give the model a larger context",
+            false => "",
+        };
         let message = format!(
-            "the prompt has {} tokens, model {} has room for {n_ctx}{answer}; shorten it, or give the model a larger \
-             context",
+            "the prompt has {} tokens, model {} has room for {n_ctx}{answer}; shorten it{larger}",
             tokens.len(),
             model.id
         );

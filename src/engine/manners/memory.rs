@@ -128,7 +128,10 @@ impl fmt::Display for Short {
         if *stays > 0 {
             write!(f, ", less {} of other models", mib(*stays))?;
         }
-        f.write_str("; ask for a smaller engine.context or engine.kv_type \"q8_0\", or use a smaller model")
+        f.write_str(match self.need.page {
+            0 => "; use a smaller model",
+            _ => "; ask for a smaller engine.context or engine.kv_type \"q8_0\", or use a smaller model",
+        })
     }
 }
 
