@@ -92,10 +92,10 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Encoder, Opene
         .map_err(|files| format!("{} files came with a model", files.len()))?;
     let map = Map::of(&file, "the graph").map_err(|e| e.to_string())?;
     let bytes = map.as_ref().len() as u64;
-    drop(map);
     // Files beside it may ask for more.
     process::limit_memory(room(bytes), false).map_err(words)?;
-    let mut model = caught(panicked, || read::model(&file).map_err(|e| e.to_string()))?;
+    let mut model = caught(panicked, || read::model(map.as_ref()).map_err(|e| e.to_string()))?;
+    drop(map);
     let names = read::files(&mut model).map_err(|e| e.to_string())?;
     let mut maps = Vec::new();
     if !names.is_empty() {
