@@ -76,11 +76,17 @@ fn without_the_helper_it_is_said_how_to_get_it() {
 #[cfg(feature = "onnx")]
 mod helper {
     use std::io::Write;
-    use std::process::{Output, Stdio};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Output, Stdio};
+    use std::time::Duration;
 
     use crate::support::http::{ask, post};
     use crate::support::{Daemon, Folder, run, sotto, stderr, stdout, until};
     use serde_json::json;
+    use sotto::base::Token;
+    use sotto::os::message::Frames;
+    use sotto::side::graph;
 
     use super::*;
 
@@ -258,6 +264,24 @@ mod helper {
             after.split_ascii_whitespace().nth(1) == Some(&of.to_string()) && stat.contains("(sotto-onnx)")
         };
         pids.filter(is_child).collect()
+    }
+
+    /// Nobody is worked for who has left: an answer may take for ever. This one would be too long for a frame.
+    #[test]
+    fn a_helper_ends_when_its_caller_leaves() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut child = Command::new(HELPER).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+        let mut frames = Frames::new(ours, graph::VERSION, Duration::from_secs(60)).unwrap();
+        let open = json!({"pool": "mean", "unit": true, "threads": 1}).to_string();
+        let file = std::fs::File::open(fixture("bert/model.onnx")).unwrap();
+        frames.send(graph::ask::OPEN, open.as_bytes(), &[file.as_fd()]).unwrap();
+        assert_eq!(frames.wait().unwrap().kind, graph::say::OPENED);
+        let mut body = Vec::new();
+        graph::texts_into(&vec![&[Token(7); 48][..]; 40_000], &mut body);
+        frames.send(graph::ask::EMBED, &body, &[]).unwrap();
+        drop(frames);
+        let status = until("its end", || child.try_wait().unwrap());
+        assert!(status.success(), "{status}");
     }
 
     /// A helper that is killed is one that is started anew; beside it everything goes on.
