@@ -439,7 +439,7 @@ mod tests {
         helper.programs.clear();
         let service = said(&helper);
         assert!(
-            service.contains("/sotto-is-not-there/socket; ") && service.contains("enable --now"),
+            service.contains("/sotto-is-not-there/socket") && service.contains("enable --now"),
             "{service}"
         );
     }
