@@ -1,29 +1,32 @@
 #!/bin/bash
 # Checks the units, the D-Bus files and the system files of this folder with the tools that will read them, in a
 # temporary root. Needs no root and no running systemd.
-# usage: systemd/verify.sh [SOTTOD]      SOTTOD: a built daemon; without it a stand-in fills its place
+# usage: systemd/verify.sh [SOTTOD [SOTTO-ONNX]]      built programs; a stand-in fills the place of one that is not given
 # ends with 0: all hold; 1: something was reported; 3: systemd-analyze is not there (nothing was checked)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-binary=${1:-/bin/true}
+binary=${1:-/bin/true} graphs=${2:-/bin/true}
 exposure_max=1.0
 
 command -v systemd-analyze >/dev/null || {
   echo "skipped: systemd-analyze is not installed; apt install systemd" >&2
   exit 3
 }
-[ -x "$binary" ] || {
-  echo "$binary: not an executable file; give the path of a built sottod, or nothing" >&2
-  exit 1
-}
+for file in "$binary" "$graphs"; do
+  [ -x "$file" ] || {
+    echo "$file: not an executable file; give the path of a built program, or nothing" >&2
+    exit 1
+  }
+done
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 units=$root/usr/lib/systemd/system
 install -D -m 755 "$binary" "$root/usr/bin/sottod"
+install -D -m 755 "$graphs" "$root/usr/libexec/sotto/sotto-onnx"
 # merged-/usr hosts and others: the unit names /bin/kill, so that is where the file must be.
 install -D -m 755 /bin/true "$root/bin/kill"
-install -D -m 644 -t "$units" "$here/sottod.service" "$here/sottod.socket"
+install -D -m 644 -t "$units" "$here"/*.service "$here"/*.socket
 # What the units order themselves against; a real root has these from systemd and dbus.
 for target in sysinit basic sockets shutdown multi-user; do
   printf '[Unit]\nDescription=%s\n' "$target" >"$units/$target.target"
@@ -41,20 +44,22 @@ report() { # NAME OUTPUT: any output of a check is a failure
   fi
 }
 
-for unit in sottod.service sottod.socket; do
+for unit in sottod.service sottod.socket sotto-onnx.socket sotto-onnx@0.service; do
   out=$(systemd-analyze verify --man=no --root="$root" "$unit" 2>&1) || out="${out:-no message, but it failed}"
   report "verify $unit" "$out"
 done
 
-out=$(systemd-analyze security --offline=true --root="$root" --no-pager sottod.service 2>&1 || true)
-exposure=$(sed -n 's/.*Overall exposure level for sottod.service: \([0-9.]*\).*/\1/p' <<<"$out")
-if [ -z "$exposure" ]; then
-  report "security" "systemd-analyze security gave no level: $out"
-elif awk -v x="$exposure" -v max="$exposure_max" 'BEGIN { exit x <= max }'; then
-  report "security" "exposure $exposure is above $exposure_max: $(grep -F '✗' <<<"$out")"
-else
-  echo "ok security: exposure $exposure, at most $exposure_max"
-fi
+for unit in sottod.service sotto-onnx@0.service; do
+  out=$(systemd-analyze security --offline=true --root="$root" --no-pager "$unit" 2>&1 || true)
+  exposure=$(sed -n "s/.*Overall exposure level for $unit: \([0-9.]*\).*/\1/p" <<<"$out")
+  if [ -z "$exposure" ]; then
+    report "security $unit" "systemd-analyze security gave no level: $out"
+  elif awk -v x="$exposure" -v max="$exposure_max" 'BEGIN { exit x <= max }'; then
+    report "security $unit" "exposure $exposure is above $exposure_max: $(grep -F '✗' <<<"$out")"
+  else
+    echo "ok security $unit: exposure $exposure, at most $exposure_max"
+  fi
+done
 
 # sysusers reports a line it cannot read with its file and number, and creates nothing in a dry run.
 if command -v systemd-sysusers >/dev/null; then
@@ -121,6 +126,13 @@ done
 for always in 'LimitCORE=0' 'BusName=' 'RestartPreventExitStatus=2' 'StateDirectory=sotto/state'; do
   grep -q "^$always" "$here/sottod.service" || out="$out sottod.service lacks $always;"
 done
+for always in Accept=yes SocketUser=sotto SocketMode=0600; do
+  grep -q "^$always" "$here/sotto-onnx.socket" || out="$out sotto-onnx.socket lacks $always;"
+done
+for always in DynamicUser=yes MemoryMax= RestrictAddressFamilies=none PrivateNetwork=yes; do
+  grep -q "^$always" "$here/sotto-onnx@.service" || out="$out sotto-onnx@.service lacks $always;"
+done
+! grep -qE '^(User|SystemCallFilter=~@resources)' "$here/sotto-onnx@.service" || out="$out sotto-onnx@.service has User= or ~@resources;"
 [ "$(grep -c 'policykit.owner">unix-user:sotto<' "$policy")" = "$(grep -c '<action id=' "$policy")" ] ||
   out="$out an action of org.sotto.policy lacks its owner;"
 report "traps" "$out"

@@ -56,6 +56,7 @@ const DEPENDENCIES: &[(&str, &str)] = &[
     ("memmap2", "MIT OR Apache-2.0"),
     ("minijinja", "Apache-2.0"),
     ("minijinja-contrib", "Apache-2.0"),
+    ("prost", "Apache-2.0"),
     ("rustix", "Apache-2.0 WITH LLVM-exception OR Apache-2.0 OR MIT"),
     ("rustyline", "MIT"),
     ("sd-notify", "MIT OR Apache-2.0"),

@@ -237,7 +237,7 @@ pub(super) fn load_fault(id: &str, e: &ModelError) -> Fault {
 /// What is said when the helper of model `id` fails.
 pub(super) fn graph_fault(id: &str, e: &GraphError) -> Fault {
     let code = match e {
-        GraphError::NoHelper { .. } => Code::UnsupportedModel,
+        GraphError::NoHelper { .. } | GraphError::NoService { .. } => Code::UnsupportedModel,
         _ => Code::LoadFailed,
     };
     Fault::new(code, format!("model {id}: {e}"))

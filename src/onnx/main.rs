@@ -13,7 +13,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-use sotto::os::{process, socket};
+use sotto::os::{process, socket, thread};
 
 /// What is wrong with a graph, or with what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -58,5 +58,11 @@ fn run() -> Result<(), String> {
     }
     let stream = socket::passed_stream()
         .map_err(|e| format!("{e}; sotto and sottod start this program for a model that is an ONNX graph"))?;
+    // Others with graphs may run as the same user.
+    process::forbid_dumps().map_err(|e| e.to_string())?;
+    let watched = stream.try_clone().map_err(|e| e.to_string())?;
+    // Nobody waits for what a graph is at any more: it may be at it for ever.
+    let leave = move || socket::hung_up(&watched).is_ok().then(|| std::process::exit(0));
+    thread::start("watch", leave).map_err(|e| e.to_string())?;
     serve::serve(stream).map_err(|e| e.to_string())
 }

@@ -2,12 +2,10 @@
 //! 8-bit weights are made one node, which our own kernels compute.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::File;
-use std::os::fd::AsRawFd;
 
+use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
-use tract_onnx::prelude::Framework;
 
 use crate::OnnxError;
 use crate::int8::Matrix;
@@ -23,14 +21,13 @@ fn damaged(what: impl std::fmt::Display) -> OnnxError {
     OnnxError::Damaged { what: what.to_string() }
 }
 
-/// The graph in an open file. It is mapped, so that what is no graph costs nothing.
+/// The graph in the bytes of a file. Of a mapped one: what is no graph then costs nothing, and nothing is opened, which
+/// the user of this process may not be allowed to.
 ///
 /// # Errors
 /// When it is no ONNX, or has no graph in it.
-pub(super) fn model(file: &File) -> Result<ModelProto, OnnxError> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let read = tract_onnx::onnx().proto_model_for_path(path);
-    let model = read.map_err(|e| damaged(format!("{e:#}")))?;
+pub(super) fn model(bytes: &[u8]) -> Result<ModelProto, OnnxError> {
+    let model = ModelProto::decode(bytes).map_err(damaged)?;
     match &model.graph {
         Some(graph) if !graph.node.is_empty() => Ok(model),
         _ => Err(damaged("it has no graph, or one without nodes")),

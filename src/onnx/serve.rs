@@ -101,18 +101,17 @@ fn open(frames: &mut Frames, panicked: &Panicked) -> Said<Option<(Model, Opened)
     if !matches!((frame.files.len(), open.generates), (1, _) | (2, true)) {
         return Err(format!("{} files came with a model", frame.files.len()));
     }
-    let mut bytes = 0_u64;
-    for file in &frame.files {
-        let map = Map::of(file, "the graph").map_err(|e| e.to_string())?;
-        bytes = bytes.saturating_add(map.as_ref().len() as u64);
-    }
+    let graphs = frame.files.iter().map(|file| Map::of(file, "the graph").map_err(|e| e.to_string()));
+    let graphs = graphs.collect::<Said<Vec<_>>>()?;
+    let bytes = graphs.iter().fold(0_u64, |n, map| n.saturating_add(map.as_ref().len() as u64));
     // Files beside it may ask for more.
     process::limit_memory(room(bytes), false).map_err(words)?;
-    let read = |file| read::model(file).map_err(|e| e.to_string());
-    let mut graphs = caught(panicked, || frame.files.iter().map(read).collect::<Said<Vec<_>>>())?.into_iter();
-    let (Some(mut model), mut first) = (graphs.next(), graphs.next()) else {
+    let read = |map: &Map| read::model(map.as_ref()).map_err(|e| e.to_string());
+    let mut read = caught(panicked, || graphs.iter().map(read).collect::<Said<Vec<_>>>())?.into_iter();
+    let (Some(mut model), mut first) = (read.next(), read.next()) else {
         return Err("no file came with a model".into());
     };
+    drop(graphs);
     let mut names = BTreeSet::new();
     for graph in first.iter_mut().chain([&mut model]) {
         names.extend(read::files(graph).map_err(|e| e.to_string())?);

@@ -93,6 +93,22 @@ pub fn is_waited_for(listener: &UnixListener) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_err() || !fds[0].revents().is_empty()
 }
 
+/// Waits until the other end of `stream` is closed, whatever is still to be read.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn hung_up(stream: impl AsFd) -> io::Result<()> {
+    loop {
+        // Nothing is asked for: that it hung up is told without.
+        let mut fds = [PollFd::new(&stream, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Binds `path` with `mode`, and gives it to `group` if that exists and may be set (the second value tells). A socket
 /// that nobody answers on is replaced.
 ///
@@ -155,6 +171,22 @@ mod tests {
         other.read_exact(&mut [0; 200]).expect("they came");
         assert_eq!(left(&one), 0);
         assert!(unread(std::fs::File::open("/dev/null").expect("a device")).is_err());
+    }
+
+    #[test]
+    fn an_end_that_closes_is_seen_behind_what_it_said() {
+        use std::io::Write;
+        let (one, mut other) = UnixStream::pair().expect("two sockets");
+        let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let told = seen.clone();
+        let watch = crate::os::thread::start("watch", move || {
+            hung_up(&one).expect("it is told");
+            assert!(told.load(std::sync::atomic::Ordering::SeqCst), "not before it closed");
+        });
+        other.write_all(b"not read").expect("there is room");
+        seen.store(true, std::sync::atomic::Ordering::SeqCst);
+        drop(other);
+        watch.expect("a thread").join().expect("it saw it");
     }
 
     #[test]

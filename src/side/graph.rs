@@ -117,6 +117,15 @@ pub enum GraphError {
         /// Where it was looked for.
         looked: Vec<String>,
     },
+    /// There is no service of it.
+    #[error(
+        "it is an ONNX graph, and nothing listens at {socket} that runs those; install {PROGRAM} with its units, and \
+         `systemctl enable --now {PROGRAM}.socket`"
+    )]
+    NoService {
+        /// Its socket.
+        socket: String,
+    },
     /// It does not start.
     #[error("{PROGRAM} cannot be started at {at}: {source}")]
     Start {
@@ -353,8 +362,17 @@ fn connect(helper: &Helper) -> Result<(UnixStream, Option<Child>), GraphError> {
         let at = path.display().to_string();
         move |source| GraphError::Start { at, source }
     };
-    if let Some(path) = helper.socket.as_deref().filter(|path| path.exists()) {
-        return Ok((UnixStream::connect(path).map_err(at(path))?, None));
+    if let Some(path) = helper.socket.as_deref() {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok((stream, None)),
+            // One that was left behind has nobody.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                if helper.programs.is_empty() {
+                    return Err(GraphError::NoService { socket: path.display().to_string() });
+                }
+            }
+            Err(e) => return Err(at(path)(e)),
+        }
     }
     let Some(program) = helper.programs.iter().find(|path| path.is_file()) else {
         let looked = helper.socket.iter().chain(&helper.programs).map(|path| path.display().to_string());
@@ -472,15 +490,20 @@ mod tests {
 
     #[test]
     fn without_a_helper_it_is_said_how_to_get_one() {
-        let helper = Helper {
+        let mut helper = Helper {
             socket: Some("/sotto-is-not-there/socket".into()),
             programs: vec!["/sotto-is-not-there/sotto-onnx".into()],
         };
         let open = Open { generates: false, pool: Pool::Mean, unit: true, threads: 1 };
-        let said =
-            Graph::start(&helper, &Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), None, &open)
-                .expect_err("none")
-                .to_string();
-        assert!(said.contains("--features onnx") && said.contains("/sotto-is-not-there/socket"), "{said}");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let said = |helper: &Helper| Graph::start(helper, &file, None, &open).expect_err("none").to_string();
+        let both = said(&helper);
+        assert!(both.contains("--features onnx") && both.contains("/sotto-is-not-there/socket"), "{both}");
+        helper.programs.clear();
+        let service = said(&helper);
+        assert!(
+            service.contains("/sotto-is-not-there/socket") && service.contains("enable --now"),
+            "{service}"
+        );
     }
 }

@@ -181,6 +181,94 @@ rm /etc/sotto/sotto.toml
 systemctl reset-failed sottod.service sottod.socket
 systemctl start sottod.socket
 ok "mended, it answers" answers
+
+# ONNX graphs: a service of their own runs them, as another user, of files that the daemon alone may read.
+graphs=/run/sotto/onnx.sock
+helper() { pgrep -x sotto-onnx; }
+no_helper() { # within 10 s, and systemd keeps nothing of it
+  for _ in $(seq 100); do
+    [ -z "$(helper)$(systemctl list-units --all --no-legend 'sotto-onnx@*')" ] && return
+    sleep 0.1
+  done
+  return 1
+}
+uid() { awk '/^Uid:/ { print $2 }' "/proc/$1/status"; }
+embeds() { # a text of the fixture becomes the vector that onnxruntime makes of it
+  python3 - <<'P'
+import json, math, subprocess
+case = json.load(open("/usr/share/sotto-boot/bert/expected.json"))["cases"][0]
+body = json.dumps({"model": "bert", "input": case["text"]})
+out = subprocess.run(["curl", "-s", "--max-time", "60", "--unix-socket", "/run/sotto/api.sock",
+                      "http://sotto/v1/embeddings", "-d", body], capture_output=True, text=True).stdout
+try:
+    a, b = json.loads(out)["data"][0]["embedding"], case["vector"]
+except KeyError:
+    raise SystemExit(out)
+cosine = sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+raise SystemExit(0 if len(a) == len(b) and cosine > 0.9999 else f"cosine {cosine}, {len(a)} and {len(b)} numbers")
+P
+}
+refuses() { # SETPRIV-OPTION...: who is so may not connect
+  setpriv "$@" python3 -c "
+import socket
+try:
+    socket.socket(socket.AF_UNIX).connect('$graphs')
+except PermissionError:
+    raise SystemExit(0)
+raise SystemExit(1)"
+}
+if [ -x /usr/libexec/sotto/sotto-onnx ]; then
+  stop
+  cp -r /usr/share/sotto-boot/bert /var/lib/sotto/models/bert
+  chown -R sotto: /var/lib/sotto/models/bert
+  chmod -R u=rwX,go= /var/lib/sotto/models/bert
+  ok "the socket for graphs listens after the installation" is sotto-onnx.socket ActiveState active
+  ok "for the daemon alone" [ "$(stat -c '%a %U' $graphs)" = "600 sotto" ]
+  ok "nobody runs a graph yet" no_helper
+  ok "a text becomes a vector" embeds
+  pid=$(helper) daemon=$(systemctl show sottod -p MainPID --value)
+  ok "by one process" [ "$(wc -w <<<"$pid")" = 1 ]
+  ok "of another user: $(uid "$pid"), the daemon is $(uid "$daemon")" [ "$(uid "$pid")" -ge 61184 ]
+  unit=$(sed -n 's/^0:.*\/\(sotto-onnx@[^/]*service\)$/\1/p' "/proc/$pid/cgroup")
+  ok "in a unit of its own: $unit" [ -n "$unit" ]
+  bound=$(systemctl show "$unit" -p MemoryMax --value)
+  ok "with a bound on its memory: $bound" [ "$bound" -gt 0 ]
+  ok "which is not shown what others keep" [ -z "$(ls -A "/proc/$pid/root/var")$(ls -A "/proc/$pid/root/home")" ]
+  found=$(nsenter --mount --target "$pid" setpriv --reuid="$(uid "$pid")" --regid=nogroup --clear-groups \
+    find / -path /proc -prune -o -type d -writable -print 2>/dev/null | tr '\n' ' ')
+  ok "and writes in a /tmp of its own at most: $found" [ "$found" = "/tmp " ]
+  ok "that user may not read the model" sh -c "! setpriv --reuid=$(uid "$pid") --regid=nogroup --clear-groups cat /var/lib/sotto/models/bert/model.onnx >/dev/null 2>&1"
+  ok "nor speak to the service" refuses --reuid="$(uid "$pid")" --regid=nogroup --clear-groups
+  ok "nor may a member of the daemon's group" refuses --reuid=visitor --regid=nogroup --groups="$(getent group sotto | cut -d: -f3)"
+  kill -9 "$pid"
+  ok "killed, the next text becomes one" embeds
+  ok "by another process" [ "$(helper)" != "$pid" ]
+  ok "the daemon is the same" [ "$(systemctl show sottod -p MainPID --value)" = "$daemon" ]
+  ok "it is unloaded" sotto unload bert
+  ok "and no process is left" no_helper
+  embeds
+  kill -9 "$(systemctl show sottod -p MainPID --value)"
+  ok "a daemon that dies leaves none" no_helper
+  ok "and the next has one" embeds
+  stop
+  ok "a daemon that ends leaves none" no_helper
+  ok "and the socket stays" [ -S $graphs ]
+  # What the administrator masks comes with no start of the daemon.
+  systemctl mask --runtime --now sotto-onnx.socket
+  ok "without it the other stays" [ -S $socket ]
+  ok "and the daemon says what is missing" grep -q "nothing listens at $graphs" <(http /v1/embeddings -d '{"model":"bert","input":"a"}')
+  ok "generation goes on" grep -q '"text":"[^"]' <(http /v1/completions -d '{"model":"story-2.8m-q8_0","prompt":"Once","max_tokens":8}')
+  systemctl unmask --runtime sotto-onnx.socket
+  systemctl start sotto-onnx.socket
+  ok "with it, vectors come again" embeds
+  ok "after both sockets stopped there is nothing left" sh -c "systemctl stop sottod.socket sottod sotto-onnx.socket; ! [ -e $socket ] && ! [ -e $graphs ]"
+  systemctl start sotto-onnx.socket sottod.socket
+  ok "and in the other order all is as it was" embeds
+  exposure=$(systemd-analyze security sotto-onnx@0.service --no-pager | tail -n 1)
+  ok "exposure at most 1.0: $exposure" awk -v x="${exposure##*: }" 'BEGIN { exit !(x + 0 <= 1.0 && x ~ /^[0-9]/) }'
+else
+  echo "skipped: ONNX graphs; the package has no sotto-onnx"
+fi
 exposure=$(systemd-analyze security sottod.service --no-pager | tail -n 1)
 ok "exposure at most 1.0: $exposure" awk -v x="${exposure##*: }" 'BEGIN { exit !(x + 0 <= 1.0 && x ~ /^[0-9]/) }'
 echo "$n_failed failed"

@@ -1,11 +1,17 @@
 //! Vectors of texts by encoders.
 
 use std::io::Write;
-use std::process::{Output, Stdio};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::support::http::{ask, post};
 use crate::support::{self, Daemon, Folder, run, sotto, stderr, stdout, until};
 use serde_json::{Value, json};
+use sotto::base::Token;
+use sotto::os::message::Frames;
+use sotto::side::graph;
 
 use crate::{HELPER, cases, children, fixture};
 
@@ -163,6 +169,24 @@ fn a_text_is_no_longer_than_the_graph_reads() {
     assert!(said.contains("has room for 64"), "{said}");
     let cut = stdout(&embed(&dir, &"cat ".repeat(100), &["--json", "--truncate"]));
     assert!(cut.contains("\"tokens\":64"), "{cut}");
+}
+
+/// Nobody is worked for who has left: an answer may take for ever. This one would be too long for a frame.
+#[test]
+fn a_helper_ends_when_its_caller_leaves() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut child = Command::new(HELPER).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+    let mut frames = Frames::new(ours, graph::VERSION, Duration::from_secs(60)).unwrap();
+    let open = json!({"generates": false, "pool": "mean", "unit": true, "threads": 1}).to_string();
+    let file = std::fs::File::open(fixture("bert/model.onnx")).unwrap();
+    frames.send(graph::ask::OPEN, open.as_bytes(), &[file.as_fd()]).unwrap();
+    assert_eq!(frames.wait().unwrap().kind, graph::say::OPENED);
+    let mut body = Vec::new();
+    graph::texts_into(&vec![&[Token(7); 48][..]; 40_000], &mut body);
+    frames.send(graph::ask::EMBED, &body, &[]).unwrap();
+    drop(frames);
+    let status = until("its end", || child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
 }
 
 /// A helper that is killed is one that is started anew; beside it everything goes on.
