@@ -79,7 +79,7 @@ pub(super) enum Stopped {
     Left,
     /// The helper is gone, or does not answer as it should: it cannot be asked again.
     Lost(GraphError),
-    /// The same, before it was asked anything: another one may be.
+    /// It is gone, and what it was asked may be asked of another one.
     Again(GraphError),
 }
 

@@ -208,11 +208,7 @@ fn a_daemon_outlives_its_helpers() {
         assert_eq!(helper.len(), 1, "one model, one helper");
         let pid = rustix::process::Pid::from_raw(helper[0]).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        // Once it is gone nobody's request has to fail for it.
-        until("its end", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", helper[0])).unwrap_or_default();
-            (stat.is_empty() || stat.contains(") Z ")).then_some(())
-        });
+        // Nobody's request has to fail for it.
         let again = vectors(json!("the cat"));
         assert!(again["data"][0]["embedding"].is_array(), "{again}");
         assert!(cosine(&again["data"][0]["embedding"], &wanted) > 0.999_999);

@@ -170,12 +170,12 @@ impl Remote {
         Ok(going.iter().zip(vectors).map(of).collect())
     }
 
-    /// It takes nothing more. One that has served before may have been ended meanwhile; one that never has would be started
-    /// for ever.
+    /// It says nothing more. One that has served before may have been ended for no fault of what it was asked, which is asked
+    /// again of the next one; one that never has would be started for ever.
     fn gone(&self, e: GraphError) -> Stopped {
-        match self.served {
-            true => Stopped::Again(e),
-            false => Stopped::Lost(e),
+        match e {
+            GraphError::Gone { .. } if self.served => Stopped::Again(e),
+            _ => Stopped::Lost(e),
         }
     }
 
@@ -184,7 +184,7 @@ impl Remote {
         let since = clock::now_us();
         self.n_owed += 1;
         loop {
-            match self.graph.answer(LOOK).map_err(Stopped::Lost)? {
+            match self.graph.answer(LOOK).map_err(|e| self.gone(e))? {
                 Some(_) if self.n_owed > 1 => self.n_owed -= 1,
                 Some(answer) => {
                     self.n_owed -= 1;

@@ -177,7 +177,7 @@ impl Runner {
     /// The helper of a model is gone, or was told to go: what it was asked fails, and what waits is for the next one.
     pub(super) fn lost_helper(&mut self, key: ModelKey, shares: &[Share], e: &GraphError) {
         let Some(model) = self.models.get(&key).cloned() else { return };
-        let message = format!("model {}: {e}; the next request starts another", model.id);
+        let message = format!("model {}: {e}; another is started", model.id);
         let fault = Fault::new(Code::Internal, message);
         log::error!(
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
