@@ -21,6 +21,9 @@ pub struct TensorInfo {
     pub quant: Quant,
     /// Whether it is stored in panels of rows ([`crate::quant::packed`]), not row after row.
     pub packed: bool,
+    /// Whether it is stored column after column, as graphs multiply with it: `n_cols` stretches of `n_rows` weights. Such
+    /// a model is only there to be written anew ([`hf::onnx::weights`](super::hf::onnx::weights)), no kernel reads it.
+    pub turned: bool,
     /// Weights in a row (GGUF's first dimension).
     pub n_cols: usize,
     /// Product of the other dimensions.
@@ -94,7 +97,7 @@ impl TensorInfo {
         for (to, from) in dims.iter_mut().zip(shape) {
             *to = to_usize(*from).unwrap_or(1);
         }
-        Ok((Self { quant, packed, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
+        Ok((Self { quant, packed, turned: false, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
     }
 }
 

@@ -15,6 +15,6 @@ mod value;
 
 pub use checkpoint::{Checkpoint, Origin, TensorInfo};
 pub use error::FormatError;
-pub use open::open;
+pub use open::{open, open_weights};
 pub use split::join;
 pub use value::{Array, Kind, Value};
