@@ -49,6 +49,13 @@ pub enum Origin {
 }
 
 impl TensorInfo {
+    /// A tensor of this type and shape, row after row, from byte 0 on. `None` if it makes no matrix that the kernels take.
+    #[must_use]
+    pub fn new(quant: Quant, shape: [usize; N_DIM_MAX]) -> Option<Self> {
+        let (info, len) = Self::of("", "", quant, false, &shape.map(|d| d as u64)).ok()?;
+        Some(Self { range: 0..usize::try_from(len).ok()?, ..info })
+    }
+
     /// What follows from type and shape (fastest dimension first) of a tensor that begins at the start of a part, and
     /// how many bytes it takes.
     ///

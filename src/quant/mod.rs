@@ -37,6 +37,7 @@ pub use tq1_0::{BlockTQ1_0, POW3};
 pub use tq2_0::BlockTQ2_0;
 
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U16;
 
 use crate::base::limits::N_COLS_MAX;
 
@@ -216,6 +217,47 @@ pub fn narrow_row(x: &[f32], out: &mut [u8]) {
     for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ4_0>())) {
         out.copy_from_slice(BlockQ4_0::fit(x).as_bytes());
     }
+}
+
+/// Writes weights in another format, as ggml's reference rounds them. False where one of them, or the scale of a block, is
+/// no number that the format has: infinite, none at all, or beyond its largest.
+///
+/// # Panics
+/// If `out` is not exactly `x.len()` weights, or the format is not one of F32, F16, Q8_0 and Q4_0.
+pub fn pack_row(quant: Quant, x: &[f32], out: &mut [u8]) -> bool {
+    assert_eq!(quant.row_bytes(x.len()), Some(out.len()), "{} weights of {}", x.len(), quant.name());
+    let mut whole = x.iter().all(|x| x.is_finite());
+    let finite = |bits: U16| f16_value(bits).is_finite();
+    match quant {
+        Quant::F32 => {
+            for (x, out) in x.iter().zip(out.as_chunks_mut::<4>().0) {
+                *out = x.to_le_bytes();
+            }
+        }
+        Quant::F16 => {
+            for (x, out) in x.iter().zip(out.as_chunks_mut::<2>().0) {
+                let half = half::f16::from_f32(*x);
+                whole &= half.is_finite();
+                *out = half.to_le_bytes();
+            }
+        }
+        Quant::Q8_0 => {
+            for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ8_0>())) {
+                let block = BlockQ8_0::pack(x);
+                whole &= finite(block.d);
+                out.copy_from_slice(block.as_bytes());
+            }
+        }
+        Quant::Q4_0 => {
+            for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ4_0>())) {
+                let block = BlockQ4_0::pack(x);
+                whole &= finite(block.d);
+                out.copy_from_slice(block.as_bytes());
+            }
+        }
+        other => panic!("{} is not written", other.name()),
+    }
+    whole
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::meta::Meta;
+use crate::format::Meta;
 use super::names::{CLASSES, Class, HINTS, Rule};
 use super::rope;
 use crate::base::limits::{HEAD_DIM_MAX, N_EOS_MAX, N_LAYER_MAX};

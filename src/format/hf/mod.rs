@@ -5,7 +5,6 @@
 
 mod config;
 mod files;
-mod meta;
 mod names;
 pub mod onnx;
 mod rope;
@@ -18,12 +17,11 @@ use std::sync::Arc;
 use config::Config;
 pub(super) use files::has_weights;
 pub use files::{index_files, is_plain, template_in};
-use meta::Meta;
 use names::{Class, Fold, Target};
 
 use super::checkpoint::{Checkpoint, Origin, TensorInfo, TextFiles};
 use super::safetensors::{self, Stored};
-use super::{FormatError, json};
+use super::{FormatError, Meta, json};
 use crate::base::SharedBytes;
 use crate::base::limits::{N_EXPERT_MAX, N_TENSOR_MAX};
 use crate::os::map::Map;
