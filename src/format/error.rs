@@ -258,7 +258,10 @@ pub enum FormatError {
         class: String,
     },
     /// Something in a file of ONNX that is not as it must be.
-    #[error("{file}: {} at byte {at}: {why}; the file is damaged or no ONNX graph, fetch it again", brief(what))]
+    #[error(
+        "{file}: {} at byte {at}: {why}; the file is damaged or no ONNX graph, fetch it again",
+        brief(what)
+    )]
     Graph {
         /// The file.
         file: String,

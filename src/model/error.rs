@@ -112,7 +112,9 @@ pub enum ModelError {
         row: usize,
     },
     /// A matrix that is stored column after column.
-    #[error("{file}: tensor {tensor} is stored column after column, as graphs have it; make a GGUF file of it (sotto import)")]
+    #[error(
+        "{file}: tensor {tensor} is stored column after column, as graphs have it; make a GGUF file of it (sotto import)"
+    )]
     Turned {
         /// The file.
         file: String,

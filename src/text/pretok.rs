@@ -195,7 +195,10 @@ mod tests {
         for name in Pre::names() {
             let pre = Pre::named(Some(name)).expect("a known name");
             let found = pre.name().expect("it has one");
-            assert_eq!(Pre { adds_bos: false, ..Pre::named(Some(found)).unwrap() }, Pre { adds_bos: false, ..pre });
+            assert_eq!(
+                Pre { adds_bos: false, ..Pre::named(Some(found)).unwrap() },
+                Pre { adds_bos: false, ..pre }
+            );
         }
         let unicode = Pattern::Words { fold: Fold::Unicode, digits: 1, marks: false };
         assert_eq!(Pre::new(vec![unicode], false).name(), Some("qwen2"));

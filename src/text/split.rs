@@ -84,7 +84,9 @@ impl Pattern {
         let ascii = |fold: Fold| if fold == Fold::Unicode { Fold::Ascii } else { fold };
         match self {
             Self::Words { fold, digits, marks } => Self::Words { fold: ascii(fold), digits, marks },
-            Self::Cased { digits, fold, .. } => Self::Cased { case: Case::Ascii, digits, fold: fold.map(ascii) },
+            Self::Cased { digits, fold, .. } => {
+                Self::Cased { case: Case::Ascii, digits, fold: fold.map(ascii) }
+            }
             other => other,
         }
     }

@@ -153,7 +153,13 @@ impl Out {
     }
 
     /// What is told of a tensor whose bytes begin `at` bytes behind the header. `None` if it cannot be told.
-    pub(in crate::format) fn tensor(&mut self, name: &str, info: &TensorInfo, kind: u32, at: usize) -> Option<()> {
+    pub(in crate::format) fn tensor(
+        &mut self,
+        name: &str,
+        info: &TensorInfo,
+        kind: u32,
+        at: usize,
+    ) -> Option<()> {
         self.string(name.as_bytes());
         let n_dims = info.shape.iter().rposition(|d| *d != 1).unwrap_or(0).saturating_add(1);
         self.u32(u32::try_from(n_dims).ok()?);

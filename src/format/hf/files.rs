@@ -82,10 +82,9 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
 /// The file `name` of tensors, which `by` names.
 pub(super) fn shard(dir: &Path, name: &str, by: &str) -> Result<Shard, FormatError> {
     let map = Arc::new(Map::open(&dir.join(name)).map_err(|e| match e {
-        MapError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => FormatError::Set {
-            file: named(dir, name),
-            why: format!("is missing, although {by} names it"),
-        },
+        MapError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            FormatError::Set { file: named(dir, name), why: format!("is missing, although {by} names it") }
+        }
         other => other.into(),
     })?);
     Ok(Shard { file: named(dir, name), bytes: map.clone(), map: Some(map) })

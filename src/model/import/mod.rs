@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::ModelError;
 use super::arch::{Arch, QkNorm, Recurrent};
 use super::load::Model;
 use super::packed::{PackError, create};
-use super::ModelError;
 use crate::base::limits::N_DIM_MAX;
 use crate::format::gguf::Outline;
 use crate::format::pack::in_order;
@@ -41,7 +41,9 @@ pub enum ImportError {
     #[error(transparent)]
     File(#[from] PackError),
     /// GGUF's order of this architecture's weights is not made here.
-    #[error("{file}: models of architecture {arch} are not written as GGUF: {why}; run the directory as it is")]
+    #[error(
+        "{file}: models of architecture {arch} are not written as GGUF: {why}; run the directory as it is"
+    )]
     Architecture {
         /// The model.
         file: String,
@@ -156,7 +158,8 @@ impl Plan {
         };
         meta.uint("general.file_type", file_type(asked));
         meta.uint("general.quantization_version", QUANTIZATION);
-        let outline = Outline::new(&file, &meta, tensors).ok_or_else(|| ImportError::Large { file: name() })?;
+        let outline =
+            Outline::new(&file, &meta, tensors).ok_or_else(|| ImportError::Large { file: name() })?;
         Ok(Self { file, outline, sources, lost })
     }
 
@@ -171,7 +174,9 @@ impl Plan {
     pub fn types(&self) -> Vec<(Quant, usize, u64)> {
         let of = |quant: Quant| {
             let all = self.outline.tensors.iter().filter(|(_, info)| info.quant == quant);
-            all.fold((quant, 0, 0), |(quant, n, bytes), (_, info)| (quant, n + 1, bytes + info.range.len() as u64))
+            all.fold((quant, 0, 0), |(quant, n, bytes), (_, info)| {
+                (quant, n + 1, bytes + info.range.len() as u64)
+            })
         };
         let mut types: Vec<_> = Quant::ALL.into_iter().map(of).filter(|(_, n, _)| *n > 0).collect();
         types.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
@@ -208,9 +213,16 @@ fn expert(tensor: &str) -> Option<(String, usize)> {
 /// The type of a tensor in a file of `asked`, as llama.cpp's quantizer chooses, but for Q8_0 where it takes Q6_K.
 fn quant_of(tensor: &str, info: &TensorInfo, asked: Quant, tied: bool) -> Quant {
     /// Matrices of no product, or of one that steers the others.
-    const FLOATS: [&str; 6] =
-        ["_norm.", "ffn_gate_inp", "position_embd.", "ssm_conv1d.", "shortconv.conv.", "per_layer_model_proj."];
-    let floats = info.n_rows == 1 || !tensor.ends_with(".weight") || FLOATS.iter().any(|of| tensor.contains(of));
+    const FLOATS: [&str; 6] = [
+        "_norm.",
+        "ffn_gate_inp",
+        "position_embd.",
+        "ssm_conv1d.",
+        "shortconv.conv.",
+        "per_layer_model_proj.",
+    ];
+    let floats =
+        info.n_rows == 1 || !tensor.ends_with(".weight") || FLOATS.iter().any(|of| tensor.contains(of));
     let output = tensor == "output.weight" || tied && tensor == "token_embd.weight";
     match asked {
         _ if info.quant.block_len() > 1 => info.quant,

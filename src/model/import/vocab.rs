@@ -27,7 +27,8 @@ pub(super) fn keys(file: &Checkpoint, n_rows: usize, meta: &mut Meta) -> Result<
     let model = match &source.model {
         VocabKind::Bytes { pre, merges } => {
             let found = Pre::name(pre);
-            let found = found.ok_or_else(|| unsaid("text is cut into words by patterns of its own".into()))?;
+            let found =
+                found.ok_or_else(|| unsaid("text is cut into words by patterns of its own".into()))?;
             meta.str(&key("pre"), found);
             meta.strings(&key("merges"), merges.clone());
             "gpt2"
@@ -43,10 +44,13 @@ pub(super) fn keys(file: &Checkpoint, n_rows: usize, meta: &mut Meta) -> Result<
             "gemma4"
         }
         VocabKind::Merges { .. } => {
-            let what = "pieces of SentencePiece merge by a list, and there is no tokenizer.model with their scores";
+            let what =
+                "pieces of SentencePiece merge by a list, and there is no tokenizer.model with their scores";
             return Err(unsaid(what.into()));
         }
-        VocabKind::Words { .. } => return Err(unsaid("words are spelt by the longest pieces (WordPiece)".into())),
+        VocabKind::Words { .. } => {
+            return Err(unsaid("words are spelt by the longest pieces (WordPiece)".into()));
+        }
     };
     meta.str(&key("model"), model);
     let kind = |i: usize| source.kinds.get(i).copied().unwrap_or(if i < n { 1 } else { UNUSED });
@@ -54,18 +58,22 @@ pub(super) fn keys(file: &Checkpoint, n_rows: usize, meta: &mut Meta) -> Result<
     meta.strings(&key("tokens"), pieces(&source, n_rows));
 
     // Two ends have keys; of the others a reader knows those that are spelt as ends.
-    let ends: Vec<Token> = source.eos.into_iter().chain(file.eos_token_ids().iter().map(|id| Token(*id))).collect();
+    let ends: Vec<Token> =
+        source.eos.into_iter().chain(file.eos_token_ids().iter().map(|id| Token(*id))).collect();
     let (eos, eot) = (ends.first().copied(), source.eot);
-    let known = Tokenizer::new(source.clone()).map_err(|source| ModelError::Vocabulary { file: name(), source })?;
-    let mut others: Vec<Token> = ends.iter().copied().filter(|t| Some(*t) != eos && !known.is_end(*t)).collect();
+    let known =
+        Tokenizer::new(source.clone()).map_err(|source| ModelError::Vocabulary { file: name(), source })?;
+    let mut others: Vec<Token> =
+        ends.iter().copied().filter(|t| Some(*t) != eos && !known.is_end(*t)).collect();
     others.sort_unstable();
     others.dedup();
     let eot = eot.or_else(|| others.first().copied());
-    lost.extend(others.iter().filter(|t| Some(**t) != eot).map(|t| format!("that token {} ends an answer", t.0)));
-    let ids =
-        [("bos", source.bos), ("eos", eos), ("eot", eot), ("unknown", source.unk)].into_iter().filter_map(
-            |(which, token)| Some((which, token?)),
-        );
+    lost.extend(
+        others.iter().filter(|t| Some(**t) != eot).map(|t| format!("that token {} ends an answer", t.0)),
+    );
+    let ids = [("bos", source.bos), ("eos", eos), ("eot", eot), ("unknown", source.unk)]
+        .into_iter()
+        .filter_map(|(which, token)| Some((which, token?)));
     for (which, token) in ids {
         meta.uint(&key(&format!("{which}_token_id")), token.0.into());
     }

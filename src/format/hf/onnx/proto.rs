@@ -149,7 +149,9 @@ impl<'a> Fields<'a> {
                 let raw = self.take(4, "a field")?.bytes().first_chunk().copied().unwrap_or_default();
                 Field::Float(f32::from_le_bytes(raw))
             }
-            kind => return Err(begin.wrong("a field", format!("it has wire type {kind}; 0, 1, 2, 5 are read"))),
+            kind => {
+                return Err(begin.wrong("a field", format!("it has wire type {kind}; 0, 1, 2, 5 are read")));
+            }
         };
         if number == 0 {
             return Err(begin.wrong("a field", "it has number 0"));

@@ -137,7 +137,9 @@ impl<'a> Graphs<'a> {
             return Err(many("the number of tensors", n.saturating_add(before), N_TENSOR_MAX));
         }
         let mut tensors = Vec::with_capacity(n);
-        each_tensor(graph, &mut |name, at| tensors.push(Tensor { name, at, used: Cell::new(Used::AsNamed) }))?;
+        each_tensor(graph, &mut |name, at| {
+            tensors.push(Tensor { name, at, used: Cell::new(Used::AsNamed) })
+        })?;
         tensors.sort_unstable_by(|a, b| a.name.cmp(b.name));
         if let Some([twin, _]) = tensors.array_windows().find(|[a, b]| a.name == b.name) {
             let what = format!("tensor {}", shown(twin.name.as_bytes()));
@@ -174,7 +176,9 @@ impl<'a> Graphs<'a> {
     pub(super) fn files(&self) -> Result<Vec<&'a str>, FormatError> {
         let mut names = BTreeSet::new();
         for tensor in self.scopes.iter().flat_map(|scope| &scope.tensors) {
-            let Some(Outside { location, .. }) = Read::tensor(self.file.at(&tensor.at))?.outside else { continue };
+            let Some(Outside { location, .. }) = Read::tensor(self.file.at(&tensor.at))?.outside else {
+                continue;
+            };
             let set = |why: String| FormatError::Set { file: self.file.file().into(), why };
             if !files::is_plain(location) {
                 let name = shown(location.as_bytes());
@@ -320,7 +324,11 @@ impl Giver<'_, '_> {
         let dtype = type_of(read.dtype);
         let Some(bits) = bits(dtype) else {
             let found = format!("number {} of ONNX", read.dtype);
-            return Err(FormatError::Dtype { file: message.file().into(), tensor: tensor.name.into(), found });
+            return Err(FormatError::Dtype {
+                file: message.file().into(),
+                tensor: tensor.name.into(),
+                found,
+            });
         };
         let n_bits = read.shape.iter().try_fold(bits, |n, d| n.checked_mul(*d));
         let Some(n_bytes) = n_bits.map(|bits| bits.div_ceil(8)) else {
@@ -367,7 +375,8 @@ impl Giver<'_, '_> {
         };
         let have = (*shard.bytes).as_ref().len();
         let start = usize::try_from(offset).ok().filter(|start| *start <= have);
-        let end = start.zip(usize::try_from(length).ok()).and_then(|(start, length)| start.checked_add(length));
+        let end =
+            start.zip(usize::try_from(length).ok()).and_then(|(start, length)| start.checked_add(length));
         match (start, end) {
             (Some(start), Some(end)) if end <= have => Ok((part, start..end)),
             _ => Err(FormatError::Truncated {
