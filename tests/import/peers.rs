@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use sotto::base::Token;
 use sotto::format::{self, Array, Checkpoint, Value};
 use sotto::model::{Model, Precision, vocab};
 use sotto::quant::Quant;
-use sotto::text::Special;
+use sotto::text::{Source, Special};
 
+use crate::proto::{safetensors, small_files, weights_of};
 use crate::support::golden::{Expected, Run, distance, pool, stored_rows};
-use crate::support::{Folder, shared};
+use crate::support::{Folder, have, shared};
 use crate::{floats, import, names};
 
 fn models() -> Vec<PathBuf> {
@@ -138,6 +140,70 @@ fn vocabularies_give_the_same_tokens() {
         }
         assert_eq!((ours.bos(), ours.add_bos()), (theirs.bos(), theirs.add_bos()), "{}", path.display());
         assert!(theirs.ends().iter().all(|end| ours.is_end(*end)), "{}", path.display());
+    }
+}
+
+/// Vocabularies of real models, from their `tokenizer.json` alone, through a file: the tokens are those of their makers.
+#[test]
+fn real_vocabularies_keep_their_tokens() {
+    let Some(folder) = shared("fixtures/tokenizers").filter(|_| have("xz", "real vocabularies")) else {
+        println!("skipped: real vocabularies; there is no full set of fixtures");
+        return;
+    };
+    for (name, model, lost) in [
+        ("gpt2", "gpt2", ""),
+        ("smollm2", "gpt2", ""),
+        ("llama3", "gpt2", ""),
+        (
+            "qwen3",
+            "gpt2",
+            "that token 128247 is text, though spelt like the end of an answer, that text is put into Unicode's form C first",
+        ),
+        ("llama2", "llama", ""),
+        ("gemma4", "gemma4", ""),
+    ] {
+        let (from, to) = (Folder::new(), Folder::new());
+        let packed = folder.join(name).join("tokenizer.json.xz");
+        let json = Command::new("xz").arg("-dc").arg(packed).stdin(Stdio::null()).output().unwrap().stdout;
+        small_files(&from);
+        std::fs::remove_file(from.join("tokenizer_config.json")).unwrap();
+        from.write("tokenizer.json", &json);
+        let source = Source::from_tokenizer_json(&json, None).unwrap();
+        let n = source.pieces.len() as u64;
+        let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+        // A few rows more, as models have them.
+        from.write(
+            "config.json",
+            config.replace("\"vocab_size\": 290", &format!("\"vocab_size\": {}", n + 3)),
+        );
+        from.write("model.safetensors", safetensors(&weights_of(n + 3)));
+        let path = to.join("m.gguf");
+        let found = import(&from.join(""), Quant::Q8_0, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(found.join(", "), lost, "{name}");
+        let file = format::open(&path).unwrap();
+        assert_eq!(file.str("tokenizer.ggml.model").unwrap(), Some(model), "{name}");
+        assert_eq!(file.strings("tokenizer.ggml.tokens").unwrap().unwrap().len() as u64, n + 3, "{name}");
+        let tokenizer = vocab::tokenizer(&file).unwrap();
+        let expected = std::fs::read_to_string(folder.join(name).join("expected.json")).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+        let (mut n_same, mut other) = (0, Vec::new());
+        for case in expected["cases"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let bos = tokenizer.bos().filter(|_| tokenizer.add_bos() && case["add_special"] == true);
+            let mut found: Vec<Token> = bos.into_iter().collect();
+            tokenizer.encode(text, Special::Parse, &mut found);
+            let found: Vec<u64> = found.iter().map(|t| t.0.into()).collect();
+            let wanted: Vec<u64> =
+                case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+            match found == wanted {
+                true => n_same += 1,
+                false => other.push(text.to_owned()),
+            }
+        }
+        println!("{name}: {n_same} texts have the same tokens, {other:?} others");
+        // Those that form C changes, and what it has in common with ends.
+        let most = if name == "qwen3" { 11 } else { 0 };
+        assert!(n_same > 100 && other.len() <= most, "{name}: {n_same} the same, {other:?}");
     }
 }
 

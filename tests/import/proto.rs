@@ -98,6 +98,11 @@ const N_VOCAB: u64 = 290;
 
 /// Weights of a Llama of one layer, square matrices among them.
 pub(crate) fn weights() -> Vec<Weight> {
+    weights_of(N_VOCAB)
+}
+
+/// The same with another vocabulary.
+pub(crate) fn weights_of(n_vocab: u64) -> Vec<Weight> {
     let mut rng = Rng::new(11);
     let mut all = Vec::new();
     let mut add = |name: &str, dims: &[u64]| {
@@ -105,9 +110,9 @@ pub(crate) fn weights() -> Vec<Weight> {
         let data = (0..n).map(|_| rng.next_f32() - 0.5).collect();
         all.push(Weight { name: format!("{name}.weight"), dims: dims.to_vec(), data });
     };
-    add("model.embed_tokens", &[N_VOCAB, 32]);
+    add("model.embed_tokens", &[n_vocab, 32]);
     add("model.norm", &[32]);
-    add("lm_head", &[N_VOCAB, 32]);
+    add("lm_head", &[n_vocab, 32]);
     let layer = |part: &str| format!("model.layers.0.{part}");
     for norm in ["input_layernorm", "post_attention_layernorm"] {
         add(&layer(norm), &[32]);
