@@ -295,6 +295,38 @@ mod tests {
         assert_eq!(y, [0.0; 32]);
     }
 
+    /// Random weights, packed: FNV-1a over the bytes, as `gguf.quants.quantize` of the PyPI package gguf 0.19.0 packs the same
+    /// floats.
+    #[test]
+    fn blocks_are_those_of_ggml_bit_for_bit() {
+        let mut rng = Rng::new(21);
+        let mut x: Vec<f32> = (0..4096).map(|_| (rng.next_f32() - 0.5) * 8.0 * rng.next_f32()).collect();
+        x[64..96].fill(0.0);
+        for (quant, hash) in [
+            (Quant::F16, 0xaad9_6773_6b6b_d22c),
+            (Quant::Q8_0, 0x1e9e_c762_b8bb_f740),
+            (Quant::Q4_0, 0x29cf_2df7_58fd_5d9e),
+        ] {
+            let mut bytes = vec![0; quant.row_bytes(x.len()).unwrap()];
+            assert!(pack_row(quant, &x, &mut bytes));
+            let fnv = |h: u64, byte: &u8| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            let found = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+            assert_eq!(found, hash, "{}: {found:#018x}", quant.name());
+        }
+        let mut out = [0; 34];
+        for (quant, x, whole) in [
+            (Quant::Q8_0, 8e6, true),
+            (Quant::Q8_0, 1e7, false),
+            (Quant::Q8_0, f32::NAN, false),
+            (Quant::Q4_0, 1e6, false),
+        ] {
+            let n = quant.block_bytes();
+            assert_eq!(pack_row(quant, &[x; 32], &mut out[..n]), whole, "{x} as {}", quant.name());
+        }
+        assert!(!pack_row(Quant::F16, &[1e5], &mut out[..2]) && pack_row(Quant::F16, &[6e4], &mut out[..2]));
+        assert!(!pack_row(Quant::F32, &[f32::NAN], &mut out[..4]));
+    }
+
     /// Random blocks with scales below 2, unpacked: FNV-1a over the bits of the floats, as `gguf.quants.dequantize`
     /// of the PyPI package gguf 0.19.0 gives them for the same bytes.
     #[test]

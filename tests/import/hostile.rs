@@ -8,9 +8,9 @@ use sotto::format::hf::{Shard, Texts, onnx};
 use sotto::format::{Checkpoint, FormatError};
 use sotto::quant::Quant;
 
-use crate::import;
 use crate::proto::{Form, Message, graph, model, node, small_files, tensor, weights, write_graph};
 use crate::support::{Folder, fixture};
+use crate::{import, peak};
 
 fn read(config: &[u8], bytes: Vec<u8>, beside: &[u8]) -> Result<Checkpoint, FormatError> {
     let texts = Texts { config: config.to_vec(), ..Texts::default() };
@@ -162,4 +162,46 @@ fn files_beside_a_graph_are_beside_it() {
     std::fs::remove_file(from.join("config.json")).unwrap();
     let said = import(&from.join(""), Quant::F32, &to.join("m.gguf")).unwrap_err();
     assert!(said.contains("holds no config.json"), "{said}");
+}
+
+/// A file of many small things is no bomb.
+#[test]
+fn memory_is_that_of_the_file() {
+    let config = config();
+    let (whole, _) = graph(&weights(), Form::Anonymous);
+    let tensors =
+        (0..60_000).fold(whole.clone(), |m, i| m.bytes(5, Message::default().bytes(8, format!("{i}")).0));
+    let dims = tensor("model.layers.0.self_attn.q_proj.weight", 1, &[1; 8]).bytes(9, [0; 4]);
+    let constants = (0..20_000).fold(whole.clone(), |m, i| {
+        let value = Message::default().bytes(1, "value").bytes(5, []);
+        m.bytes(1, node("Constant", &format!("{i}"), &[]).bytes(5, value.0).0)
+    });
+    let uses = (0..20_000).fold(whole.clone(), |m, i| {
+        let path = format!("/layers.{i}/mlp/up_proj/MatMul");
+        m.bytes(1, node("MatMul", &path, &["", "model.layers.0.self_attn.q_proj.weight"]).0)
+    });
+    let branches = (0..250)
+        .fold(node("If", "if", &[]), |m, _| m.bytes(5, Message::default().bytes(6, whole.0.clone()).0));
+    let branches = Message::default().bytes(1, branches.0);
+    let dims = (0..1).fold(Message::default(), |m, _| m.bytes(5, dims.0.clone()));
+    for (what, graph) in [
+        ("a model", whole),
+        ("tensors", tensors),
+        ("dims", dims),
+        ("constants", constants),
+        ("uses", uses),
+        ("branches", branches),
+    ] {
+        let bytes = model(&graph);
+        let n = bytes.len();
+        let texts = Texts { config: config.clone(), ..Texts::default() };
+        let shard = Shard { file: "g.onnx".into(), bytes: Arc::new(bytes) as SharedBytes, map: None };
+        let none = |_: &str| -> Result<Shard, FormatError> { unreachable!() };
+        let (_, most) = peak::of(|| onnx::translate("d", &texts, shard, &none).map(drop));
+        println!("{what}: {most} bytes for {n}");
+        assert!(
+            most <= (64 << 10) + 8 * (n + config.len()),
+            "{what}: {most} bytes of memory for {n} of file"
+        );
+    }
 }

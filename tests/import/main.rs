@@ -8,6 +8,8 @@ mod support;
 mod command;
 mod graphs;
 mod hostile;
+#[path = "../formats/peak.rs"]
+mod peak;
 mod peers;
 mod proto;
 mod same;
