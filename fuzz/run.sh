@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-600}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf packed safetensors tokenizer template http bus)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf packed safetensors onnx tokenizer template http bus)
 
 bad=tests/fixtures/bad
 for target in "${targets[@]}"; do
@@ -31,6 +31,10 @@ for target in "${targets[@]}"; do
       for config in ../shared/fixtures/models/*/hf/config.json; do
         [ ! -f "$config" ] || cp "$config" "$corpus/$(basename "$(dirname "$(dirname "$config")")").json"
       done
+      ;;
+    onnx)
+      # Of a graph the beginning and the end count, of its weights none: without most of them it is short enough.
+      python3 fuzz/seeds.py onnx "$corpus"
       ;;
     tokenizer)
       for file in "$bad"/vocab/*.gguf tests/fixtures/tokenizers/*/tokenizer.{json,model}; do

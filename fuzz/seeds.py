@@ -1,4 +1,4 @@
-"""Writes what the targets of the doors begin with: seeds.py http|bus FOLDER."""
+"""Writes what the targets of the doors and of graphs begin with: seeds.py http|bus|onnx FOLDER."""
 
 import json
 import struct
@@ -57,9 +57,52 @@ def arguments() -> list[tuple[int, bytes]]:
             (28, padded(text("org.freedesktop.LogControl1"), 4) + padded(text("LogLevel") + b"\x01s\0", 4) + text("info"))]
 
 
+def field(number: int, value: bytes | int) -> bytes:
+    """A field of a message of protocol buffers."""
+    def varint(n: int) -> bytes:
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def graphs() -> list[bytes]:
+    """A Llama 2 wide as a graph in the forms that exporters write."""
+    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1, "vocab_size": 3,
+              "num_attention_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 8, "rope_theta": 1e4}
+    layer = "model.layers.0."
+    parts = [*(f"{layer}self_attn.{x}_proj" for x in "qkvo"), *(f"{layer}mlp.{x}_proj" for x in ("gate", "up", "down"))]
+    vectors = ["model.norm", f"{layer}input_layernorm", f"{layer}post_attention_layernorm"]
+
+    def tensor(name: str, dims: list[int], outside: bool = False) -> bytes:
+        size = 4
+        for d in dims:
+            size *= d
+        head = b"".join(field(1, d) for d in dims) + field(2, 1) + field(8, name.encode())
+        entry = lambda key, value: field(13, field(1, key) + field(2, value))
+        return field(5, head + (entry(b"location", b"w") + entry(b"offset", b"8") + field(14, 1) if outside else field(9, bytes(size))))
+
+    def node(op: str, name: str, inputs: list[str], attribute: bytes = b"") -> bytes:
+        return field(1, b"".join(field(1, i.encode()) for i in inputs) + field(3, name.encode()) + field(4, op.encode()) + attribute)
+
+    named = b"".join(tensor(f"{name}.weight", [2]) for name in vectors) + tensor("model.embed_tokens.weight", [3, 2])
+    path = lambda part: "/" + part.replace(".", "/").replace("layers/", "layers.")
+    used = lambda outside: b"".join(tensor(f"m{i}", [2, 2], outside) + node("MatMul", f"{path(part)}/MatMul", ["x", f"m{i}"])
+                                    for i, part in enumerate(parts))
+    transposed = field(5, field(1, b"transB") + field(3, 1))
+    gemm = b"".join(tensor(f"m{i}", [2, 2]) + node("Gemm", f"{path(part)}/Gemm", ["x", f"m{i}"], transposed) for i, part in enumerate(parts))
+    own = b"".join(tensor(f"{part}.weight_merged_0", [2, 2]) for part in parts)
+    branches = node("If", "if", ["c"], field(5, field(6, used(False))) + field(5, field(6, used(False))))
+    all_ = [named + rest for rest in (used(False), used(True), gemm, own, branches)]
+    return [json.dumps(config).encode() + b"\0" + field(7, graph) for graph in all_]
+
+
 def main():
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    if kind == "http":
+    if kind == "onnx":
+        made = graphs()
+    elif kind == "http":
         made = [bytes([route]) + json.dumps(body).encode() for route, all in BODIES.items() for body in all]
         made += [bytes([255]) + raw for raw in RAW]
     else:

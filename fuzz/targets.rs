@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use sotto::format::hf::{Shard, Texts, index_files, template_in, translate};
+use sotto::format::hf::{Shard, Texts, index_files, onnx, template_in, translate};
 use sotto::format::{Checkpoint, FormatError, gguf, join};
-use sotto::model::vocab;
-use sotto::quant::packed;
+use sotto::model::{Plan, vocab};
+use sotto::quant::{Quant, packed};
 use sotto::text::{
     Chat, Json, Moment, Source, Special, Template, TemplateInput, TextError, Tokenizer, TokenizerConfig,
 };
@@ -53,6 +53,18 @@ pub fn safetensors(data: &[u8]) {
     let shard = Shard { file: "w".into(), bytes: Arc::new(weights.to_vec()), map: None };
     if let Ok(checkpoint) = translate("d", &texts, vec![shard]) {
         use_all(&checkpoint);
+    }
+}
+
+/// `config.json`, a NUL, and an ONNX graph, which is the file beside it too: its weights, as they are to be written anew.
+pub fn onnx_graph(data: &[u8]) {
+    let (config, graph) = pieces(data);
+    let texts = Texts { config: config.to_vec(), ..Texts::default() };
+    let shard = |file: &str| Shard { file: file.into(), bytes: Arc::new(graph.to_vec()), map: None };
+    if let Ok(checkpoint) = onnx::translate("d", &texts, shard("g"), &|name| Ok(shard(name))) {
+        use_all(&checkpoint);
+        // Of the vocabulary there is none: it ends there at the latest.
+        assert!(Plan::new(Arc::new(checkpoint), Quant::Q8_0).is_err());
     }
 }
 

@@ -18,6 +18,10 @@ pub const N_DIM_SKIPPED_MAX: usize = 8;
 pub const SAFETENSORS_HEADER_MAX: usize = 100_000_000;
 /// Longest list of tensors and their files: the largest open models have 8 MB.
 pub const SAFETENSORS_INDEX_MAX: usize = 64 << 20;
+/// Deepest nesting of graphs in an ONNX graph: decoders of two graphs in one have 1.
+pub const ONNX_DEPTH_MAX: usize = 4;
+/// Most graphs in an ONNX graph: decoders of two graphs in one have 3, and each costs a list of its weights.
+pub const N_ONNX_GRAPH_MAX: usize = 256;
 /// Longest `config.json`, `generation_config.json` or `tokenizer_config.json`: the longest known has 600 KB.
 pub const MODEL_CONFIG_BYTES_MAX: usize = 8 << 20;
 /// Most values in a `config.json`: known ones have under 2,000. Bounds the memory of a file of brackets.

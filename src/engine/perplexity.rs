@@ -50,6 +50,23 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Reads `tokens`, which follow what was read before (nothing, at first), and gives the logits after the last of them,
+    /// `[n_vocab]`.
+    ///
+    /// # Errors
+    /// When a step fails.
+    ///
+    /// # Panics
+    /// If there is no token, or more of them than positions are left.
+    pub fn read_on(&mut self, tokens: &[Token]) -> Result<&[f32], Fault> {
+        assert!(!tokens.is_empty(), "nothing to read");
+        let last = (tokens.len() - 1) / PREFILL_CHUNK_MAX * PREFILL_CHUNK_MAX;
+        for chunk in tokens[..last].chunks(PREFILL_CHUNK_MAX) {
+            self.step(chunk, Want::None)?;
+        }
+        self.step(&tokens[last..], Want::Last)
+    }
+
     fn step(&mut self, tokens: &[Token], want: Want) -> Result<&[f32], Fault> {
         let stopped = |_| Fault::new(Code::Internal, "a step was stopped that nobody stops");
         let feed = Feed { kv: &mut self.kv, tokens, want, pooled: None };

@@ -21,6 +21,9 @@ pub struct TensorInfo {
     pub quant: Quant,
     /// Whether it is stored in panels of rows ([`crate::quant::packed`]), not row after row.
     pub packed: bool,
+    /// Whether it is stored column after column, as graphs multiply with it: `n_cols` stretches of `n_rows` weights. Such
+    /// a model is only there to be written anew ([`hf::onnx::weights`](super::hf::onnx::weights)), no kernel reads it.
+    pub turned: bool,
     /// Weights in a row (GGUF's first dimension).
     pub n_cols: usize,
     /// Product of the other dimensions.
@@ -46,6 +49,13 @@ pub enum Origin {
 }
 
 impl TensorInfo {
+    /// A tensor of this type and shape, row after row, from byte 0 on. `None` if it makes no matrix that the kernels take.
+    #[must_use]
+    pub fn new(quant: Quant, shape: [usize; N_DIM_MAX]) -> Option<Self> {
+        let (info, len) = Self::of("", "", quant, false, &shape.map(|d| d as u64)).ok()?;
+        Some(Self { range: 0..usize::try_from(len).ok()?, ..info })
+    }
+
     /// What follows from type and shape (fastest dimension first) of a tensor that begins at the start of a part, and
     /// how many bytes it takes.
     ///
@@ -94,7 +104,7 @@ impl TensorInfo {
         for (to, from) in dims.iter_mut().zip(shape) {
             *to = to_usize(*from).unwrap_or(1);
         }
-        Ok((Self { quant, packed, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
+        Ok((Self { quant, packed, turned: false, n_cols, n_rows, shape: dims, part: 0, range: 0..0 }, len))
     }
 }
 

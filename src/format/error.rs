@@ -257,4 +257,34 @@ pub enum FormatError {
         /// The class.
         class: String,
     },
+    /// Something in a file of ONNX that is not as it must be.
+    #[error(
+        "{file}: {} at byte {at}: {why}; the file is damaged or no ONNX graph, fetch it again",
+        brief(what)
+    )]
+    Graph {
+        /// The file.
+        file: String,
+        /// What it is.
+        what: String,
+        /// Where it begins.
+        at: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// A graph whose weights are no floats.
+    #[error(
+        "{file}: node {} is {}: weights of this graph are quantized, and only floats are imported; take the graph with \
+         float weights, --type quantizes them anew",
+        brief(node),
+        brief(op)
+    )]
+    QuantizedGraph {
+        /// The file.
+        file: String,
+        /// The node.
+        node: String,
+        /// Its operator.
+        op: String,
+    },
 }

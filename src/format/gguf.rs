@@ -3,6 +3,8 @@
 //!
 //! Reading copies names alone. Strings, arrays and weights stay in the mapped file.
 
+mod write;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -12,6 +14,9 @@ use super::{Array, FormatError, Kind, Value, pack};
 use crate::base::limits::{N_DIM_MAX, N_METADATA_MAX, N_TENSOR_MAX, NAME_BYTES_MAX};
 use crate::base::{SharedBytes, Strings, brief};
 use crate::quant::Quant;
+
+pub(super) use write::Out;
+pub use write::Outline;
 
 /// Reads header, metadata and tensor infos; `file` is the name for messages.
 ///

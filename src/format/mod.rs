@@ -7,6 +7,7 @@ mod error;
 pub mod gguf;
 pub mod hf;
 mod json;
+mod meta;
 mod open;
 pub mod pack;
 mod safetensors;
@@ -15,6 +16,7 @@ mod value;
 
 pub use checkpoint::{Checkpoint, Origin, TensorInfo};
 pub use error::FormatError;
-pub use open::open;
+pub use meta::Meta;
+pub use open::{open, open_weights};
 pub use split::join;
 pub use value::{Array, Kind, Value};

@@ -30,3 +30,18 @@ pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
         _ => split::open(path, Arc::new(Map::open(path)?)),
     }
 }
+
+/// Opens a model whose weights are to be written anew: what [`open`] opens, and an ONNX graph of a decoder, or a directory
+/// with one and no safetensors.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_weights(path: &Path) -> Result<Checkpoint, FormatError> {
+    match hf::onnx::find(path) {
+        Some((dir, graph)) => {
+            let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { &dir };
+            hf::onnx::weights(dir, &graph)
+        }
+        None => open(path),
+    }
+}

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::checkpoint::{Checkpoint, TensorInfo, narrow};
+use super::checkpoint::{Checkpoint, TensorInfo};
+use super::gguf::Out;
 use super::{Array, FormatError, Kind, Value, split};
 use crate::base::{Numbers, Strings};
 use crate::os::file;
@@ -292,7 +293,7 @@ impl Image {
         tensors.iter().for_each(|_| out.u64(0));
         for (key, value) in keys {
             match value {
-                Value::Array(Array::Strings(strings)) => out.strings(key, strings, slots(key))?,
+                Value::Array(Array::Strings(strings)) => write_strings(&mut out, key, strings, slots(key))?,
                 _ => {
                     out.string(key.as_bytes());
                     out.value(value, (*file.meta).as_ref());
@@ -300,12 +301,8 @@ impl Image {
             }
         }
         for t in &tensors {
-            out.string(t.name.as_bytes());
-            let n_dims = t.to.shape.iter().rposition(|d| *d != 1).unwrap_or(0).saturating_add(1);
-            out.u32(u32::try_from(n_dims).ok()?);
-            t.to.shape.iter().take(n_dims).for_each(|d| out.u64(*d as u64));
-            out.u32(t.to.quant.ggml() | if t.to.packed { TYPES } else { 0 });
-            out.u64(t.to.range.start as u64);
+            let kind = t.to.quant.ggml() | if t.to.packed { TYPES } else { 0 };
+            out.tensor(&t.name, &t.to, kind, t.to.range.start)?;
         }
         let start = aligned(out.0.len())?;
         out.0.resize(start, 0);
@@ -346,98 +343,26 @@ impl Image {
     }
 }
 
-/// The bytes of a header.
-struct Out(Vec<u8>);
-
-impl Out {
-    fn u32(&mut self, n: u32) {
-        self.0.extend(n.to_le_bytes());
+/// An array of strings as the arrays that it stands as. `None` if it has 4 GiB.
+fn write_strings(out: &mut Out, key: &str, strings: &Strings, slots: Option<&[u32]>) -> Option<()> {
+    let len = |n: usize| u32::try_from(n).ok();
+    let mut starts = vec![0_u32];
+    for string in strings.iter() {
+        let end = starts.last().copied().unwrap_or(0).checked_add(len(string.len())?)?;
+        starts.push(end);
     }
-
-    fn u64(&mut self, n: u64) {
-        self.0.extend(n.to_le_bytes());
+    let array = |out: &mut Out, ending: &str, type_number: u32, n: usize| {
+        out.key(&format!("{STRINGS}{key}{ending}"), 9);
+        out.u32(type_number);
+        out.u64(n as u64);
+    };
+    array(out, BYTES, 0, starts.last().copied().unwrap_or(0) as usize);
+    strings.iter().for_each(|string| out.0.extend(string));
+    array(out, STARTS, 4, starts.len());
+    starts.iter().for_each(|n| out.u32(*n));
+    if let Some(slots) = slots {
+        array(out, SLOTS, 4, slots.len());
+        slots.iter().for_each(|n| out.u32(*n));
     }
-
-    fn string(&mut self, bytes: &[u8]) {
-        self.u64(bytes.len() as u64);
-        self.0.extend(bytes);
-    }
-
-    fn key(&mut self, key: &str, type_number: u32) {
-        self.string(key.as_bytes());
-        self.u32(type_number);
-    }
-
-    /// An array of strings as the arrays that it stands as. `None` if it has 4 GiB.
-    fn strings(&mut self, key: &str, strings: &Strings, slots: Option<&[u32]>) -> Option<()> {
-        let len = |n: usize| u32::try_from(n).ok();
-        let mut starts = vec![0_u32];
-        for string in strings.iter() {
-            let end = starts.last().copied().unwrap_or(0).checked_add(len(string.len())?)?;
-            starts.push(end);
-        }
-        let array = |out: &mut Self, ending: &str, type_number: u32, n: usize| {
-            out.key(&format!("{STRINGS}{key}{ending}"), 9);
-            out.u32(type_number);
-            out.u64(n as u64);
-        };
-        array(self, BYTES, 0, starts.last().copied().unwrap_or(0) as usize);
-        strings.iter().for_each(|string| self.0.extend(string));
-        array(self, STARTS, 4, starts.len());
-        starts.iter().for_each(|n| self.u32(*n));
-        if let Some(slots) = slots {
-            array(self, SLOTS, 4, slots.len());
-            slots.iter().for_each(|n| self.u32(*n));
-        }
-        Some(())
-    }
-
-    /// A value whose strings and arrays lie in `meta`, in the narrowest type that holds it.
-    fn value(&mut self, value: &Value, meta: &[u8]) {
-        let bytes = |range: &std::ops::Range<usize>| meta.get(range.clone()).unwrap_or_default();
-        match value {
-            Value::Int(n) => match (u32::try_from(*n), i32::try_from(*n), u64::try_from(*n)) {
-                (Ok(n), ..) => {
-                    self.u32(4);
-                    self.u32(n);
-                }
-                (_, Ok(n), _) => {
-                    self.u32(5);
-                    self.0.extend(n.to_le_bytes());
-                }
-                (.., Ok(n)) => {
-                    self.u32(10);
-                    self.u64(n);
-                }
-                _ => {
-                    self.u32(11);
-                    self.0.extend(i64::try_from(*n).unwrap_or(i64::MIN).to_le_bytes());
-                }
-            },
-            Value::Float(x) if f64::from(narrow(*x)) == *x || x.is_nan() => {
-                self.u32(6);
-                self.0.extend(narrow(*x).to_le_bytes());
-            }
-            Value::Float(x) => {
-                self.u32(12);
-                self.0.extend(x.to_le_bytes());
-            }
-            Value::Bool(b) => {
-                self.u32(7);
-                self.0.push(u8::from(*b));
-            }
-            Value::Str(range) => {
-                self.u32(8);
-                self.string(bytes(range));
-            }
-            // Stands as several arrays.
-            Value::Array(Array::Strings(_)) => {}
-            Value::Array(Array::Scalars(kind, range)) => {
-                self.u32(9);
-                self.u32(kind.number());
-                self.u64(range.len().checked_div(kind.bytes()).unwrap_or(0) as u64);
-                self.0.extend(bytes(range));
-            }
-        }
-    }
+    Some(())
 }

@@ -131,7 +131,7 @@ fn place(
 }
 
 /// Bits of one element, where the type is known.
-fn bits(dtype: &str) -> Option<u64> {
+pub(super) fn bits(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "F64" | "I64" | "U64" | "C64" => 64,
         "F32" | "I32" | "U32" => 32,

@@ -111,6 +111,16 @@ pub enum ModelError {
         /// The row.
         row: usize,
     },
+    /// A matrix that is stored column after column.
+    #[error(
+        "{file}: tensor {tensor} is stored column after column, as graphs have it; make a GGUF file of it (sotto import)"
+    )]
+    Turned {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
     /// A norm or bias in a block format.
     #[error("{file}: tensor {tensor} is stored as {found}; norms and biases are F32, F16 or BF16")]
     VectorType {

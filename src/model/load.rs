@@ -75,6 +75,14 @@ impl Model {
     /// # Errors
     /// As [`Self::open`], the files themselves apart.
     pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self, ModelError> {
+        if let Some((name, _)) = checkpoint.tensors().find(|(_, t)| t.turned) {
+            return Err(ModelError::Turned { file: checkpoint.file().into(), tensor: name.into() });
+        }
+        Self::shaped(checkpoint)
+    }
+
+    /// The model as its metadata and the shapes of its tensors have it, be they turned.
+    pub(super) fn shaped(checkpoint: Arc<Checkpoint>) -> Result<Self, ModelError> {
         let arch = architecture(&checkpoint)?;
         let keys = Keys { file: &checkpoint, arch };
         let (hyper, of_layers) = hyper::read(keys)?;

@@ -219,18 +219,11 @@ impl Packer {
     /// # Errors
     /// When there is no room, or the file cannot be created.
     pub fn file(model: &Model, image: Image, path: &Path, spare: u64) -> Result<Self, PackError> {
-        let name = || path.display().to_string();
-        let write = |source| PackError::Write { path: name(), source };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (len, have) = (image.len() as u64, file::free_bytes(folder).map_err(write)?);
-        let need = len.saturating_add(spare);
-        if need > have {
-            return Err(PackError::Room { path: name(), need, have });
-        }
+        let new = create(path, image.len() as u64, spare)?;
         let tensors = image.tensors.clone();
         let writing = Writing {
             path: path.to_owned(),
-            file: NewFile::create(path, len).map_err(write)?,
+            file: new,
             image,
             buffer: Vec::with_capacity(BUFFER + LARGE_PAGE),
             start: 0,
@@ -370,6 +363,18 @@ impl Writing {
         self.file.publish().map_err(failed)?;
         Ok(path)
     }
+}
+
+/// A new file of `len` bytes; `spare` bytes of the file system are to stay free.
+pub(super) fn create(path: &Path, len: u64, spare: u64) -> Result<NewFile, PackError> {
+    let name = || path.display().to_string();
+    let write = |source| PackError::Write { path: name(), source };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (need, have) = (len.saturating_add(spare), file::free_bytes(folder).map_err(write)?);
+    if need > have {
+        return Err(PackError::Room { path: name(), need, have });
+    }
+    NewFile::create(path, len).map_err(write)
 }
 
 /// Packs `n` panels of `rows` as Q4_0.

@@ -2,7 +2,7 @@
 
 use super::ModelError;
 use crate::base::limits::N_VOCAB_MAX;
-use crate::base::{Token, shown};
+use crate::base::{SharedBytes, Token, shown};
 use crate::format::hf::onnx::GraphDir;
 use crate::format::{Checkpoint, Origin};
 use crate::text::{Pre, Source, SpacePrefix, TextError, Tokenizer, TokenizerConfig, VocabKind};
@@ -67,12 +67,30 @@ pub fn source(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
     }
 }
 
+/// The same, and where pieces of SentencePiece merge by a list but have scores too, with those, as GGUF wants them.
+pub(super) fn to_write(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
+    match source(file)? {
+        Some(Source { model: VocabKind::Merges { .. }, .. }) if file.tokenizer_model().is_some() => {
+            read(file, None, file.tokenizer_model())
+        }
+        found => Ok(found),
+    }
+}
+
 /// `tokenizer.json`, or else `tokenizer.model`, with `tokenizer_config.json`.
 fn of_directory(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
+    read(file, file.tokenizer_json(), file.tokenizer_model())
+}
+
+fn read(
+    file: &Checkpoint,
+    json: Option<&SharedBytes>,
+    model: Option<&SharedBytes>,
+) -> Result<Option<Source>, ModelError> {
     let wrong = |source| ModelError::Vocabulary { file: file.file().into(), source };
-    let bytes = |b: &crate::base::SharedBytes| TokenizerConfig::parse((**b).as_ref());
+    let bytes = |b: &SharedBytes| TokenizerConfig::parse((**b).as_ref());
     let config = file.tokenizer_config().map(bytes).transpose().map_err(wrong)?;
-    let found = match (file.tokenizer_json(), file.tokenizer_model()) {
+    let found = match (json, model) {
         (Some(json), _) => Source::from_tokenizer_json((**json).as_ref(), config.as_ref()),
         (None, Some(model)) => Source::from_sentencepiece((**model).as_ref(), config.as_ref()),
         (None, None) => return Ok(None),

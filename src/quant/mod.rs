@@ -37,6 +37,7 @@ pub use tq1_0::{BlockTQ1_0, POW3};
 pub use tq2_0::BlockTQ2_0;
 
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U16;
 
 use crate::base::limits::N_COLS_MAX;
 
@@ -218,6 +219,47 @@ pub fn narrow_row(x: &[f32], out: &mut [u8]) {
     }
 }
 
+/// Writes weights in another format, as ggml's reference rounds them. False where one of them, or the scale of a block, is
+/// no number that the format has: infinite, none at all, or beyond its largest.
+///
+/// # Panics
+/// If `out` is not exactly `x.len()` weights, or the format is not one of F32, F16, Q8_0 and Q4_0.
+pub fn pack_row(quant: Quant, x: &[f32], out: &mut [u8]) -> bool {
+    assert_eq!(quant.row_bytes(x.len()), Some(out.len()), "{} weights of {}", x.len(), quant.name());
+    let mut whole = x.iter().all(|x| x.is_finite());
+    let finite = |bits: U16| f16_value(bits).is_finite();
+    match quant {
+        Quant::F32 => {
+            for (x, out) in x.iter().zip(out.as_chunks_mut::<4>().0) {
+                *out = x.to_le_bytes();
+            }
+        }
+        Quant::F16 => {
+            for (x, out) in x.iter().zip(out.as_chunks_mut::<2>().0) {
+                let half = half::f16::from_f32(*x);
+                whole &= half.is_finite();
+                *out = half.to_le_bytes();
+            }
+        }
+        Quant::Q8_0 => {
+            for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ8_0>())) {
+                let block = BlockQ8_0::pack(x);
+                whole &= finite(block.d);
+                out.copy_from_slice(block.as_bytes());
+            }
+        }
+        Quant::Q4_0 => {
+            for (x, out) in x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(size_of::<BlockQ4_0>())) {
+                let block = BlockQ4_0::pack(x);
+                whole &= finite(block.d);
+                out.copy_from_slice(block.as_bytes());
+            }
+        }
+        other => panic!("{} is not written", other.name()),
+    }
+    whole
+}
+
 #[cfg(test)]
 mod tests {
 
@@ -251,6 +293,38 @@ mod tests {
         assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() <= max / 8.0 * 1.01));
         unpack_row(Quant::Q8_0, BlockQ8_0::pack(&[0.0; 32]).as_bytes(), &mut y);
         assert_eq!(y, [0.0; 32]);
+    }
+
+    /// Random weights, packed: FNV-1a over the bytes, as `gguf.quants.quantize` of the PyPI package gguf 0.19.0 packs the same
+    /// floats.
+    #[test]
+    fn blocks_are_those_of_ggml_bit_for_bit() {
+        let mut rng = Rng::new(21);
+        let mut x: Vec<f32> = (0..4096).map(|_| (rng.next_f32() - 0.5) * 8.0 * rng.next_f32()).collect();
+        x[64..96].fill(0.0);
+        for (quant, hash) in [
+            (Quant::F16, 0xaad9_6773_6b6b_d22c),
+            (Quant::Q8_0, 0x1e9e_c762_b8bb_f740),
+            (Quant::Q4_0, 0x29cf_2df7_58fd_5d9e),
+        ] {
+            let mut bytes = vec![0; quant.row_bytes(x.len()).unwrap()];
+            assert!(pack_row(quant, &x, &mut bytes));
+            let fnv = |h: u64, byte: &u8| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            let found = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+            assert_eq!(found, hash, "{}: {found:#018x}", quant.name());
+        }
+        let mut out = [0; 34];
+        for (quant, x, whole) in [
+            (Quant::Q8_0, 8e6, true),
+            (Quant::Q8_0, 1e7, false),
+            (Quant::Q8_0, f32::NAN, false),
+            (Quant::Q4_0, 1e6, false),
+        ] {
+            let n = quant.block_bytes();
+            assert_eq!(pack_row(quant, &[x; 32], &mut out[..n]), whole, "{x} as {}", quant.name());
+        }
+        assert!(!pack_row(Quant::F16, &[1e5], &mut out[..2]) && pack_row(Quant::F16, &[6e4], &mut out[..2]));
+        assert!(!pack_row(Quant::F32, &[f32::NAN], &mut out[..4]));
     }
 
     /// Random blocks with scales below 2, unpacked: FNV-1a over the bits of the floats, as `gguf.quants.dequantize`

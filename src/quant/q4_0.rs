@@ -65,7 +65,8 @@ impl BlockQ4_0 {
         x.iter().zip(codes).map(|(v, q)| (v - d * q) * (v - d * q)).sum()
     }
 
-    /// A near block: the weight of largest magnitude becomes -8, whatever its sign.
+    /// The block that ggml's reference makes (`quantize_row_q4_0_ref` in ggml-quants.c), bit for bit: the weight of largest
+    /// magnitude becomes -8, whatever its sign.
     #[must_use]
     pub fn pack(x: &[f32; 32]) -> Self {
         let max = x.iter().fold(0.0_f32, |m, &v| if v.abs() > m.abs() { v } else { m });

@@ -33,13 +33,15 @@ impl Block<1> for BlockQ8_0 {
 }
 
 impl BlockQ8_0 {
-    /// The nearest block: the largest magnitude becomes 127.
+    /// The block that ggml's reference makes (`quantize_row_q8_0_ref` in ggml-quants.c), bit for bit: the largest
+    /// magnitude becomes 127.
     #[must_use]
     pub fn pack(x: &[f32; 32]) -> Self {
         let max = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+        let d = max / 127.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         Self {
-            d: U16::new(f16::from_f32(max / 127.0).to_bits()),
+            d: U16::new(f16::from_f32(d).to_bits()),
             qs: std::array::from_fn(|i| (x[i] * inverse).round() as i8),
         }
     }

@@ -100,6 +100,20 @@ impl Pre {
         self.adds_bos
     }
 
+    /// A name that means the same, but for what only llama.cpp's reading of the patterns does: in a contraction `ſ` is no
+    /// `s` to it, and the letters that may begin a word and follow in it are told by their case in ASCII alone.
+    #[must_use]
+    pub fn name(&self) -> Option<&'static str> {
+        let alike = |patterns: &[Pattern]| {
+            patterns.len() == self.patterns.len()
+                && patterns.iter().zip(&self.patterns).all(|(a, b)| a.plain() == b.plain())
+        };
+        let same = |(_, patterns, ignore_merges, _): &&(_, &[Pattern], bool, _)| {
+            *ignore_merges == self.ignore_merges && alike(patterns)
+        };
+        NAMES.iter().find(same).and_then(|(names, ..)| names.first().copied())
+    }
+
     /// The names that are known.
     pub fn names() -> impl Iterator<Item = &'static str> {
         NAMES.iter().flat_map(|(names, ..)| names.iter().copied())
@@ -174,6 +188,22 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    #[test]
+    fn a_name_is_found_for_what_it_means() {
+        for name in Pre::names() {
+            let pre = Pre::named(Some(name)).expect("a known name");
+            let found = pre.name().expect("it has one");
+            assert_eq!(
+                Pre { adds_bos: false, ..Pre::named(Some(found)).unwrap() },
+                Pre { adds_bos: false, ..pre }
+            );
+        }
+        let unicode = Pattern::Words { fold: Fold::Unicode, digits: 1, marks: false };
+        assert_eq!(Pre::new(vec![unicode], false).name(), Some("qwen2"));
+        assert_eq!(Pre::new(vec![unicode], true).name(), None);
+        assert_eq!(Pre::new(vec![Pattern::Digits(2)], false).name(), None);
     }
 
     #[test]

@@ -79,6 +79,18 @@ impl Case {
 }
 
 impl Pattern {
+    /// The pattern as llama.cpp reads it.
+    pub(super) fn plain(self) -> Self {
+        let ascii = |fold: Fold| if fold == Fold::Unicode { Fold::Ascii } else { fold };
+        match self {
+            Self::Words { fold, digits, marks } => Self::Words { fold: ascii(fold), digits, marks },
+            Self::Cased { digits, fold, .. } => {
+                Self::Cased { case: Case::Ascii, digits, fold: fold.map(ascii) }
+            }
+            other => other,
+        }
+    }
+
     /// Whether every text is found from end to end, without a stretch between.
     pub(super) fn covers(self) -> bool {
         matches!(self, Self::Gpt2 | Self::Words { .. } | Self::Cased { .. })

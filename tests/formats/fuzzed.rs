@@ -16,8 +16,10 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn fuzz_targets_take_the_fixtures() {
-    let mut n = [0; 4];
-    for path in ["bad", "tokenizers", "chat-templates"].iter().flat_map(|folder| files(&fixture(folder))) {
+    let mut n = [0; 5];
+    for path in
+        ["bad", "tokenizers", "chat-templates", "onnx"].iter().flat_map(|folder| files(&fixture(folder)))
+    {
         let bytes = std::fs::read(&path).expect("a fixture");
         let behind = |text: &[u8]| [text, b"\0", &bytes[..]].concat();
         match path.extension().and_then(|e| e.to_str()) {
@@ -30,6 +32,11 @@ fn fuzz_targets_take_the_fixtures() {
                 let config = std::fs::read(path.with_file_name("config.json")).unwrap_or_default();
                 targets::safetensors(&behind(&config));
                 n[1] += 1;
+            }
+            Some("onnx") => {
+                let config = std::fs::read(path.with_file_name("config.json")).unwrap_or_default();
+                targets::onnx_graph(&behind(&config));
+                n[4] += 1;
             }
             Some("jinja") => {
                 targets::template(&[&bytes[..], b"\0<|im_end|>"].concat());

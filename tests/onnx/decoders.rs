@@ -226,3 +226,38 @@ fn graphs_that_are_no_decoders_are_refused() {
         assert!(said.contains(words), "{name}: {said}");
     }
 }
+
+/// A file made of a graph says what the graph says; one that is described wrongly does not, and that is told.
+#[test]
+fn imported_files_are_held_to_their_graphs() {
+    let folder = Folder::new();
+    let to = folder.join("m.gguf").display().to_string();
+    let import = |model: &Path, kind: &str| {
+        let model = model.display().to_string();
+        run(&["import", &model, "-o", &to, "--force", "--type", kind, "--json", "--threads", "1"])
+    };
+    for (name, ..) in ALL {
+        for (kind, bar) in [("f32", NEAR), ("f16", 1e-2), ("q8_0", 0.1), ("q4_0", 1.0)] {
+            let output = import(&fixture(name), kind);
+            assert!(output.status.success(), "{}", stderr(&output));
+            let said: Value = serde_json::from_str(&stdout(&output)).unwrap();
+            let checked = &said["checked"];
+            println!("{name} as {kind}: {checked}");
+            assert!(checked["distance"].as_f64().unwrap() < bar, "{name} as {kind}: {checked}");
+            assert!(kind != "f32" || checked["same_likeliest"] == checked["places"], "{checked}");
+            for who in ["graph", "file"] {
+                assert!(checked[who]["decode_tokens_per_s"].as_f64().unwrap() > 1.0, "{checked}");
+            }
+        }
+    }
+    let wrong = folder.join("wrong");
+    std::fs::create_dir(&wrong).unwrap();
+    for file in ["model.onnx", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        std::fs::copy(fixture("causal").join(file), wrong.join(file)).unwrap();
+    }
+    let config = std::fs::read_to_string(fixture("causal/config.json")).unwrap();
+    std::fs::write(wrong.join("config.json"), config.replace("10000.0", "10.0")).unwrap();
+    let output = import(&wrong, "f32");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("from those of the graph"), "{}", stderr(&output));
+}

@@ -11,6 +11,7 @@ mod config;
 mod doctor;
 #[cfg(feature = "http")]
 mod embed;
+mod import;
 mod inspect;
 mod lines;
 #[cfg(feature = "http")]
@@ -65,6 +66,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Write a model in the order in which kernels read it, to be mapped for ever after
     Pack(pack::PackArgs),
+    /// Make a GGUF file of a directory of Hugging Face or of an ONNX graph's weights
+    Import(import::ImportArgs),
     /// Tell the tokens of a text, or the text of tokens
     Tokenize(tokenize::TokenizeArgs),
     /// Turn texts into vectors
@@ -225,6 +228,7 @@ pub fn run() -> u8 {
         Command::Complete(args) => ask::complete(args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Tokenize(args) => tokenize::run(args),
         #[cfg(feature = "http")]
         Command::Embed(args) => embed::run(args),

@@ -17,9 +17,9 @@ use crate::os::tree::Tree;
 use crate::quant::Quant;
 
 /// Bytes that are packed between two looks at Ctrl-C.
-const SLICE: usize = 16 << 20;
+pub(super) const SLICE: usize = 16 << 20;
 /// What a program that Ctrl-C ended says.
-const EXIT_INTERRUPTED: u8 = 130;
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {

@@ -27,6 +27,8 @@ pub(super) enum Step {
     Loading,
     /// The same, into a packed file.
     Packing,
+    /// The bytes of a new file.
+    Writing,
     /// The same, against their checksums.
     Verifying,
     /// The prompt's tokens.
@@ -46,6 +48,7 @@ impl Step {
             Self::Queued => "waiting, {pos} ahead, {elapsed}",
             Self::Loading => "loading {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
             Self::Packing => "packing {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
+            Self::Writing => "writing {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}",
             Self::Verifying => {
                 "verifying {bar:30} {percent:>3}%, {decimal_bytes} of {decimal_total_bytes}{left}"
             }
@@ -331,8 +334,8 @@ mod tests {
 
     #[test]
     fn every_step_has_a_template_that_can_be_drawn() {
-        use Step::{Loading, Measuring, Packing, Reading, Verifying, Waiting, Windows};
-        let steps = [Waiting, Loading, Packing, Verifying, Reading, Windows, Measuring];
+        use Step::{Loading, Measuring, Packing, Reading, Verifying, Waiting, Windows, Writing};
+        let steps = [Waiting, Loading, Packing, Writing, Verifying, Reading, Windows, Measuring];
         #[cfg(feature = "http")]
         let steps = [&steps[..], &[Step::Queued]].concat();
         for step in steps {

@@ -2,11 +2,11 @@
 
 use std::fmt::Display;
 
-use super::meta::Meta;
 use super::names::{CLASSES, Class, HINTS, Rule};
 use super::rope;
 use crate::base::limits::{HEAD_DIM_MAX, N_EOS_MAX, N_LAYER_MAX};
 use crate::format::FormatError;
+use crate::format::Meta;
 use crate::format::checkpoint::narrow;
 use crate::format::json::Json;
 

@@ -22,8 +22,8 @@ use crate::os::map::{Map, MapError};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Reads what there is.
-pub(super) fn read(dir: &Path) -> Result<(Texts, Vec<Shard>, TextFiles), FormatError> {
+/// Reads the small files that there are.
+pub(super) fn read(dir: &Path) -> Result<(Texts, TextFiles), FormatError> {
     let config = required(dir, "config.json", MODEL_CONFIG_BYTES_MAX)?;
     let tokenizer_config = optional(dir, "tokenizer_config.json", MODEL_CONFIG_BYTES_MAX)?;
     let chat_template = chat_template(dir, tokenizer_config.as_deref())?;
@@ -39,7 +39,7 @@ pub(super) fn read(dir: &Path) -> Result<(Texts, Vec<Shard>, TextFiles), FormatE
         tokenizer_config: shared(tokenizer_config),
         tokenizer_model: shared(optional(dir, "tokenizer.model", TOKENIZER_BYTES_MAX)?),
     };
-    Ok((texts, shards(dir)?, files))
+    Ok((texts, files))
 }
 
 /// The chat template of a directory: a file of its own, else what its `tokenizer_config.json` has.
@@ -54,8 +54,13 @@ pub(super) fn chat_template(dir: &Path, config: Option<&Map>) -> Result<Option<S
     }
 }
 
+/// Whether there are weights of safetensors in a directory.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    [WEIGHTS, INDEX].iter().any(|name| dir.join(name).is_file())
+}
+
 /// The files of tensors: one, or those that the index names.
-fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
+pub(super) fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
     let one = optional(dir, WEIGHTS, usize::MAX)?;
     if let Some(map) = one {
         return Ok(vec![Shard { file: named(dir, WEIGHTS), bytes: map.clone(), map: Some(map) }]);
@@ -69,18 +74,20 @@ fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
     let index_file = named(dir, INDEX);
     let mut shards = Vec::new();
     for name in index_files(&index_file, (*index).as_ref())? {
-        let map = Arc::new(Map::open(&dir.join(&name)).map_err(|e| match e {
-            MapError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                FormatError::Set {
-                    file: named(dir, &name),
-                    why: format!("is missing, although {INDEX} names it"),
-                }
-            }
-            other => other.into(),
-        })?);
-        shards.push(Shard { file: named(dir, &name), bytes: map.clone(), map: Some(map) });
+        shards.push(shard(dir, &name, INDEX)?);
     }
     Ok(shards)
+}
+
+/// The file `name` of tensors, which `by` names.
+pub(super) fn shard(dir: &Path, name: &str, by: &str) -> Result<Shard, FormatError> {
+    let map = Arc::new(Map::open(&dir.join(name)).map_err(|e| match e {
+        MapError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            FormatError::Set { file: named(dir, name), why: format!("is missing, although {by} names it") }
+        }
+        other => other.into(),
+    })?);
+    Ok(Shard { file: named(dir, name), bytes: map.clone(), map: Some(map) })
 }
 
 /// The files that an index names, each a plain name; `file` is the index's own name for messages.

@@ -5,7 +5,6 @@
 
 mod config;
 mod files;
-mod meta;
 mod names;
 pub mod onnx;
 mod rope;
@@ -17,12 +16,11 @@ use std::sync::Arc;
 
 use config::Config;
 pub use files::{index_files, is_plain, template_in};
-use meta::Meta;
 use names::{Class, Fold, Target};
 
 use super::checkpoint::{Checkpoint, Origin, TensorInfo, TextFiles};
 use super::safetensors::{self, Stored};
-use super::{FormatError, json};
+use super::{FormatError, Meta, json};
 use crate::base::SharedBytes;
 use crate::base::limits::{N_EXPERT_MAX, N_TENSOR_MAX};
 use crate::os::map::Map;
@@ -54,8 +52,8 @@ pub struct Texts {
 /// # Errors
 /// When a file is missing or damaged, or the model is of a class that is not translated.
 pub(super) fn open(dir: &Path) -> Result<Checkpoint, FormatError> {
-    let (texts, shards, text) = files::read(dir)?;
-    let mut checkpoint = translate(&dir.display().to_string(), &texts, shards)?;
+    let (texts, text) = files::read(dir)?;
+    let mut checkpoint = translate(&dir.display().to_string(), &texts, files::shards(dir)?)?;
     checkpoint.text = text;
     Ok(checkpoint)
 }
@@ -65,6 +63,24 @@ pub(super) fn open(dir: &Path) -> Result<Checkpoint, FormatError> {
 /// # Errors
 /// As `open` for the files themselves.
 pub fn translate(dir: &str, texts: &Texts, shards: Vec<Shard>) -> Result<Checkpoint, FormatError> {
+    translate_by(dir, texts, shards, |tensors, shards| {
+        for (part, shard) in shards.iter().enumerate() {
+            let data = (*shard.bytes).as_ref();
+            for stored in safetensors::header(&shard.file, data)? {
+                tensors.take(&shard.file, part, data, stored, Used::AsNamed)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Translates the tensors that `give` hands over, which lie in `shards`.
+fn translate_by(
+    dir: &str,
+    texts: &Texts,
+    shards: Vec<Shard>,
+    give: impl FnOnce(&mut Tensors<'_>, &[Shard]) -> Result<(), FormatError>,
+) -> Result<Checkpoint, FormatError> {
     let config_file = format!("{dir}/config.json");
     let top = json::parse(&config_file, &texts.config)?;
     let config = Config::new(&config_file, &top)?;
@@ -95,11 +111,7 @@ pub fn translate(dir: &str, texts: &Texts, shards: Vec<Shard>) -> Result<Checkpo
         owned_part: shards.len(),
         n_skipped: 0,
     };
-    for (part, shard) in shards.iter().enumerate() {
-        for stored in safetensors::header(&shard.file, (*shard.bytes).as_ref())? {
-            tensors.take(&shard.file, part, (*shard.bytes).as_ref(), stored)?;
-        }
-    }
+    give(&mut tensors, &shards)?;
     for (name, values) in factors {
         tensors.own(dir, name, &[values.len() as u64], &values)?;
     }
@@ -136,6 +148,19 @@ pub fn translate(dir: &str, texts: &Texts, shards: Vec<Shard>) -> Result<Checkpo
     })
 }
 
+/// How what is stored stands to what a class of Hugging Face has under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Used {
+    /// It is the same.
+    AsNamed,
+    /// A matrix with a row for each output.
+    Rows,
+    /// A matrix with a column for each output.
+    Columns,
+    /// What a norm multiplies with, all of it.
+    Factor,
+}
+
 /// Tensors by GGUF's names, as they come in.
 struct Tensors<'a> {
     class: &'a Class,
@@ -152,8 +177,15 @@ struct Tensors<'a> {
 
 impl Tensors<'_> {
     /// Takes one tensor of a file.
-    fn take(&mut self, file: &str, part: usize, data: &[u8], stored: Stored) -> Result<(), FormatError> {
-        let (name, fold) = match names::target(self.class, self.n_block, &stored.name) {
+    fn take(
+        &mut self,
+        file: &str,
+        part: usize,
+        data: &[u8],
+        stored: Stored,
+        used: Used,
+    ) -> Result<(), FormatError> {
+        let (name, fold) = match self.target(&stored.name) {
             Target::Tensor(name, _) if self.tied && name == "output.weight" => return self.skip(),
             Target::Tensor(name, fold) => (name, fold),
             Target::Skipped => return self.skip(),
@@ -185,15 +217,27 @@ impl Tensors<'_> {
                 });
             }
         };
-        let mut shape: Vec<u64> = stored.shape.iter().rev().copied().collect();
+        let (fold, turned) = match (fold, used) {
+            (Fold::PlusOne, Used::Factor) | (Fold::Transpose, Used::Rows) => (Fold::Keep, false),
+            (Fold::Transpose | Fold::Keep, Used::Columns) => (Fold::Keep, true),
+            (fold, _) => (fold, false),
+        };
+        let mut shape: Vec<u64> = match turned {
+            true => stored.shape.clone(),
+            false => stored.shape.iter().rev().copied().collect(),
+        };
         if fold == Fold::Squeeze {
             shape = shape.iter().enumerate().filter(|(i, d)| *i == 0 || **d != 1).map(|(_, d)| *d).collect();
         }
         if shape.is_empty() {
             shape.push(1);
         }
+        if turned && shape.len() != 2 {
+            let why = "a matrix that is multiplied with has two dimensions".into();
+            return Err(FormatError::Shape { file: file.into(), tensor: stored.name, shape, why });
+        }
         let (info, _) = TensorInfo::of(file, &stored.name, quant, false, &shape)?;
-        let info = TensorInfo { part, range: stored.range.clone(), ..info };
+        let info = TensorInfo { part, turned, range: stored.range.clone(), ..info };
         let bytes = data.get(stored.range).unwrap_or_default();
         match fold {
             Fold::Keep | Fold::Squeeze => self.insert(file, name, info),
@@ -216,6 +260,11 @@ impl Tensors<'_> {
             Fold::Transpose => self.transpose(file, name, &info, bytes),
             Fold::Experts | Fold::GateUpExperts => self.experts(file, &name, &info, fold),
         }
+    }
+
+    /// What a name of the class is in the model.
+    fn target(&self, name: &str) -> Target {
+        names::target(self.class, self.n_block, name)
     }
 
     fn skip(&mut self) -> Result<(), FormatError> {

@@ -1,10 +1,10 @@
 //! Rotary positions: `rope_parameters`, or the older `rope_theta` with `rope_scaling`.
 
 use super::config::{Config, number};
-use super::meta::Meta;
 use super::names::{Class, Rule};
 use crate::base::limits::HEAD_DIM_MAX;
 use crate::format::FormatError;
+use crate::format::Meta;
 use crate::format::checkpoint::narrow;
 use crate::format::json::Json;
 

@@ -1,8 +1,11 @@
 //! A directory with an ONNX graph: which file it is, and what the small files beside it say of it. The graph itself is
-//! read by the program that runs it (`side::graph`).
+//! read by the program that runs it (`side::graph`); its weights are read here, to be written as another file.
 //!
 //! The files are those of Hugging Face's hub and of sentence-transformers (`modules.json` names the folders of pooling
 //! and normalisation).
+
+mod proto;
+mod weights;
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{self, Config};
 use super::files::{self, chat_template, named, optional};
+use super::{Shard, Texts, translate_by};
 use crate::base::SharedBytes;
 use crate::base::limits::{MODEL_CONFIG_BYTES_MAX, N_CTX_MAX, TOKENIZER_BYTES_MAX};
-use crate::format::FormatError;
 use crate::format::json::{self, Json};
+use crate::format::{Checkpoint, FormatError};
 
 /// Where the graph is, in the order in which it is looked for.
 const GRAPHS: [&str; 6] = [
@@ -95,12 +99,46 @@ pub fn find(path: &Path) -> Option<(PathBuf, PathBuf)> {
         return Some((above.unwrap_or(dir).to_owned(), path.to_owned()));
     }
     // Weights of its own are run by our own decoder.
-    let ours = ["model.safetensors", "model.safetensors.index.json"];
-    if ours.iter().any(|name| path.join(name).is_file()) {
+    if files::has_weights(path) {
         return None;
     }
     let graph = GRAPHS.iter().map(|name| path.join(name)).find(|graph| graph.is_file())?;
     Some((path.to_owned(), graph))
+}
+
+/// The model whose weights `graph` holds and which the files of `dir` describe. Its matrices lie as the graph has them,
+/// most of them turned ([`TensorInfo::turned`](crate::format::TensorInfo::turned)): it is to be written anew, not to be run.
+///
+/// # Errors
+/// When a file is missing or damaged, the weights are no floats, or the model is of a class that is not translated.
+pub fn weights(dir: &Path, graph: &Path) -> Result<Checkpoint, FormatError> {
+    let (texts, text) = files::read(dir)?;
+    let folder = graph.parent().unwrap_or(Path::new(""));
+    let name = graph.file_name().unwrap_or_default().to_string_lossy();
+    let first = files::shard(folder, &name, "the command")?;
+    let beside = |file: &str| files::shard(folder, file, &name);
+    let mut checkpoint = translate(&dir.display().to_string(), &texts, first, &beside)?;
+    checkpoint.text = text;
+    Ok(checkpoint)
+}
+
+/// The same of a graph that is in memory; `beside` opens the files that it names.
+///
+/// # Errors
+/// As [`weights`].
+pub fn translate(
+    dir: &str,
+    texts: &Texts,
+    graph: Shard,
+    beside: &dyn Fn(&str) -> Result<Shard, FormatError>,
+) -> Result<Checkpoint, FormatError> {
+    let (file, bytes) = (graph.file.clone(), graph.bytes.clone());
+    let graphs = weights::Graphs::read(&file, (*bytes).as_ref())?;
+    let mut shards = vec![graph];
+    for name in graphs.files()? {
+        shards.push(beside(name)?);
+    }
+    translate_by(dir, texts, shards, |tensors, shards| graphs.give(tensors, shards))
 }
 
 /// Whether the model at `path` is a graph that makes vectors of texts, as far as the small files tell.
