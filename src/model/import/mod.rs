@@ -42,7 +42,7 @@ pub enum ImportError {
     File(#[from] PackError),
     /// GGUF's order of this architecture's weights is not made here.
     #[error(
-        "{file}: models of architecture {arch} are not written as GGUF: {why}; run the directory as it is"
+        "{file}: models of architecture {arch} are not written as GGUF: {why}; run a directory of safetensors as it is"
     )]
     Architecture {
         /// The model.
@@ -153,7 +153,10 @@ impl Plan {
         }
         let mut meta = Meta::default();
         let lost = match file.origin() {
-            Origin::Gguf { .. } => Vec::new(),
+            Origin::Gguf { .. } => {
+                super::vocab::source(&file)?.ok_or_else(|| ModelError::NoTokenizer { file: name() })?;
+                Vec::new()
+            }
             Origin::HuggingFace => vocab::keys(&file, model.hyper().n_vocab, &mut meta)?,
         };
         meta.uint("general.file_type", file_type(asked));

@@ -126,7 +126,8 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     table.line("made of", &format!("{}, {}", args.model.display(), size(source_bytes)));
     table.line("model", &format!("{}, {} weights", model.architecture(), count(model.parameters())));
     for (i, (quant, n, bytes)) in types.iter().enumerate() {
-        let line = format!("{}: {n} tensors, {}", quant.name(), size(*bytes));
+        let line =
+            format!("{}: {n} {}, {}", quant.name(), if *n == 1 { "tensor" } else { "tensors" }, size(*bytes));
         table.line(if i == 0 { "types" } else { "" }, &line);
     }
     for (i, what) in lost.iter().enumerate() {
@@ -180,7 +181,8 @@ fn agrees(check: Option<&Check>, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// What was written, read back: a model with a vocabulary, or the command has failed.
+/// What was written, read back: a model with a vocabulary, or the command has failed. Whatever else is to be said of it
+/// begins here.
 fn written(path: &Path) -> Result<Model, Failure> {
     let model = Model::open(path).map_err(Failure::internal)?;
     vocab::tokenizer(model.checkpoint()).map_err(Failure::internal)?;

@@ -20,13 +20,16 @@ use crate::format::json::{self, Json};
 use crate::format::{Checkpoint, FormatError};
 
 /// Where the graph is, in the order in which it is looked for.
-const GRAPHS: [&str; 6] = [
+const GRAPHS: [&str; 8] = [
     "model.onnx",
     "onnx/model.onnx",
     "decoder_model_merged.onnx",
     "onnx/decoder_model_merged.onnx",
     WITH_PAST,
     "onnx/decoder_with_past_model.onnx",
+    // It cannot go on with a text, but has all weights.
+    BEGINS,
+    "onnx/decoder_model.onnx",
 ];
 /// The graph that goes on with a text, where there are two, and the one that begins it, beside it.
 const WITH_PAST: &str = "decoder_with_past_model.onnx";
