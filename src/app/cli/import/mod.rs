@@ -169,7 +169,7 @@ fn object(check: &Check) -> serde_json::Value {
 /// Whether the file says what its graph says.
 fn agrees(check: Option<&Check>, path: &Path) -> Result<(), Failure> {
     match check {
-        Some(Check { distance, bound, .. }) if !(distance <= bound) => Err(Failure::new(
+        Some(Check { distance, bound, .. }) if distance.is_nan() || distance > bound => Err(Failure::new(
             1,
             format!(
                 "{}: its logits are {distance:.2} from those of the graph, more than the {bound} that its type explains: the \

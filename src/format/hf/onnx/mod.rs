@@ -36,6 +36,8 @@ const WITH_PAST: &str = "decoder_with_past_model.onnx";
 const BEGINS: &str = "decoder_model.onnx";
 /// What the names of graphs begin with that continue text, and of no others.
 const DECODERS: &str = "decoder_";
+/// Bytes of a number of a key and of a value.
+const KEY_AND_VALUE: u64 = 8;
 /// Positions where no file tells them: BERT's.
 const N_CTX: usize = 512;
 
@@ -330,7 +332,7 @@ fn token_bytes(config: &Config<'_>) -> u64 {
     let heads = number(&["num_attention_heads", "n_head"]).filter(|n| *n > 0);
     let width = number(&["head_dim"]).or_else(|| number(&["hidden_size", "n_embd"])?.checked_div(heads?));
     let kept = number(&["num_key_value_heads"]).or(heads);
-    let factors = [number(&["num_hidden_layers", "n_layer"]), kept, width, Some(2 * size_of::<f32>() as u64)];
+    let factors = [number(&["num_hidden_layers", "n_layer"]), kept, width, Some(KEY_AND_VALUE)];
     factors.into_iter().try_fold(1, |n: u64, factor| n.checked_mul(factor?)).unwrap_or(0)
 }
 
