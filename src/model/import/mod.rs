@@ -1,6 +1,6 @@
 //! Any model as a GGUF file of its own, as llama.cpp's converter and quantizer make one: a directory of Hugging Face, an
 //! ONNX graph whose weights have names, or another GGUF file. Rows come in GGUF's order, weights in the type that is asked
-//! for, the vocabulary becomes GGUF's keys ([`vocab`]). Memory is a few megabytes beside the maps.
+//! for, the vocabulary becomes GGUF's keys (`vocab.rs`). Memory is a few megabytes beside the maps.
 
 mod vocab;
 
