@@ -128,10 +128,9 @@ fn processor() -> Found {
     match tier {
         "scalar" => found("processor", How::Note, "kernels scalar: no vector instructions that sotto knows")
             .remedy("expect a tenth of the speed; x86-64 wants AVX2, FMA and F16C, Arm NEON"),
-        "avxvnni" | "avx512" => {
-            let said = "its products of packed weights were checked by models of the instructions";
-            found("processor", How::Note, format!("kernels {tier}; {said}"))
-                .remedy("should answers look odd, compare with SOTTO_CPU=avx2, and report what differs")
+        "neon" | "dotprod" | "i8mm" => {
+            found("processor", How::Note, format!("kernels {tier}; they have run in emulation alone"))
+                .remedy("should answers look odd, compare with SOTTO_CPU=scalar, and report what differs")
         }
         _ => found("processor", How::Fine, format!("kernels {tier}")),
     }
