@@ -145,6 +145,29 @@ impl<'a> Graphs<'a> {
             let what = format!("tensor {}", shown(twin.name.as_bytes()));
             return Err(FormatError::Duplicate { file: graph.file().into(), what });
         }
+        // Exporters keep one of several that are equal, and give it the names of the others by nodes that do nothing.
+        let mut twins = Vec::new();
+        for field in graph.fields() {
+            let (1, Field::Bytes(message)) = field? else { continue };
+            let node = Node::read(message)?;
+            if node.op == "Identity"
+                && let Ok(i) = tensors.binary_search_by(|tensor| tensor.name.cmp(node.inputs[0]))
+                && let Some(tensor) = tensors.get(i)
+                && tensors.binary_search_by(|tensor| tensor.name.cmp(node.output)).is_err()
+            {
+                let n = n.saturating_add(before).saturating_add(twins.len());
+                if n >= N_TENSOR_MAX {
+                    return Err(many("the number of tensors", n.saturating_add(1), N_TENSOR_MAX));
+                }
+                twins.push(Tensor {
+                    name: node.output,
+                    at: tensor.at.clone(),
+                    used: Cell::new(Used::AsNamed),
+                });
+            }
+        }
+        tensors.extend(twins);
+        tensors.sort_unstable_by(|a, b| a.name.cmp(b.name));
         self.scopes.push(Scope { graph: graph.range(), this, outer, tensors });
         for field in graph.fields() {
             let (1, Field::Bytes(message)) = field? else { continue };
