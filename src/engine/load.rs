@@ -15,9 +15,11 @@ const READ: usize = 64 << 20;
 /// Bytes that are packed between them.
 const PACKED: usize = 16 << 20;
 
-/// How long a helper is waited for at a time, and in all: a graph of a gigabyte takes seconds on a slow board.
+/// How long a helper is waited for at a time, and in all: so long, and a second for so many bytes. A graph of a gigabyte takes
+/// three seconds on a machine of today, and no other model is loaded meanwhile.
 const GRAPH_LOOK: Duration = Duration::from_millis(20);
-const GRAPH_US: u64 = 120_000_000;
+const GRAPH_US: u64 = 20_000_000;
+const GRAPH_BYTES: u64 = 10 << 20;
 
 /// A model on its way into memory.
 pub(super) enum Load {
@@ -76,11 +78,14 @@ impl Load {
     pub(super) fn work(&mut self, model: &Loaded, pool: &Pool) -> bool {
         match self {
             Self::Own(own, way) => way.work(model, own, pool),
-            Self::Graph(graph, since, _) => match graph.open(GRAPH_LOOK) {
+            Self::Graph(graph, since, bytes) => match graph.open(GRAPH_LOOK) {
                 Ok(Some(_)) => false,
-                Ok(None) if clock::now_us().saturating_sub(*since) < GRAPH_US => true,
                 Ok(None) => {
-                    *self = Self::Failed(GraphError::slow(GRAPH_US / 1_000_000));
+                    let most = GRAPH_US + *bytes / GRAPH_BYTES * 1_000_000;
+                    if clock::now_us().saturating_sub(*since) < most {
+                        return true;
+                    }
+                    *self = Self::Failed(GraphError::slow(most / 1_000_000));
                     false
                 }
                 Err(e) => {

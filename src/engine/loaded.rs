@@ -249,14 +249,17 @@ pub(super) fn short_fault(id: &str, short: &Short) -> Fault {
     Fault::new(Code::InsufficientMemory, format!("model {id}: {short}")).room(need, have)
 }
 
-/// What is said when no logit of model `id` is finite after the token at position `pos`.
-pub(super) fn damaged_fault(id: &str, pos: usize) -> Fault {
+/// What is said when no logit of model `id` is finite after the token at position `pos`; `ours` has a cache of its own.
+pub(super) fn damaged_fault(id: &str, pos: usize, ours: bool) -> Fault {
+    let narrow = match ours {
+        true => " (if it is sound, its keys do not fit 16 bits: they do with engine.kv_type = \"f32\")",
+        false => "",
+    };
     Fault::new(
         Code::DamagedModel,
         format!(
             "model {id}: its weights give values that are not finite, after the token at position {pos}; the file is \
-             damaged: check its checksum and get it anew (if it is sound, its keys do not fit 16 bits: they do with \
-             engine.kv_type = \"f32\")"
+             damaged: check its checksum and get it anew{narrow}"
         ),
     )
 }

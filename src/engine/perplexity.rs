@@ -43,7 +43,7 @@ impl Reader<'_> {
         let mut next = first;
         for chunk in told.chunks(self.n_logit_rows) {
             for logits in self.step(chunk, Want::All)?.chunks_exact(n_vocab) {
-                each(surprise(logits, tokens[next]).ok_or_else(|| damaged_fault(id, next - 1))?);
+                each(surprise(logits, tokens[next]).ok_or_else(|| damaged_fault(id, next - 1, true))?);
                 next += 1;
             }
         }
@@ -192,7 +192,7 @@ impl Solo {
             let rows = p.step(chunk, Want::All)?.chunks_exact(n_vocab);
             for (p, q) in rows.zip(q.step(chunk, Want::All)?.chunks_exact(n_vocab)) {
                 let (sum, same) =
-                    divergence(p, q).ok_or_else(|| damaged_fault(other.id(), so_far.n_tokens))?;
+                    divergence(p, q).ok_or_else(|| damaged_fault(other.id(), so_far.n_tokens, true))?;
                 so_far.sum += sum;
                 so_far.n_tokens += 1;
                 so_far.n_same += usize::from(same);

@@ -23,11 +23,10 @@ pub fn tokenizer(file: &Checkpoint) -> Result<Tokenizer, ModelError> {
 /// # Errors
 /// When what it says does not fit together, or is of a kind that is not read.
 pub fn of_graph(dir: &GraphDir) -> Result<Tokenizer, ModelError> {
+    let found = read(&dir.file, dir.tokenizer_config.as_ref(), Some(&dir.tokenizer_json), None)?;
+    let source = found.ok_or_else(|| ModelError::NoTokenizer { file: dir.file.clone() })?;
     let wrong = |source| ModelError::Vocabulary { file: dir.file.clone(), source };
-    let config = dir.tokenizer_config.as_ref().map(|bytes| TokenizerConfig::parse((**bytes).as_ref()));
-    let config = config.transpose().map_err(wrong)?;
-    let source = Source::from_tokenizer_json((*dir.tokenizer_json).as_ref(), config.as_ref());
-    let tokenizer = Tokenizer::new(source.map_err(wrong)?).map_err(wrong)?;
+    let tokenizer = Tokenizer::new(source).map_err(wrong)?;
     tokenizer.with_ends(dir.eos.iter().map(|id| Token(*id))).map_err(wrong)
 }
 
@@ -71,7 +70,7 @@ pub fn source(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
 pub(super) fn to_write(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
     match source(file)? {
         Some(Source { model: VocabKind::Merges { .. }, .. }) if file.tokenizer_model().is_some() => {
-            read(file, None, file.tokenizer_model())
+            read(file.file(), file.tokenizer_config(), None, file.tokenizer_model())
         }
         found => Ok(found),
     }
@@ -79,17 +78,18 @@ pub(super) fn to_write(file: &Checkpoint) -> Result<Option<Source>, ModelError> 
 
 /// `tokenizer.json`, or else `tokenizer.model`, with `tokenizer_config.json`.
 fn of_directory(file: &Checkpoint) -> Result<Option<Source>, ModelError> {
-    read(file, file.tokenizer_json(), file.tokenizer_model())
+    read(file.file(), file.tokenizer_config(), file.tokenizer_json(), file.tokenizer_model())
 }
 
+/// Of one of the two; `file` is the directory, for messages.
 fn read(
-    file: &Checkpoint,
+    file: &str,
+    config: Option<&SharedBytes>,
     json: Option<&SharedBytes>,
     model: Option<&SharedBytes>,
 ) -> Result<Option<Source>, ModelError> {
-    let wrong = |source| ModelError::Vocabulary { file: file.file().into(), source };
-    let bytes = |b: &SharedBytes| TokenizerConfig::parse((**b).as_ref());
-    let config = file.tokenizer_config().map(bytes).transpose().map_err(wrong)?;
+    let wrong = |source| ModelError::Vocabulary { file: file.into(), source };
+    let config = config.map(|bytes| TokenizerConfig::parse((**bytes).as_ref())).transpose().map_err(wrong)?;
     let found = match (json, model) {
         (Some(json), _) => Source::from_tokenizer_json((**json).as_ref(), config.as_ref()),
         (None, Some(model)) => Source::from_sentencepiece((**model).as_ref(), config.as_ref()),

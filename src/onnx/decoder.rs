@@ -306,7 +306,8 @@ impl Plan {
         let [1, n, n_vocab] = *logits.shape() else {
             bail!("its logits are {:?}; [1, tokens, vocabulary] works", logits.shape());
         };
-        ensure!(n > 0 && n <= tokens.len() && n_vocab > 0, "its logits are {:?}", logits.shape());
+        let fits = n > 0 && n <= tokens.len() && n_vocab > 0 && logits.datum_type().is_float();
+        ensure!(fits, "its logits are {:?} of {:?}", logits.shape(), logits.datum_type());
         *sequence = Sequence { n: all, past: kept };
         if !draws {
             return Ok(Vec::new());

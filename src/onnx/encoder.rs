@@ -67,9 +67,13 @@ impl Encoder {
         graph.select_output_outlets(&[outlet]).map_err(|e| OnnxError::run(&e))?;
         let plan = graph.into_typed().and_then(graph::runnable).map_err(|e| OnnxError::run(&e))?;
         let mut new = Self { plan, wants, pooling, unit, n_embd: 0 };
-        // Whether it runs is found out now, and how wide it is.
-        let probe = new.read(&[&[Token(0), Token(0)]])?;
-        new.n_embd = probe.first().map_or(0, Vec::len);
+        // Whether it runs is found out now, and how wide it is, whatever is read.
+        let wide = |n| new.read(&[&[Token(0); 3][..n]]).map(|probe| probe.first().map_or(0, Vec::len));
+        let n_embd = wide(2)?;
+        if n_embd != wide(3)? {
+            return Err(OnnxError::Unsupported { what: "makes longer vectors of longer texts".into() });
+        }
+        new.n_embd = n_embd;
         Ok(new)
     }
 
@@ -124,7 +128,9 @@ impl Encoder {
         let run = || -> TractResult<Vec<Vec<f32>>> {
             let inputs = self.wants.iter().map(input).collect::<TractResult<TVec<TValue>>>()?;
             let out = self.plan.run(inputs)?;
-            let out = out.first().context("it has no output")?.cast_to::<f32>()?;
+            let out = out.first().context("it has no output")?;
+            ensure!(out.datum_type().is_float(), "its output is {:?}, no floats", out.datum_type());
+            let out = out.cast_to::<f32>()?;
             let numbers = out.to_plain_array_view::<f32>()?;
             let numbers = numbers.as_standard_layout();
             let numbers = numbers.as_slice().context("an output in pieces")?;

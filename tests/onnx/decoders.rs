@@ -243,6 +243,7 @@ fn imported_files_are_held_to_their_graphs() {
             let said: Value = serde_json::from_str(&stdout(&output)).unwrap();
             let checked = &said["checked"];
             println!("{name} as {kind}: {checked}");
+            assert!(checked["distance_as_floats"].as_f64().unwrap() < NEAR, "{name} as {kind}: {checked}");
             assert!(checked["distance"].as_f64().unwrap() < bar, "{name} as {kind}: {checked}");
             assert!(kind != "f32" || checked["same_likeliest"] == checked["places"], "{checked}");
             for who in ["graph", "file"] {
@@ -256,8 +257,17 @@ fn imported_files_are_held_to_their_graphs() {
         std::fs::copy(fixture("causal").join(file), wrong.join(file)).unwrap();
     }
     let config = std::fs::read_to_string(fixture("causal/config.json")).unwrap();
-    std::fs::write(wrong.join("config.json"), config.replace("10000.0", "10.0")).unwrap();
-    let output = import(&wrong, "f32");
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("from those of the graph"), "{}", stderr(&output));
+    // Four bits would hide all of them; nothing is left of what is wrong.
+    std::fs::remove_file(&to).unwrap();
+    for (is, other) in [("10000.0", "10.0"), ("10000.0", "12000.0"), ("1e-05", "1e-06"), ("1e-05", "1e-02")] {
+        std::fs::write(wrong.join("config.json"), config.replace(is, other)).unwrap();
+        for kind in ["f32", "q8_0", "q4_0"] {
+            let output = import(&wrong, kind);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{other} as {kind}: {said}");
+            assert!(said.contains("from those of the graph"), "{other} as {kind}: {said}");
+            let left = std::fs::read_dir(folder.join("")).unwrap().flatten().map(|e| e.file_name());
+            assert_eq!(left.collect::<Vec<_>>(), ["wrong"], "{other} as {kind}");
+        }
+    }
 }

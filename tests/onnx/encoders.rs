@@ -107,7 +107,7 @@ fn hostile_graphs_are_refused() {
         let path = entry.unwrap().path();
         files.push((path.file_stem().unwrap().display().to_string(), std::fs::read(path).unwrap()));
     }
-    assert_eq!(files.len(), 14);
+    assert_eq!(files.len(), 15);
     let folder = Folder::new();
     let words = [
         ("climbs", "no plain name"),
@@ -117,6 +117,7 @@ fn hostile_graphs_are_refused() {
         ("unknown-operator", "Frobnicate"),
         ("unknown-input", "pixels"),
         ("nobody-makes", "nowhere"),
+        ("whole-numbers", "load_failed"),
     ];
     for (name, bytes) in files {
         let dir = folder.join(&name);

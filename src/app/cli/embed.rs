@@ -88,7 +88,10 @@ pub(super) fn run(args: EmbedArgs) -> Result<(), Failure> {
         let (n_batch, first) = (batch.len(), n);
         let made = backend.embed(batch, &asked, &mut show).map_err(|failure| match texts.from_input {
             true => Failure {
-                message: format!("lines {} to {}: {}", first + 1, first + n_batch, failure.message),
+                message: match n_batch {
+                    1 => format!("line {}: {}", first + 1, failure.message),
+                    _ => format!("lines {} to {}: {}", first + 1, first + n_batch, failure.message),
+                },
                 ..failure
             },
             false => failure,

@@ -16,6 +16,7 @@ mod inspect;
 mod lines;
 #[cfg(feature = "http")]
 mod models;
+mod output;
 mod pack;
 mod perplexity;
 mod sampling;

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::show::{self, Show, Step, Table, size};
-use super::{Failure, backend, perplexity};
+use super::{Failure, backend, output, perplexity};
 use crate::engine::{Divergence, ModelFile, Solo};
 use crate::format::pack::identity;
 use crate::kernel::Pool;
@@ -15,11 +15,6 @@ use crate::os::cpus;
 use crate::os::interrupt::Noticed;
 use crate::os::tree::Tree;
 use crate::quant::Quant;
-
-/// Bytes that are packed between two looks at Ctrl-C.
-pub(super) const SLICE: usize = 16 << 20;
-/// What a program that Ctrl-C ended says.
-pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -82,9 +77,7 @@ pub(super) fn run(args: &PackArgs) -> Result<(), Failure> {
     let model = Model::open(&file.path).map_err(Failure::usage)?;
     let path =
         args.output.clone().unwrap_or_else(|| file.path.with_file_name(format!("{}.packed.gguf", file.id)));
-    if !args.force && path.symlink_metadata().is_ok() {
-        return Err(Failure::usage(format!("{}: is there; --force writes over it", path.display())));
-    }
+    output::may_be_written(&path, args.force)?;
     let source = identity(&file.path).unwrap_or_default();
     // Before the work: a text that cannot be read.
     let text = args.text.as_deref().map_or_else(|| Ok(TEXT.to_owned()), perplexity::text_of)?;
@@ -100,16 +93,10 @@ pub(super) fn run(args: &PackArgs) -> Result<(), Failure> {
     let mut show = Show::silent();
     show.stoppable = true;
     let mut packer = Packer::file(&model, image, &path, 0).map_err(Failure::usage)?;
-    while packer.work(&pool, SLICE).map_err(Failure::usage)? {
-        let (done, total) = packer.progress();
-        if interrupted.came() && done < total {
-            return Err(Failure::new(
-                EXIT_INTERRUPTED,
-                format!("stopped; {} is not written", path.display()),
-            ));
-        }
-        show.step(Step::Packing, done, total);
-    }
+    output::write(&path, Step::Packing, (&interrupted, &mut show), &mut || {
+        let more = packer.work(&pool, output::SLICE).map_err(Failure::usage)?;
+        Ok(more.then(|| packer.progress()))
+    })?;
     drop((packer, interrupted, pool));
     let cost = match args.head {
         None => None,

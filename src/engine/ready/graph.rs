@@ -16,8 +16,10 @@ use crate::side::graph::{Graph, GraphError};
 
 /// How long the helper is waited for between two looks at what came in.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long it may take for a step: the longest texts of a large encoder take half a minute on a slow board.
-const STEP_US: u64 = 120_000_000;
+/// How long it may take for a step, and for each of its tokens: four texts of 512 tokens of a large encoder take two minutes on
+/// a slow board. Nothing else is computed meanwhile.
+const STEP_US: u64 = 20_000_000;
+const TOKEN_US: u64 = 100_000;
 /// Bytes of the helper beside its weights.
 const BESIDE: u64 = 32 << 20;
 
@@ -123,7 +125,7 @@ impl Remote {
             let What::Graph(sequence) = &mut g.kept.what else { continue };
             let sent = self.graph.step(sequence.id, sequence.n, g.tokens, g.draws);
             sent.map_err(|e| self.gone(e))?;
-            let answer = self.answer(go_on)?;
+            let answer = self.answer(g.tokens.len(), go_on)?;
             match self.graph.logits(&answer, g.draws) {
                 Ok(_) if !g.draws => {}
                 Ok(logits) => all.extend(sample(g.slot, &logits).map(|token| Drawn::Token(g.slot, token))),
@@ -164,7 +166,7 @@ impl Remote {
     ) -> Result<Vec<Drawn>, Stopped> {
         let texts: Vec<&[Token]> = going.iter().map(|g| g.tokens).collect();
         self.graph.embed(&texts).map_err(|e| self.gone(e))?;
-        let answer = self.answer(go_on)?;
+        let answer = self.answer(texts.iter().map(|text| text.len()).sum(), go_on)?;
         let vectors = self.graph.vectors(&answer, going.len()).map_err(Stopped::Lost)?;
         let of = |(g, vector): (&Going<'_>, _)| Drawn::Vector(g.slot, vector);
         Ok(going.iter().zip(vectors).map(of).collect())
@@ -179,9 +181,9 @@ impl Remote {
         }
     }
 
-    /// The answer to what was just asked.
-    fn answer(&mut self, go_on: &mut dyn FnMut(Part) -> bool) -> Result<Frame, Stopped> {
-        let since = clock::now_us();
+    /// The answer to what was just asked, about so many tokens.
+    fn answer(&mut self, n: usize, go_on: &mut dyn FnMut(Part) -> bool) -> Result<Frame, Stopped> {
+        let (since, most) = (clock::now_us(), STEP_US + n as u64 * TOKEN_US);
         self.n_owed += 1;
         loop {
             match self.graph.answer(LOOK).map_err(|e| self.gone(e))? {
@@ -191,8 +193,8 @@ impl Remote {
                     self.served = true;
                     return Ok(answer);
                 }
-                None if clock::now_us().saturating_sub(since) > STEP_US => {
-                    return Err(Stopped::Lost(GraphError::slow(STEP_US / 1_000_000)));
+                None if clock::now_us().saturating_sub(since) > most => {
+                    return Err(Stopped::Lost(GraphError::slow(most / 1_000_000)));
                 }
                 None if go_on(Part::Attention) => {}
                 None => return Err(Stopped::Left),

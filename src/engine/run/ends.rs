@@ -157,7 +157,7 @@ impl Runner {
     /// A model computed what is no number.
     pub(super) fn damaged(&mut self, slot: Slot) {
         let Some(job) = self.jobs.get(&slot) else { return };
-        let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos()));
+        let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos(), job.model.own().is_some()));
         log::error!(
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
         );

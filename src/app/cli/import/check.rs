@@ -1,15 +1,18 @@
 //! Whether a file that was made of an ONNX graph says what the graph says, and how fast each says it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::Failure;
 use crate::app::cli::show::{Show, Step};
 use crate::base::Token;
 use crate::engine::{ModelFile, Solo};
+use crate::format::Checkpoint;
 use crate::format::hf::onnx;
-use crate::model::{Pack, Precision};
+use crate::model::{Pack, Precision, vocab};
 use crate::os::clock;
+use crate::os::interrupt::Noticed;
+use crate::os::message::Frame;
 use crate::quant::Quant;
 use crate::side::graph::{Graph, GraphError, Open};
 use crate::text::Special;
@@ -22,115 +25,179 @@ const TEXT: &str = "A visitor asks at the desk how to get to the old harbour. Ta
 /// Most tokens of it, and those of them that are written on.
 const N_TOKENS: usize = 64;
 const N_WRITTEN: usize = 16;
-/// How long the helper is waited for.
-const WAIT: Duration = Duration::from_secs(300);
+/// Times that each is timed; the fastest counts.
+const N_TIMED: usize = 3;
+/// How long the helper is waited for, and between two looks at Ctrl-C.
+const WAIT_US: u64 = 300_000_000;
+const LOOK: Duration = Duration::from_millis(100);
 
-/// Tokens a second.
-#[derive(Clone, Copy)]
-pub(super) struct Speed {
-    pub(super) prefill: f64,
-    pub(super) decode: f64,
+/// How far the logits of weights that are still the graph's may be: 32-bit floats, or 16-bit ones that tract computes with.
+pub(super) fn of_floats(source: &Checkpoint) -> f64 {
+    let narrow = source.tensors().any(|(_, info)| matches!(info.quant, Quant::F16 | Quant::BF16));
+    if narrow { 1e-2 } else { 1e-4 }
 }
-
-/// What was found.
-pub(super) struct Check {
-    /// Distance of the logits: relative, by the root of squares.
-    pub(super) distance: f64,
-    /// Most that it may be.
-    pub(super) bound: f64,
-    /// Places that were compared, and those where the likeliest token is the same.
-    pub(super) n: usize,
-    pub(super) n_same: usize,
-    pub(super) graph: Speed,
-    pub(super) file: Speed,
-    pub(super) threads: usize,
-}
-
-/// Who reads tokens behind those that it has read, and gives the logits after the last.
-type Reads<'r> = dyn FnMut(usize, &[Token]) -> Result<Vec<f32>, Failure> + 'r;
 
 /// How far a file with matrices of this type may be from its graph: of random weights four bits leave 0.7, weights in a wrong
 /// order are at 1.4.
-fn bound(quant: Quant) -> f64 {
+pub(super) fn of_type(quant: Quant) -> f64 {
     match quant {
-        Quant::F32 => 1e-3,
         Quant::F16 => 1e-2,
         Quant::Q8_0 => 0.1,
         _ => 1.0,
     }
 }
 
-/// Compares the GGUF file at `path`, of matrices of type `quant`, with the graph of `model`; `None` if that is no graph.
-///
-/// # Errors
-/// In the first place why there is nothing to compare with, in the second what failed.
-pub(super) fn check(
-    model: &Path,
-    (path, quant): (&Path, Quant),
-    threads: usize,
-    show: &mut Show,
-) -> Result<Option<Result<Check, GraphError>>, Failure> {
-    let Some((dir, graph)) = onnx::find(model) else { return Ok(None) };
-    let dir = onnx::open(&dir, &graph).map_err(Failure::usage)?;
-    let open = Open { generates: true, pool: dir.pool, unit: dir.unit, threads };
-    let helper = crate::app::helper(false);
-    let mut graph = match opened(Graph::start(&helper, &dir.graph, dir.first.as_deref(), &open), show) {
-        Ok(graph) => graph,
-        Err(e) => return Ok(Some(Err(e))),
-    };
-    let file = ModelFile { id: "imported".into(), path: PathBuf::from(path) };
-    let kernels = crate::app::kernels().map_err(Failure::usage)?;
-    let solo = Solo::open(kernels, &file, threads, Pack::Memory, None, &mut |_, _| {})?;
-    let mut tokens = Vec::new();
-    solo.tokenizer().encode(TEXT, Special::AsText, &mut tokens);
-    tokens.truncate(N_TOKENS.min(dir.n_ctx).min(solo.model().hyper().n_ctx_train));
-    let n_prompt = tokens.len().saturating_sub(N_WRITTEN).max(1);
+/// Tokens a second.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Speed {
+    pub(super) prefill: f64,
+    pub(super) decode: f64,
+}
 
-    // The first time they are compared and warm up, the second time they are timed.
-    let (mut id, mut rows, mut speeds) = (0, [Vec::new(), Vec::new()], Vec::new());
-    let mut all = [Vec::new(), Vec::new()];
-    for precision in [Precision::F32, Precision::default()] {
-        let mut reader = solo.reader(precision, tokens.len())?;
-        let mut ours = |_: usize, tokens: &[Token]| Ok(reader.read_on(tokens)?.to_vec());
-        let mut theirs = |at: usize, tokens: &[Token]| step(&mut graph, id, at, tokens);
-        let reads: [&mut Reads<'_>; 2] = [&mut theirs, &mut ours];
-        speeds.clear();
-        for (read, rows) in reads.into_iter().zip(&mut rows) {
-            show.step(Step::Measuring, (2 * id as usize + speeds.len()) as u64, 4);
-            let (speed, told) = told(read, tokens.split_at(n_prompt))?;
-            (*rows, _) = (told, speeds.push(speed));
-        }
-        if id == 0 {
-            all = rows.clone();
-        }
-        id += 1;
+/// How far logits are from those of the graph.
+#[derive(Clone, Copy)]
+pub(super) struct Compared {
+    /// Relative, by the root of squares.
+    pub(super) distance: f64,
+    /// Places that were compared, and those where the likeliest token is the same.
+    pub(super) n: usize,
+    pub(super) n_same: usize,
+}
+
+/// What runs the graph that a file is made of.
+pub(super) struct Peer<'i> {
+    graph: Graph,
+    /// What is read, how many of it at once.
+    tokens: Vec<Token>,
+    n_prompt: usize,
+    threads: usize,
+    next_id: u32,
+    interrupted: &'i Noticed,
+}
+
+/// Who reads tokens behind those that it has read, and gives the logits after the last.
+type Reads<'r> = dyn FnMut(usize, &[Token]) -> Result<Vec<f32>, Failure> + 'r;
+
+impl<'i> Peer<'i> {
+    /// Of the graph of `model`; `None` if that is no graph.
+    ///
+    /// # Errors
+    /// In the first place why there is nothing that runs it, in the second what else is wrong.
+    pub(super) fn of(
+        model: &Path,
+        threads: usize,
+        interrupted: &'i Noticed,
+        show: &mut Show,
+    ) -> Result<Option<Result<Self, GraphError>>, Failure> {
+        let Some((dir, graph)) = onnx::find(model) else { return Ok(None) };
+        let dir = onnx::open(&dir, &graph).map_err(Failure::usage)?;
+        let mut tokens = Vec::new();
+        vocab::of_graph(&dir).map_err(Failure::usage)?.encode(TEXT, Special::AsText, &mut tokens);
+        tokens.truncate(N_TOKENS.min(dir.n_ctx));
+        let n_prompt = tokens.len().saturating_sub(N_WRITTEN).max(1);
+        let open = Open { generates: true, pool: dir.pool, unit: dir.unit, threads };
+        let started = Graph::start(&crate::app::helper(false), &dir.graph, dir.first.as_deref(), &open);
+        let graph = match started.and_then(|graph| opened(graph, interrupted, show)) {
+            Ok(graph) => graph,
+            Err(e) => return Ok(Some(Err(e))),
+        };
+        Ok(Some(Ok(Self { graph, tokens, n_prompt, threads, next_id: 0, interrupted })))
     }
-    let [graph_rows, file_rows] = &all;
-    let (distance, n_same) = compared(graph_rows, file_rows)?;
-    let [graph, file] = <[Speed; 2]>::try_from(speeds).map_err(|_| Failure::internal("two were timed"))?;
-    let bound = bound(quant);
-    Ok(Some(Ok(Check { distance, bound, n: graph_rows.len(), n_same, graph, file, threads })))
+
+    /// Compares the file at `path`, whose logits may be away from the graph's by `bound`.
+    ///
+    /// # Errors
+    /// When they are further away, or cannot be had.
+    pub(super) fn hold(&mut self, path: &Path, bound: f64, show: &mut Show) -> Result<Compared, Failure> {
+        show.step(Step::Waiting, 0, 0);
+        let (tokens, n_prompt) = (self.tokens.clone(), self.n_prompt);
+        let solo = self.opened(path, Pack::Off)?;
+        let mut reader = solo.reader(Precision::F32, tokens.len())?;
+        let (prompt, written) = tokens.split_at(n_prompt);
+        let (_, file) = told(&mut |_, tokens| Ok(reader.read_on(tokens)?.to_vec()), (prompt, written))?;
+        let (_, graph) = self.told((prompt, written))?;
+        let found = compared(&graph, &file)?;
+        if found.distance.is_nan() || found.distance > bound {
+            let what = format!(
+                "logits are {:.1e} from those of the graph, more than the {bound:.0e} that rounding explains: the graph \
+                 computes something that the files beside it do not tell; run the graph itself",
+                found.distance
+            );
+            return Err(Failure::new(1, what));
+        }
+        Ok(found)
+    }
+
+    /// How fast the graph, and the file at `path`, read and write.
+    ///
+    /// # Errors
+    /// When one of them cannot.
+    pub(super) fn speeds(&mut self, path: &Path, show: &mut Show) -> Result<[Speed; 2], Failure> {
+        let (tokens, n_prompt) = (self.tokens.clone(), self.n_prompt);
+        let solo = self.opened(path, Pack::Memory)?;
+        let mut best = [Speed::default(); 2];
+        for i in 0..N_TIMED {
+            show.step(Step::Measuring, i as u64, N_TIMED as u64);
+            let mut reader = solo.reader(Precision::default(), tokens.len())?;
+            let (file, _) =
+                told(&mut |_, tokens| Ok(reader.read_on(tokens)?.to_vec()), tokens.split_at(n_prompt))?;
+            let (graph, _) = self.told(tokens.split_at(n_prompt))?;
+            for (best, speed) in best.iter_mut().zip([graph, file]) {
+                *best =
+                    Speed { prefill: best.prefill.max(speed.prefill), decode: best.decode.max(speed.decode) };
+            }
+        }
+        Ok(best)
+    }
+
+    /// The model in the file at `path`.
+    fn opened(&self, path: &Path, pack: Pack) -> Result<Solo, Failure> {
+        let file = ModelFile { id: "imported".into(), path: path.to_owned() };
+        let kernels = crate::app::kernels().map_err(Failure::usage)?;
+        Ok(Solo::open(kernels, &file, self.threads, pack, None, &mut |_, _| {})?)
+    }
+
+    /// What the graph tells of a text of its own.
+    fn told(&mut self, text: (&[Token], &[Token])) -> Result<(Speed, Vec<Vec<f32>>), Failure> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let told = told(&mut |at, tokens| self.step(id, at, tokens), text)?;
+        self.graph.end(&[id]).map_err(Failure::internal)?;
+        Ok(told)
+    }
+
+    /// The logits of the graph after `tokens` more of text `id`.
+    fn step(&mut self, id: u32, at: usize, tokens: &[Token]) -> Result<Vec<f32>, Failure> {
+        self.graph.step(id, at, tokens, true).map_err(Failure::internal)?;
+        let graph = &mut self.graph;
+        let answer: Frame = waited(self.interrupted, || graph.answer(LOOK)).map_err(Failure::internal)?;
+        self.graph.logits(&answer, true).map_err(Failure::internal)
+    }
 }
 
 /// The helper once it has its graph.
-fn opened(started: Result<Graph, GraphError>, show: &mut Show) -> Result<Graph, GraphError> {
-    let mut graph = started?;
-    let since = clock::now_us();
-    while graph.open(Duration::from_millis(100))?.is_none() {
+fn opened(mut graph: Graph, interrupted: &Noticed, show: &mut Show) -> Result<Graph, GraphError> {
+    waited(interrupted, || {
         show.step(Step::Waiting, 0, 0);
-        if clock::now_us().saturating_sub(since) > WAIT.as_micros() as u64 {
-            return Err(GraphError::slow(WAIT.as_secs()));
-        }
-    }
+        Ok(graph.open(LOOK)?.map(|_| ()))
+    })?;
     Ok(graph)
 }
 
-/// The logits of the graph after `tokens` more of text `id`.
-fn step(graph: &mut Graph, id: u32, at: usize, tokens: &[Token]) -> Result<Vec<f32>, Failure> {
-    graph.step(id, at, tokens, true).map_err(Failure::internal)?;
-    match graph.answer(WAIT).map_err(Failure::internal)? {
-        Some(answer) => graph.logits(&answer, true).map_err(Failure::internal),
-        None => Err(Failure::internal(GraphError::slow(WAIT.as_secs()))),
+/// What `look` finds, unless it takes for ever or Ctrl-C comes.
+fn waited<T>(
+    interrupted: &Noticed,
+    mut look: impl FnMut() -> Result<Option<T>, GraphError>,
+) -> Result<T, GraphError> {
+    let since = clock::now_us();
+    loop {
+        match look()? {
+            Some(found) => return Ok(found),
+            None if interrupted.came() || clock::now_us().saturating_sub(since) > WAIT_US => {
+                return Err(GraphError::slow(WAIT_US / 1_000_000));
+            }
+            None => {}
+        }
     }
 }
 
@@ -152,17 +219,17 @@ fn told(
 }
 
 /// How far rows of logits are from those of the graph, and in how many the likeliest token is the same.
-fn compared(graph: &[Vec<f32>], file: &[Vec<f32>]) -> Result<(f64, usize), Failure> {
+fn compared(graph: &[Vec<f32>], file: &[Vec<f32>]) -> Result<Compared, Failure> {
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
     let (mut apart, mut all, mut n_same) = (0.0, 0.0, 0);
     for (g, f) in graph.iter().zip(file) {
         if g.len() != f.len() {
-            let what = format!("the graph gives {} logits, the file {}", g.len(), f.len());
+            let what = format!("the graph gives {} logits, its weights make {}", g.len(), f.len());
             return Err(Failure::new(1, what));
         }
         n_same += usize::from(best(g) == best(f));
         apart += g.iter().zip(f).map(|(g, f)| f64::from(g - f).powi(2)).sum::<f64>();
         all += g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
     }
-    Ok(((apart / all).sqrt(), n_same))
+    Ok(Compared { distance: (apart / all).sqrt(), n: graph.len(), n_same })
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use check::{Check, Speed};
+use check::{Compared, Peer, Speed};
 
 use super::Failure;
-use super::pack::{EXIT_INTERRUPTED, SLICE};
+use super::output;
 use super::show::{self, Show, Step, Table, count, size};
 use crate::format::open_weights;
 use crate::kernel::Pool;
@@ -61,15 +61,13 @@ fn beside(model: &Path, quant: Quant) -> PathBuf {
     model.with_file_name(format!("{stem}-{}.gguf", quant.name().to_lowercase()))
 }
 
-/// Writes the file; under its name stands all of it or nothing.
+/// Writes the file; under its name stands all of it, held to its graph, or nothing.
 pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     let path = args.output.clone().unwrap_or_else(|| beside(&args.model, args.quant));
-    if !args.force && path.symlink_metadata().is_ok() {
-        return Err(Failure::usage(format!("{}: is there; --force writes over it", path.display())));
-    }
+    output::may_be_written(&path, args.force)?;
     let source = Arc::new(open_weights(&args.model).map_err(Failure::usage)?);
     let source_bytes = source.n_bytes();
-    let plan = Plan::new(source, args.quant).map_err(Failure::usage)?;
+    let plan = Plan::new(source.clone(), args.quant).map_err(Failure::usage)?;
     let (bytes, types, lost) = (plan.n_bytes(), plan.types(), plan.lost.clone());
     let kernels = crate::app::kernels().map_err(Failure::usage)?;
     let n_threads = args.threads.map_or(cpus::n_threads(&Tree::default(), &[]), |n| n as usize);
@@ -79,29 +77,59 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     let interrupted = Noticed::new();
     let mut show = Show::silent();
     show.stoppable = true;
-    let mut import = Import::new(plan, &path).map_err(Failure::usage)?;
-    while import.work(&pool, SLICE).map_err(Failure::usage)? {
-        let (done, total) = import.progress();
-        if interrupted.came() && done < total {
-            return Err(Failure::new(
-                EXIT_INTERRUPTED,
-                format!("stopped; {} is not written", path.display()),
-            ));
+    let write = |plan: Plan, path: &Path, show: &mut Show| -> Result<Unchecked, Failure> {
+        let mut import = Import::new(plan, path).map_err(Failure::usage)?;
+        output::write(path, Step::Writing, (&interrupted, show), &mut || {
+            let more = import.work(&pool, output::SLICE).map_err(Failure::usage)?;
+            Ok(more.then(|| import.progress()))
+        })?;
+        Ok(Unchecked(Some(path.to_owned())))
+    };
+    let ended = |failure: Failure| if interrupted.came() { output::stopped(&path) } else { failure };
+    // Why there is no comparison is told, but is no failure.
+    let (mut peer, mut unchecked) = match args.no_check {
+        true => (None, None),
+        false => match Peer::of(&args.model, n_threads, &interrupted, &mut show).map_err(ended)? {
+            Some(Ok(peer)) => (Some(peer), None),
+            Some(Err(e)) => (None, Some(e.to_string())),
+            None => (None, None),
+        },
+    };
+    // Weights as floats first: quantized ones are away from the graph's by more than a wrong configuration may be.
+    let mut floats = None;
+    if let Some(peer) = peer.as_mut().filter(|_| args.quant != Quant::F32) {
+        let beside = path.with_extension("floats.gguf");
+        output::may_be_written(&beside, false)?;
+        let plan = Plan::new(source.clone(), Quant::F32).map_err(Failure::usage)?;
+        match write(plan, &beside, &mut show) {
+            Ok(_goes) => {
+                floats = Some(peer.hold(&beside, check::of_floats(&source), &mut show).map_err(ended)?);
+            }
+            Err(e) if interrupted.came() => return Err(e),
+            Err(e) => {
+                unchecked = Some(format!("weights as floats, before they were quantized: {}", e.message))
+            }
         }
-        show.step(Step::Writing, done, total);
     }
-    drop((import, interrupted, pool));
-    let model = written(&path)?;
-    let checked = match args.no_check {
-        true => None,
-        false => check::check(&args.model, (&path, args.quant), n_threads, &mut show)?,
+    let written = write(plan, &path, &mut show)?;
+    let model = Model::open(&path).map_err(Failure::internal)?;
+    vocab::tokenizer(model.checkpoint()).map_err(Failure::internal)?;
+    let checked = match &mut peer {
+        Some(peer) => {
+            let bound = match args.quant {
+                Quant::F32 => check::of_floats(&source),
+                quant => check::of_type(quant),
+            };
+            let found = peer.hold(&path, bound, &mut show).map_err(ended)?;
+            Some((found, peer.speeds(&path, &mut show).map_err(ended)?))
+        }
+        None => None,
     };
+    if interrupted.came() {
+        return Err(output::stopped(&path));
+    }
+    written.keep();
     show.finish();
-    // Why there is no comparison is told, but is no failure: the file is whole.
-    let (checked, unchecked) = match checked.transpose() {
-        Ok(checked) => (checked, None),
-        Err(e) => (None, Some(e.to_string())),
-    };
     if args.json {
         let types: Vec<_> = types
             .iter()
@@ -116,10 +144,9 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
             "parameters": model.parameters(),
             "types": types,
             "lost": lost,
-            "checked": checked.as_ref().map(object),
+            "checked": checked.as_ref().map(|(found, speeds)| object(floats.as_ref().unwrap_or(found), found, speeds)),
             "unchecked": unchecked,
-        }))
-        .and_then(|()| agrees(checked.as_ref(), &path));
+        }));
     }
     let mut table = Table::default();
     table.line("file", &format!("{}, {}", path.display(), size(bytes)));
@@ -133,58 +160,55 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     for (i, what) in lost.iter().enumerate() {
         table.line(if i == 0 { "not said" } else { "" }, what);
     }
-    if let Some(Check { distance, n, n_same, graph, file, threads, .. }) = &checked {
-        table.line(
-            "checked",
-            &format!("logits {distance:.1e} from the graph's, the likeliest is the same in {n_same} of {n}"),
-        );
+    if let Some((found, [graph, file])) = &checked {
+        let said = |Compared { distance, n, n_same }: &Compared| {
+            format!("logits {distance:.1e} from the graph's, the likeliest is the same in {n_same} of {n}")
+        };
+        if let Some(floats) = &floats {
+            table.line("as floats", &said(floats));
+        }
+        table.line("as written", &said(found));
         for (key, what, speed) in [("speed", "graph", graph), ("", "file", file)] {
             let Speed { prefill, decode } = speed;
-            let what = format!("{what}: {prefill:.0} tokens/s read, {decode:.1} written, {threads} threads");
+            let what =
+                format!("{what}: {prefill:.0} tokens/s read, {decode:.1} written, {n_threads} threads");
             table.line(key, &what);
         }
     }
     if let Some(why) = unchecked {
         table.line("not checked", &why);
     }
-    table.print()?;
-    agrees(checked.as_ref(), &path)
+    table.print()
 }
 
-/// What a comparison found, for machines.
-fn object(check: &Check) -> serde_json::Value {
-    let speed =
-        |speed: &Speed| json!({"prefill_tokens_per_s": speed.prefill, "decode_tokens_per_s": speed.decode});
-    json!({
-        "distance": check.distance,
-        "bound": check.bound,
-        "places": check.n,
-        "same_likeliest": check.n_same,
-        "threads": check.threads,
-        "graph": speed(&check.graph),
-        "file": speed(&check.file),
-    })
-}
+/// A file that goes again unless it is kept.
+struct Unchecked(Option<PathBuf>);
 
-/// Whether the file says what its graph says.
-fn agrees(check: Option<&Check>, path: &Path) -> Result<(), Failure> {
-    match check {
-        Some(Check { distance, bound, .. }) if distance.is_nan() || distance > bound => Err(Failure::new(
-            1,
-            format!(
-                "{}: its logits are {distance:.2} from those of the graph, more than the {bound} that its type explains: the \
-                 graph computes something that the configuration beside it does not tell; run the graph itself",
-                path.display()
-            ),
-        )),
-        _ => Ok(()),
+impl Unchecked {
+    fn keep(mut self) {
+        self.0 = None;
     }
 }
 
-/// What was written, read back: a model with a vocabulary, or the command has failed. Whatever else is to be said of it
-/// begins here.
-fn written(path: &Path) -> Result<Model, Failure> {
-    let model = Model::open(path).map_err(Failure::internal)?;
-    vocab::tokenizer(model.checkpoint()).map_err(Failure::internal)?;
-    Ok(model)
+impl Drop for Unchecked {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // One that cannot be taken away stays.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// What a comparison found, for machines: with weights as floats, as they were written, and how fast.
+fn object(floats: &Compared, written: &Compared, [graph, file]: &[Speed; 2]) -> serde_json::Value {
+    let speed =
+        |speed: &Speed| json!({"prefill_tokens_per_s": speed.prefill, "decode_tokens_per_s": speed.decode});
+    json!({
+        "distance_as_floats": floats.distance,
+        "distance": written.distance,
+        "places": written.n,
+        "same_likeliest": written.n_same,
+        "graph": speed(graph),
+        "file": speed(file),
+    })
 }
