@@ -15,9 +15,8 @@ const READ: usize = 64 << 20;
 /// Bytes that are packed between them.
 const PACKED: usize = 16 << 20;
 
-/// How long a helper is waited for at a time, and in all: so long, and a second for so many bytes. A graph of a gigabyte takes
-/// three seconds on a machine of today, and no other model is loaded meanwhile.
-const GRAPH_LOOK: Duration = Duration::from_millis(20);
+/// How long a helper may take: so long, and a second for so many bytes. A graph of a gigabyte takes three seconds on a
+/// machine of today.
 const GRAPH_US: u64 = 20_000_000;
 const GRAPH_BYTES: u64 = 10 << 20;
 
@@ -74,11 +73,16 @@ impl Load {
         }
     }
 
+    /// Whether somebody else works on it, whom nobody has to wait for.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Graph(..))
+    }
+
     /// Works on the next slice; false when there is none.
     pub(super) fn work(&mut self, model: &Loaded, pool: &Pool) -> bool {
         match self {
             Self::Own(own, way) => way.work(model, own, pool),
-            Self::Graph(graph, since, bytes) => match graph.open(GRAPH_LOOK) {
+            Self::Graph(graph, since, bytes) => match graph.open(Duration::ZERO) {
                 Ok(Some(_)) => false,
                 Ok(None) => {
                     let most = GRAPH_US + *bytes / GRAPH_BYTES * 1_000_000;

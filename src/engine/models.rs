@@ -20,7 +20,11 @@ pub(super) struct Loading {
     pub model: Arc<Loaded>,
     load: Load,
     given: Given,
+    /// Bytes that it takes at the least.
+    pub least: u64,
     since: Micros,
+    /// When those who asked for it last heard of it.
+    told_us: Micros,
 }
 
 /// Somebody wants a model to be loaded though no request needs it.
@@ -176,11 +180,33 @@ impl Runner {
         self.forget_models();
     }
 
-    /// Lets go of a model that was being loaded, if nobody wants it any more.
+    /// Lets go of models that were being loaded, where nobody wants them any more.
     fn stop_loading(&mut self) {
-        if let Some(l) = self.loading.take_if(|l| !self.scheduler.uses(l.model.key)) {
+        let gone = |l: &mut Loading| !self.scheduler.uses(l.model.key);
+        let mut all: Vec<Loading> = self.opening.extract_if(.., gone).collect();
+        all.extend(self.loading.take_if(gone));
+        for l in all {
             self.shared.set_state(&l.model.id, self.state_of(&l.model.id));
         }
+    }
+
+    /// Looks how far helpers are with the graphs that they are opening. One that nobody waits for any more is let go of.
+    pub(super) fn look_at_opening(&mut self, now: Micros) {
+        for mut l in std::mem::take(&mut self.opening) {
+            let key = l.model.key;
+            let waited_for = self.jobs.values().any(|job| job.model.key == key)
+                || self.wishes.iter().any(|wish| wish.model.key == key);
+            if !waited_for {
+                self.input(Input::Unwant(key));
+            }
+            self.tell_loading(&mut l, now);
+            if waited_for {
+                self.load_on(l, now);
+            } else {
+                self.opening.push(l);
+            }
+        }
+        self.stop_loading();
     }
 
     /// The state of a model that is not being loaded: with another context it may be there still.
@@ -255,7 +281,9 @@ impl Runner {
 
     /// Forgets a model that no request uses; but not for one that would not fit without it either.
     pub(super) fn unload(&mut self, key: ModelKey, why: Why) {
+        // Whose helper takes long goes in any case: what it was at cannot be taken up again.
         if let Why::For(next) = why
+            && !self.aside.contains_key(&key)
             && let Some(next) = self.models.get(&next).cloned()
             && let Err(short) = self.fit(&next, vec![key])
         {
@@ -278,6 +306,7 @@ impl Runner {
     }
 
     fn forget_ready(&mut self, key: ModelKey, why: &str) {
+        self.aside.remove(&key);
         let Some(old) = self.ready.remove(&key) else { return };
         let (id, metrics) = (old.model.id.clone(), old.metrics.clone());
         let n = metrics.weight_bytes.get();
@@ -288,7 +317,7 @@ impl Runner {
             metrics.weight_bytes.set(n);
         } else {
             self.shared.set_pinned(&id, false);
-            if self.loading.as_ref().is_none_or(|l| l.model.id != id) {
+            if self.loading.iter().chain(&self.opening).all(|l| l.model.id != id) {
                 self.shared.set_state(&id, ModelState::Available);
             }
         }
@@ -316,34 +345,38 @@ impl Runner {
 
     /// Makes a model ready, a slice at a time.
     pub(super) fn load(&mut self, key: ModelKey, now: Micros) {
-        if self.loading.as_ref().is_none_or(|l| l.model.key != key) {
-            let Some(model) = self.models.get(&key).cloned() else {
-                return self.input(Input::Unloaded(key));
-            };
-            let (given, going) = match self.fit(&model, Vec::new()) {
-                Ok(fits) => fits,
-                Err(short) => return self.not_loaded(&model, &short_fault(&model.id, &short)),
-            };
-            for other in going {
-                self.input(Input::Unloaded(other));
-                self.forget_ready(other, "another one is wanted");
+        let mut l = match self.loading.take_if(|l| l.model.key == key) {
+            Some(l) => l,
+            None => {
+                let Some(model) = self.models.get(&key).cloned() else {
+                    return self.input(Input::Unloaded(key));
+                };
+                let (given, going) = match self.fit(&model, Vec::new()) {
+                    Ok(fits) => fits,
+                    Err(short) => return self.not_loaded(&model, &short_fault(&model.id, &short)),
+                };
+                for other in going {
+                    self.input(Input::Unloaded(other));
+                    self.forget_ready(other, "another one is wanted");
+                }
+                self.forget_models();
+                self.shared.set_state(&model.id, ModelState::Loading);
+                let load = Load::new(&model, &self.shared.options, self.shared.orders.threads());
+                Loading { least: self.least(&model), model, load, given, since: now, told_us: 0 }
             }
-            self.forget_models();
-            self.shared.set_state(&model.id, ModelState::Loading);
-            let load = Load::new(&model, &self.shared.options, self.shared.orders.threads());
-            self.loading = Some(Loading { model, load, given, since: now });
-            self.told_loading_us = 0;
+        };
+        self.tell_loading(&mut l, now);
+        self.load_on(l, now);
+        if self.opening.iter().any(|l| l.model.key == key) {
+            self.input(Input::Aside(key));
         }
-        self.tell_loading(key, now);
-        self.load_on(now);
     }
 
     /// Tells those who wait for a model how much of it is read.
-    fn tell_loading(&mut self, key: ModelKey, now: Micros) {
-        let Some(l) = &self.loading else { return };
+    fn tell_loading(&mut self, l: &mut Loading, now: Micros) {
         let (done, total) = l.load.progress();
         let event = Event::Loading { model: l.model.id.clone(), done, total };
-        for slot in self.scheduler.placed(key) {
+        for slot in self.scheduler.placed(l.model.key) {
             if let Some(job) = self.jobs.get_mut(&slot)
                 && (now >= job.told_us + PROGRESS_EVERY || done == total)
             {
@@ -351,9 +384,9 @@ impl Runner {
                 job.progress(&event);
             }
         }
-        if now >= self.told_loading_us + PROGRESS_EVERY || done == total {
-            self.told_loading_us = now;
-            for wish in self.wishes.iter_mut().filter(|wish| wish.model.key == key) {
+        if now >= l.told_us + PROGRESS_EVERY || done == total {
+            l.told_us = now;
+            for wish in self.wishes.iter_mut().filter(|wish| wish.model.key == l.model.key) {
                 if let Some(Asker { sink, live }) = &mut wish.asker
                     && sink.offer(&event) == Offer::Gone
                 {
@@ -364,15 +397,16 @@ impl Runner {
     }
 
     /// Reads the next slice, and makes the buffers after the last.
-    fn load_on(&mut self, now: Micros) {
-        let Some(mut l) = self.loading.take() else { return };
+    fn load_on(&mut self, mut l: Loading, now: Micros) {
         let (model, given, since) = (l.model.clone(), l.given, l.since);
         let started = start_pool(&mut self.pool, &self.shared);
         if let Ok(pool) = started
             && l.load.work(&model, pool)
         {
-            self.loading = Some(l);
-            return;
+            return match l.load.is_elsewhere() {
+                true => self.opening.push(l),
+                false => self.loading = Some(l),
+            };
         }
         if let Some(fault) = model.play.as_ref().and_then(Play::load_fault) {
             return self.not_loaded(&model, &fault);

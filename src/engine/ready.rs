@@ -77,6 +77,8 @@ pub(super) enum Drawn {
 pub(super) enum Stopped {
     /// Nobody wants it any more.
     Left,
+    /// A helper is at it still, which need not be waited for: the same is to be asked again.
+    Aside,
     /// The helper is gone, or does not answer as it should: it cannot be asked again.
     Lost(GraphError),
     /// It is gone, and what it was asked may be asked of another one.

@@ -3,8 +3,8 @@
 
 mod ends;
 mod mind;
+mod step;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,18 +13,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use self::ends::Draining;
+use self::step::Stepping;
 use super::generation::{Generation, Whole};
 use super::handle::{Live, Shared};
-use super::loaded::{Loaded, load_fault};
+use super::loaded::Loaded;
 use super::manners::Level;
 use super::models::{Loading, ToUnload, Wish};
 use super::prefix::NodeId;
-use super::ready::{Drawn, Going, Kept, Ready, Stopped};
+use super::ready::{Kept, Ready};
 use super::scheduler::{Action, Input, Micros, ModelKey, Part as Share, Scheduler, Slot, Step, Ticket};
 use super::{Code, Event, Fault, Offer, Request, Sink};
 use crate::base::Token;
 use crate::kernel::Pool;
-use crate::model::{ModelError, Part};
+use crate::model::ModelError;
 use crate::os::clock;
 
 /// A request that passed admission.
@@ -55,6 +56,8 @@ pub(super) enum Command {
     Look,
 }
 
+/// How often is looked what helpers have come to.
+const HELPER_LOOK: Micros = 2_000;
 /// A change of position or progress is told at most this often.
 const QUEUED_EVERY: Micros = 500_000;
 pub(super) const PROGRESS_EVERY: Micros = 250_000;
@@ -69,8 +72,10 @@ pub(super) struct Runner {
     next_slot: u64,
     pub(super) ready: BTreeMap<ModelKey, Ready>,
     pub(super) loading: Option<Loading>,
-    /// When those who asked for a load last heard of it.
-    pub(super) told_loading_us: Micros,
+    /// Models whose graphs helpers are opening.
+    pub(super) opening: Vec<Loading>,
+    /// Steps that helpers are at and nobody waits for who wants another model.
+    pub(super) aside: BTreeMap<ModelKey, Stepping>,
     /// Models that are wanted though no request needs them.
     pub(super) wishes: Vec<Wish>,
     /// Models that the scheduler knows by their keys.
@@ -120,7 +125,8 @@ impl Runner {
             next_slot: 0,
             ready: BTreeMap::new(),
             loading: None,
-            told_loading_us: 0,
+            opening: Vec::new(),
+            aside: BTreeMap::new(),
             wishes: Vec::new(),
             models: BTreeMap::new(),
             pool: None,
@@ -172,6 +178,7 @@ impl Runner {
                     other => self.take(other),
                 }
             }
+            self.look_at_helpers(inbox);
             let step = self.plan(now);
             // Who has a place by now does not hear of one in the queue.
             self.tell_positions(now);
@@ -182,8 +189,10 @@ impl Runner {
             }
             match step {
                 Step::Idle(until) => {
-                    let until = self.draining.iter().map(|d| d.until).chain(until).min();
-                    self.shared.busy.store(false, Ordering::Release);
+                    let helped = !self.opening.is_empty() || !self.aside.is_empty();
+                    let look = helped.then_some(now + HELPER_LOOK);
+                    let until = self.draining.iter().map(|d| d.until).chain(until).chain(look).min();
+                    self.shared.busy.store(helped, Ordering::Release);
                     let woken = match until {
                         None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                         // A little later than the moment itself, so that it has passed.
@@ -329,6 +338,7 @@ impl Runner {
         if let Some(kept) = self.kept.remove(&slot) {
             self.give_back(kept);
         }
+        self.aside.values_mut().for_each(|stepping| stepping.leave(slot));
     }
 
     fn give_back(&mut self, kept: Kept) {
@@ -388,115 +398,6 @@ impl Runner {
                 job.progress(&Event::Queued { position });
             }
         });
-    }
-
-    /// Takes the next tokens of some sequences through their model. That may take seconds, so others are looked at before
-    /// each layer: who asks hears at once that the queue is full, and who left leaves it. A step ends early only where
-    /// nobody wants it any more.
-    fn step(&mut self, inbox: &Receiver<Command>, key: ModelKey) {
-        let shares = self.scheduler.parts().to_vec();
-        let (Some(mut ready), Some(pool)) = (self.ready.remove(&key), self.pool.take()) else {
-            return self.fail_all(&shares, "no model is loaded for a running request");
-        };
-        pool.set_active(self.shared.orders.threads());
-        let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.clear();
-        let mut found: Vec<(Share, Kept)> = Vec::with_capacity(shares.len());
-        for share in &shares {
-            let (Some(job), Some(mut kept)) = (self.jobs.get(&share.slot), self.kept.remove(&share.slot))
-            else {
-                continue;
-            };
-            match kept.reserve(share.n) {
-                Ok(()) => {
-                    tokens.extend_from_slice(job.next(share.n));
-                    found.push((*share, kept));
-                }
-                Err(e) => {
-                    self.kept.insert(share.slot, kept);
-                    let fault = load_fault(&ready.model.id, &e);
-                    self.fail(share.slot, fault);
-                }
-            }
-        }
-        let mut rest = tokens.as_slice();
-        let mut going: Vec<Going<'_>> = Vec::with_capacity(found.len());
-        for (share, kept) in found {
-            let (own, others) = rest.split_at(share.n);
-            rest = others;
-            going.push(Going { slot: share.slot, kept, tokens: own, draws: share.draws });
-        }
-        let began = clock::now_us();
-        let drawn = match going.is_empty() {
-            true => Err(Stopped::Left),
-            false => self.advance(inbox, &mut ready, &pool, &mut going),
-        };
-        let now = clock::now_us();
-        let us = now.saturating_sub(began);
-        for Going { slot, kept, tokens: own, .. } in going {
-            match self.jobs.get_mut(&slot) {
-                Some(job) => {
-                    if drawn.is_ok() {
-                        let share_us = us * own.len() as u64 / tokens.len().max(1) as u64;
-                        job.stepped(own.len(), share_us, now, PROGRESS_EVERY);
-                        ready.keep_beginning(job, &kept, own.len());
-                    }
-                    self.kept.insert(slot, kept);
-                }
-                // It ended meanwhile.
-                None => self.give_back(kept),
-            }
-        }
-        ready.tell();
-        self.shared.metrics.busy_us.add(us);
-        self.rest_until = now.saturating_add(self.shared.orders.rest_after(us));
-        self.ready.insert(key, ready);
-        self.settle();
-        (self.pool, self.tokens) = (Some(pool), tokens);
-        match drawn {
-            Ok(drawn) => {
-                self.input(Input::StepDone(us));
-                for drawn in drawn {
-                    match drawn {
-                        Drawn::Token(slot, token) => self.emit(slot, token, now),
-                        Drawn::Vector(slot, vector) => self.embedded(slot, vector, now),
-                        Drawn::Refused(slot, e) => self.refused_by_helper(slot, &e),
-                    }
-                }
-            }
-            Err(Stopped::Left) => {}
-            Err(Stopped::Lost(e)) => self.lost_helper(key, &shares, &e),
-            Err(Stopped::Again(e)) => self.lost_helper(key, &[], &e),
-        }
-    }
-
-    /// Does a step and draws.
-    fn advance(
-        &mut self,
-        inbox: &Receiver<Command>,
-        ready: &mut Ready,
-        pool: &Pool,
-        going: &mut [Going<'_>],
-    ) -> Result<Vec<Drawn>, Stopped> {
-        let all: Vec<Slot> = going.iter().map(|g| g.slot).collect();
-        let n_tokens: usize = going.iter().map(|g| g.tokens.len()).sum();
-        let many = n_tokens > all.len() || ready.model.play.is_some();
-        // Both are asked in turn, by the one that works.
-        let this = RefCell::new(self);
-        let mut go_on = |part| {
-            let mut this = this.borrow_mut();
-            if part == Part::Attention {
-                this.shared.layers.fetch_add(1, Ordering::AcqRel);
-                if many {
-                    this.look_around(inbox);
-                }
-            }
-            all.iter().any(|slot| this.jobs.get(slot).is_some_and(|job| !job.live.cancelled()))
-        };
-        let mut sample = |slot, logits: &[f32]| {
-            this.borrow_mut().jobs.get_mut(&slot).map(|job: &mut Generation| job.sample(logits))
-        };
-        ready.step(pool, going, &mut sample, &mut go_on)
     }
 
     /// Passes a vector on: the request ends with it.

@@ -7,6 +7,8 @@
 )]
 
 #[cfg(feature = "onnx")]
+mod beside;
+#[cfg(feature = "onnx")]
 mod decoders;
 #[cfg(feature = "onnx")]
 mod encoders;

@@ -196,6 +196,18 @@ impl Daemon {
     }
 
     fn start_with(folder: &Folder, arguments: &[&OsStr], config: &str, address: Option<&str>) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_sottod"));
+        Self::start_program(program, folder, arguments, config, address)
+    }
+
+    /// Starts a copy of `sottod`, which finds its helpers beside itself.
+    pub(crate) fn start_program(
+        program: &Path,
+        folder: &Folder,
+        arguments: &[&OsStr],
+        config: &str,
+        address: Option<&str>,
+    ) -> Self {
         let folders = if config.contains("[models]") { "" } else { "[models]\ndirs = []\n" };
         let threads = if config.contains("threads = ") { "" } else { "threads = 1\n" };
         let file = folder.write(
@@ -203,7 +215,7 @@ impl Daemon {
             format!("version = 1\n{folders}[engine]\n{threads}nice = 0\ncontext = 16384\n{config}"),
         );
         let (socket, log) = (folder.join("api.sock"), folder.join("log"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sottod"));
+        let mut command = Command::new(program);
         command.arg("--config").arg(file).arg("--socket").arg(&socket);
         command.env("CACHE_DIRECTORY", folder.join("cache"));
         command.args(arguments);

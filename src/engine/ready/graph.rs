@@ -3,8 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::{Drawn, Going, Sample, Stopped, What};
-use crate::base::Token;
+use super::{Drawn, Going, Kept, Sample, Stopped, What};
 use crate::base::limits::ATTN_BLOCK;
 use crate::engine::loaded::Loaded;
 use crate::engine::manners::Need;
@@ -14,11 +13,13 @@ use crate::os::clock;
 use crate::os::message::Frame;
 use crate::side::graph::{Graph, GraphError};
 
-/// How long the helper is waited for between two looks at what came in.
+/// How long the helper is waited for between two looks at what came in, and how long all wait for it: from then on only who
+/// wants this model does.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long it may take for a step, and for each of its tokens: four texts of 512 tokens of a large encoder take two minutes on
-/// a slow board. Nothing else is computed meanwhile.
-const STEP_US: u64 = 20_000_000;
+const HOLD_US: u64 = 100_000;
+/// How long it may take for a request of it, and for each token: four texts of 512 tokens of a large encoder take two minutes
+/// on a slow board.
+const ASK_US: u64 = 20_000_000;
 const TOKEN_US: u64 = 100_000;
 /// Bytes of the helper beside its weights.
 const BESIDE: u64 = 32 << 20;
@@ -55,15 +56,28 @@ pub(super) struct Remote {
     next_id: u32,
     /// Texts that the helper was told of.
     known: Vec<(u32, Weak<()>)>,
-    /// Answers that nobody waits for any more.
-    n_owed: usize,
+    /// The step that it is at.
+    at: Option<At>,
     /// It has answered.
     served: bool,
 }
 
+/// How far a step is.
+#[derive(Default)]
+struct At {
+    /// Of its texts, those that are through: the next one is asked for.
+    n: usize,
+    /// When the helper was asked, and how long it may take.
+    asked: Option<(u64, u64)>,
+    /// It refused the texts together: each is asked for alone.
+    alone: bool,
+    /// What has come of it.
+    drawn: Vec<Drawn>,
+}
+
 impl Remote {
     pub(super) fn new(graph: Graph) -> Self {
-        Self { graph, next_id: 0, known: Vec::new(), n_owed: 0, served: false }
+        Self { graph, next_id: 0, known: Vec::new(), at: None, served: false }
     }
 
     /// Whether it makes vectors of texts; else it continues them.
@@ -84,8 +98,11 @@ impl Remote {
         Sequence { id, n: 0, _kept: kept }
     }
 
-    /// Has the helper let go of texts that nobody has any more. One that is gone has let go of all.
+    /// Has the helper let go of texts that nobody has any more, unless it is at something. One that is gone has let go of all.
     pub(super) fn tidy(&mut self) {
+        if self.at.is_some() {
+            return;
+        }
         let gone: Vec<u32> =
             self.known.iter().filter(|(_, kept)| kept.strong_count() == 0).map(|(id, _)| *id).collect();
         if !gone.is_empty() {
@@ -100,76 +117,99 @@ impl Remote {
         self.graph.opened().resident_bytes
     }
 
-    /// Does a step, and draws.
+    /// Does a step, and draws. Where it returns [`Stopped::Aside`] the same is to be called again, for what is left of it.
     pub(super) fn step(
         &mut self,
         going: &mut [Going<'_>],
         sample: &mut Sample<'_>,
         go_on: &mut dyn FnMut(Part) -> bool,
     ) -> Result<Vec<Drawn>, Stopped> {
-        match self.embeds() {
-            true => self.read_whole(going, go_on),
-            false => self.go_on_with(going, sample, go_on),
+        // What is left of a step that was set aside is looked at, and not waited for.
+        let until = if self.at.is_some() { 0 } else { clock::now_us() + HOLD_US };
+        let mut at = self.at.take().unwrap_or_default();
+        while at.n < going.len() {
+            let texts = match self.embeds() && !at.alone {
+                true => at.n..going.len(),
+                false => at.n..at.n + 1,
+            };
+            let texts = going.get_mut(texts).unwrap_or_default();
+            let Some((since, most)) = at.asked else {
+                let n_tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
+                self.ask(texts).map_err(|e| self.gone(e))?;
+                at.asked = Some((clock::now_us(), ASK_US + n_tokens as u64 * TOKEN_US));
+                continue;
+            };
+            let wait = if until == 0 { Duration::ZERO } else { LOOK };
+            match self.graph.answer(wait).map_err(|e| self.gone(e))? {
+                Some(answer) => {
+                    (self.served, at.asked) = (true, None);
+                    self.take(&answer, texts, sample, &mut at)?;
+                }
+                None if clock::now_us().saturating_sub(since) > most => {
+                    return Err(Stopped::Lost(GraphError::slow(most / 1_000_000)));
+                }
+                // What it is at can't be taken back, whoever has left.
+                None if clock::now_us() >= until || !go_on(Part::Attention) => {
+                    self.at = Some(at);
+                    return Err(Stopped::Aside);
+                }
+                None => {}
+            }
+        }
+        Ok(at.drawn)
+    }
+
+    /// Asks for the vectors of texts, or takes one on.
+    fn ask(&mut self, texts: &[Going<'_>]) -> Result<(), GraphError> {
+        match texts {
+            [Going { kept: Kept { what: What::Graph(sequence), .. }, tokens, draws, .. }]
+                if !self.embeds() =>
+            {
+                self.graph.step(sequence.id, sequence.n, tokens, *draws)
+            }
+            texts => self.graph.embed(&texts.iter().map(|text| text.tokens).collect::<Vec<_>>()),
         }
     }
 
-    /// Takes texts on, one after the other. What the helper refuses is one text's own affair.
-    fn go_on_with(
-        &mut self,
-        going: &mut [Going<'_>],
+    /// Takes the answer to what was asked of `texts`. What the helper refuses is one text's own affair.
+    fn take(
+        &self,
+        answer: &Frame,
+        texts: &mut [Going<'_>],
         sample: &mut Sample<'_>,
-        go_on: &mut dyn FnMut(Part) -> bool,
-    ) -> Result<Vec<Drawn>, Stopped> {
-        let mut all = Vec::with_capacity(going.len());
-        for g in going {
-            let What::Graph(sequence) = &mut g.kept.what else { continue };
-            let sent = self.graph.step(sequence.id, sequence.n, g.tokens, g.draws);
-            sent.map_err(|e| self.gone(e))?;
-            let answer = self.answer(g.tokens.len(), go_on)?;
-            match self.graph.logits(&answer, g.draws) {
-                Ok(_) if !g.draws => {}
-                Ok(logits) => all.extend(sample(g.slot, &logits).map(|token| Drawn::Token(g.slot, token))),
-                Err(e @ GraphError::Refused { .. }) => all.push(Drawn::Refused(g.slot, e)),
-                Err(e) => return Err(Stopped::Lost(e)),
+        at: &mut At,
+    ) -> Result<(), Stopped> {
+        let n = texts.len();
+        match texts {
+            [Going { slot, kept: Kept { what: What::Graph(sequence), .. }, tokens, draws }]
+                if !self.embeds() =>
+            {
+                sequence.n += tokens.len();
+                match self.graph.logits(answer, *draws) {
+                    Ok(_) if !*draws => {}
+                    Ok(logits) => {
+                        at.drawn.extend(sample(*slot, &logits).map(|token| Drawn::Token(*slot, token)));
+                    }
+                    Err(e @ GraphError::Refused { .. }) => at.drawn.push(Drawn::Refused(*slot, e)),
+                    Err(e) => return Err(Stopped::Lost(e)),
+                }
             }
-            sequence.n += g.tokens.len();
+            texts => match (self.graph.vectors(answer, n), &*texts) {
+                (Ok(vectors), texts) => {
+                    let of = |(g, vector): (&Going<'_>, _)| Drawn::Vector(g.slot, vector);
+                    at.drawn.extend(texts.iter().zip(vectors).map(of));
+                }
+                (Err(e @ GraphError::Refused { .. }), [one]) => at.drawn.push(Drawn::Refused(one.slot, e)),
+                // Nobody's text fails for another's.
+                (Err(GraphError::Refused { .. }), _) => {
+                    at.alone = true;
+                    return Ok(());
+                }
+                (Err(e), _) => return Err(Stopped::Lost(e)),
+            },
         }
-        Ok(all)
-    }
-
-    /// The vectors of whole texts. Where the helper refuses them it is asked for each alone, so that nobody's text fails for
-    /// another's.
-    fn read_whole(
-        &mut self,
-        going: &[Going<'_>],
-        go_on: &mut dyn FnMut(Part) -> bool,
-    ) -> Result<Vec<Drawn>, Stopped> {
-        match self.vectors(going, go_on) {
-            Err(Stopped::Lost(GraphError::Refused { .. })) => {}
-            done => return done,
-        }
-        let mut all = Vec::with_capacity(going.len());
-        for one in going {
-            match self.vectors(std::slice::from_ref(one), go_on) {
-                Ok(drawn) => all.extend(drawn),
-                Err(Stopped::Lost(e @ GraphError::Refused { .. })) => all.push(Drawn::Refused(one.slot, e)),
-                Err(other) => return Err(other),
-            }
-        }
-        Ok(all)
-    }
-
-    fn vectors(
-        &mut self,
-        going: &[Going<'_>],
-        go_on: &mut dyn FnMut(Part) -> bool,
-    ) -> Result<Vec<Drawn>, Stopped> {
-        let texts: Vec<&[Token]> = going.iter().map(|g| g.tokens).collect();
-        self.graph.embed(&texts).map_err(|e| self.gone(e))?;
-        let answer = self.answer(texts.iter().map(|text| text.len()).sum(), go_on)?;
-        let vectors = self.graph.vectors(&answer, going.len()).map_err(Stopped::Lost)?;
-        let of = |(g, vector): (&Going<'_>, _)| Drawn::Vector(g.slot, vector);
-        Ok(going.iter().zip(vectors).map(of).collect())
+        at.n += n;
+        Ok(())
     }
 
     /// It says nothing more. One that has served before may have been ended for no fault of what it was asked, which is asked
@@ -178,27 +218,6 @@ impl Remote {
         match e {
             GraphError::Gone { .. } if self.served => Stopped::Again(e),
             _ => Stopped::Lost(e),
-        }
-    }
-
-    /// The answer to what was just asked, about so many tokens.
-    fn answer(&mut self, n: usize, go_on: &mut dyn FnMut(Part) -> bool) -> Result<Frame, Stopped> {
-        let (since, most) = (clock::now_us(), STEP_US + n as u64 * TOKEN_US);
-        self.n_owed += 1;
-        loop {
-            match self.graph.answer(LOOK).map_err(|e| self.gone(e))? {
-                Some(_) if self.n_owed > 1 => self.n_owed -= 1,
-                Some(answer) => {
-                    self.n_owed -= 1;
-                    self.served = true;
-                    return Ok(answer);
-                }
-                None if clock::now_us().saturating_sub(since) > most => {
-                    return Err(Stopped::Lost(GraphError::slow(most / 1_000_000)));
-                }
-                None if go_on(Part::Attention) => {}
-                None => return Err(Stopped::Left),
-            }
         }
     }
 }

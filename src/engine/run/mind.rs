@@ -68,6 +68,11 @@ impl Runner {
         }
     }
 
+    /// Bytes that `model` takes at the least.
+    pub(in crate::engine) fn least(&self, model: &Loaded) -> u64 {
+        need(model, &self.shared.options, self.shared.settings().prefix_cache_bytes).least()
+    }
+
     /// What there is for a model once those of `going` are gone, of at most `max` bytes for all.
     fn have(&self, going: &[ModelKey], max: u64) -> Have {
         // Where the kernel does not tell, the load itself finds out.
@@ -75,11 +80,13 @@ impl Runner {
         let (available, from) = memory.map_or((u64::MAX, String::new()), |m| (m.available, m.from));
         let sum = |bytes: &mut dyn Iterator<Item = u64>| bytes.fold(0, u64::saturating_add);
         let stay = self.ready.iter().filter(|(key, _)| !going.contains(key));
+        let stay = stay.map(|(_, ready)| ready.needed_bytes());
         Have {
             available,
             from,
             own: sum(&mut self.ready.values().map(Ready::own_bytes)),
-            stays: sum(&mut stay.map(|(_, ready)| ready.needed_bytes())),
+            // What a helper has taken so far of what it will is not known.
+            stays: sum(&mut stay.chain(self.opening.iter().map(|l| l.least))),
             max,
         }
     }

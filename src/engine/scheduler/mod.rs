@@ -119,8 +119,13 @@ pub(super) enum Input {
     Lost(ModelKey),
     /// A request that was told to [`Action::Begin`] has so many tokens already.
     Begun(Slot, usize),
+    /// The load or the step under way, of this model, is somebody else's work and takes long: nobody waits for it any more
+    /// who wants another model.
+    Aside(ModelKey),
     /// A step took so long.
     StepDone(Micros),
+    /// So did one that was set aside; or it came to nothing.
+    Returned(ModelKey, Option<Micros>),
     /// Text went out.
     Sent(Slot),
     /// Its output is full.
@@ -289,6 +294,9 @@ pub(super) struct Scheduler {
     wanted: Vec<Wanted>,
     /// What the step under way takes.
     parts: Vec<Part>,
+    /// Models whose load or step was set aside, with what the step takes. A load that is takes no place of a model before it is
+    /// through, and who waits for either none of a sequence.
+    aside: BTreeMap<ModelKey, Vec<Part>>,
     /// What background work has still to get, in hundredths of microseconds of the engine.
     background_due: i64,
     /// Microseconds for a token of a prompt, lately.
@@ -315,6 +323,7 @@ impl Scheduler {
             loading: None,
             wanted: Vec::new(),
             parts: Vec::new(),
+            aside: BTreeMap::new(),
             background_due: 0,
             token_us: 0,
             loaded_last: false,
@@ -373,7 +382,17 @@ impl Scheduler {
     /// Whether `model` is loaded, or about to be.
     #[must_use]
     pub(super) fn uses(&self, model: ModelKey) -> bool {
-        self.models.contains_key(&model) || self.loading == Some(model) || self.wants(model)
+        self.models.contains_key(&model) || self.is_coming(model) || self.wants(model)
+    }
+
+    /// Whether it is being loaded.
+    fn is_coming(&self, model: ModelKey) -> bool {
+        self.loading == Some(model) || (self.aside.contains_key(&model) && !self.models.contains_key(&model))
+    }
+
+    /// Whether a sequence has one of the places of its class.
+    fn has_place(&self, s: &Sequence) -> bool {
+        s.active && !self.aside.contains_key(&s.ticket.model)
     }
 
     fn wants(&self, model: ModelKey) -> bool {
@@ -394,14 +413,14 @@ impl Scheduler {
                     loaded.wanted = now;
                 } else if let Some(w) = self.wanted.iter_mut().find(|w| w.model == model) {
                     w.evicts |= evicts;
-                } else if self.loading != Some(model) {
+                } else if !self.is_coming(model) {
                     self.wanted.push(Wanted { model, evicts });
                 }
             }
             Input::Unwant(model) => {
                 self.wanted.retain(|w| w.model != model);
-                if self.sequences.values().all(|s| s.ticket.model != model) {
-                    self.loading = self.loading.filter(|loading| *loading != model);
+                if self.is_coming(model) && self.sequences.values().all(|s| s.ticket.model != model) {
+                    self.stop_loading(model);
                 }
             }
             Input::Pin(model, pinned) => {
@@ -410,20 +429,35 @@ impl Scheduler {
                 }
             }
             Input::Loaded(model, capacity) => {
-                self.loading = self.loading.filter(|loading| *loading != model);
+                self.stop_loading(model);
                 self.wanted.retain(|w| w.model != model);
                 self.models
                     .insert(model, Loaded { capacity, used: now, wanted: now, pinned: false, leaves: false });
             }
             Input::Unloaded(model) => {
-                self.loading = self.loading.filter(|loading| *loading != model);
+                self.stop_loading(model);
                 self.wanted.retain(|w| w.model != model);
                 self.models.remove(&model);
             }
             Input::Lost(model) => self.lose(model, actions),
             Input::Pressure(models) => self.give_way(models, actions),
             Input::Begun(slot, n) => self.begun(slot, n),
-            Input::StepDone(us) => self.step_done(us),
+            Input::Aside(model) => {
+                let parts = match self.loading.take_if(|loading| *loading == model) {
+                    Some(_) => Vec::new(),
+                    None => std::mem::take(&mut self.parts),
+                };
+                self.aside.insert(model, parts);
+            }
+            Input::StepDone(us) => {
+                let parts = std::mem::take(&mut self.parts);
+                self.step_done(&parts, us);
+            }
+            Input::Returned(model, us) => {
+                if let (Some(parts), Some(us)) = (self.aside.remove(&model), us) {
+                    self.step_done(&parts, us);
+                }
+            }
             Input::Sent(slot) => {
                 if let Some(s) = self.sequences.get_mut(&slot) {
                     s.sent_text = true;
@@ -454,6 +488,12 @@ impl Scheduler {
         self.expire(now, actions);
     }
 
+    /// A model is no longer being loaded, whatever became of it.
+    fn stop_loading(&mut self, model: ModelKey) {
+        self.loading.take_if(|loading| *loading == model);
+        self.aside.remove(&model);
+    }
+
     fn forget(&mut self, slot: Slot) -> bool {
         let Some(s) = self.sequences.remove(&slot) else { return false };
         let others =
@@ -469,9 +509,9 @@ impl Scheduler {
         for s in self.sequences.values() {
             waiting += usize::from(s.waits());
             of_uid += usize::from(s.waits() && s.ticket.uid == ticket.uid);
-            let has_place = s.active && s.ticket.class == ticket.class;
-            placed += usize::from(has_place);
-            of_model += usize::from(has_place && s.ticket.model == ticket.model);
+            let of_class = s.ticket.class == ticket.class;
+            placed += usize::from(of_class && self.has_place(s));
+            of_model += usize::from(of_class && s.active && s.ticket.model == ticket.model);
         }
         let l = &self.limits;
         // Those that wait for a place that is free do not count.
@@ -506,11 +546,11 @@ impl Scheduler {
         (s.n_pages, s.n_shared) = (0, n / ATTN_BLOCK);
     }
 
-    /// The parts of the step are through.
-    fn step_done(&mut self, us: Micros) {
-        let n_rows: usize = self.parts.iter().map(|part| part.n).sum();
+    /// The parts of a step are through.
+    fn step_done(&mut self, parts: &[Part], us: Micros) {
+        let n_rows: usize = parts.iter().map(|part| part.n).sum();
         let mut n_decoded = 0;
-        for part in &self.parts {
+        for part in parts {
             let Some(s) = self.sequences.get_mut(&part.slot) else { continue };
             match s.phase {
                 Phase::Prefill { left } => {
@@ -544,7 +584,6 @@ impl Scheduler {
         // What nobody asks for is not saved up, nor is a debt: whoever used what was left over has its share again soon.
         let debt = 100 * self.limits.quantum as i64;
         self.background_due = if waits { self.background_due.clamp(-debt, DUE_MAX) } else { 0 };
-        self.parts.clear();
     }
 
     /// Ends what ran out of time.

@@ -59,7 +59,7 @@ impl Scheduler {
     /// Whether a request that is waited for has its first token within a chunk.
     fn begins_to_answer(&self) -> bool {
         let chunk = self.limits.prefill_chunk;
-        let begins = |s: &Sequence| matches!(s.phase, Phase::Prefill { left } if s.active && !s.sent_text && left <= chunk);
+        let begins = |s: &Sequence| matches!(s.phase, Phase::Prefill { left } if self.has_place(s) && !s.sent_text && left <= chunk);
         self.of(Class::Interactive).any(begins)
     }
 
@@ -85,16 +85,16 @@ impl Scheduler {
         let leaving: Vec<_> = self.models.iter().filter(|(_, m)| m.leaves).map(|(key, _)| *key).collect();
         let mut blocked = self.wanted.first().filter(waits).map(|w| w.model);
         loop {
-            let placed = || self.of(of).filter(|s| s.active);
+            let placed = || self.of(of).filter(|s| self.has_place(s));
             if placed().count() >= self.limits.max_sequences {
                 break;
             }
             let n_active = |uid| placed().filter(|s| s.ticket.uid == uid).count();
-            let n_of = |model| placed().filter(|s| s.ticket.model == model).count();
+            let n_of = |model| self.of(of).filter(|s| s.active && s.ticket.model == model).count();
             let waits = |s: &&Sequence| {
                 !s.active
                     && s.full_since.is_none()
-                    && n_of(s.ticket.model) < s.ticket.max_sequences
+                    && n_of(s.ticket.model) < s.ticket.max_sequences.min(self.limits.max_sequences)
                     && (s.begun() || !leaving.contains(&s.ticket.model))
                     && blocked.is_none_or(|model| goes_on(s) && s.ticket.model != model)
             };
@@ -125,9 +125,14 @@ impl Scheduler {
 
     /// Takes the places of uids that are furthest ahead, for those that are far behind and have none.
     fn rotate(&mut self, of: Class) {
-        let active = || self.of(of).filter(|s| s.active);
+        let active = || self.of(of).filter(|s| self.has_place(s));
         let placed = |uid| active().any(|s| s.ticket.uid == uid);
-        let waits = |s: &&Sequence| !s.active && s.full_since.is_none() && !placed(s.ticket.uid);
+        let waits = |s: &&Sequence| {
+            !s.active
+                && s.full_since.is_none()
+                && !self.aside.contains_key(&s.ticket.model)
+                && !placed(s.ticket.uid)
+        };
         // One of each uid that waits, the oldest.
         let mut behind = BTreeMap::new();
         for s in self.of(of).filter(waits) {
@@ -170,7 +175,7 @@ impl Scheduler {
 
     /// Whether `model` is loaded or about to be; makes it so where that is possible.
     fn make_room(&mut self, model: ModelKey, by: Class, actions: &mut Vec<Action>) -> bool {
-        if self.models.contains_key(&model) || self.loading == Some(model) {
+        if self.models.contains_key(&model) || self.is_coming(model) {
             return true;
         }
         if self.loading.is_some() {
@@ -212,6 +217,7 @@ impl Scheduler {
             }
         }
         self.models.remove(&model);
+        self.aside.remove(&model);
     }
 
     /// Chooses which models go as soon as nobody uses them, where there are too many: the same ones until they are gone.
@@ -257,12 +263,17 @@ impl Scheduler {
 
     fn unload(&mut self, model: ModelKey, why: Why, actions: &mut Vec<Action>) {
         self.models.remove(&model);
+        self.aside.remove(&model);
         actions.push(Action::Unload(model, why));
     }
 
     /// Gives up what background requests keep that have no place and, if `models`, those that nobody uses.
     pub(super) fn give_way(&mut self, models: bool, actions: &mut Vec<Action>) {
-        let rests = |s: &&mut Sequence| s.ticket.class == Class::Background && s.begun() && !s.active;
+        let aside = &self.aside;
+        let rests = |s: &&mut Sequence| {
+            let begun = s.ticket.class == Class::Background && s.begun();
+            begun && !s.active && !aside.contains_key(&s.ticket.model)
+        };
         for s in self.sequences.values_mut().filter(rests) {
             drop_kept(s);
             actions.push(Action::Drop(s.ticket.slot));
@@ -309,7 +320,8 @@ impl Scheduler {
     fn fill(&mut self, now: Micros, of: Class, actions: &mut Vec<Action>) -> Option<ModelKey> {
         let runs = |s: &&Sequence| s.active && s.begun() && s.full_since.is_none();
         let used = |s: &Sequence| (self.models.get(&s.ticket.model).map(|m| m.used), s.ticket.model);
-        let mut models: Vec<_> = self.of(of).filter(runs).map(used).collect();
+        let free = |s: &&Sequence| self.has_place(s);
+        let mut models: Vec<_> = self.of(of).filter(runs).filter(free).map(used).collect();
         models.sort_unstable();
         models.dedup();
         let mut models: VecDeque<_> = models.into_iter().map(|(_, model)| model).collect();
@@ -339,7 +351,8 @@ impl Scheduler {
     /// Where all who have a place wait for memory of the models `tried`: gives the place of who wants most to one of another
     /// model, which may have its own. `None` if there is nobody.
     fn lend(&mut self, of: Class, tried: &[ModelKey]) -> Option<ModelKey> {
-        let begun = || self.of(of).filter(|s| s.begun() && s.full_since.is_none());
+        let free = |s: &&Sequence| !self.aside.contains_key(&s.ticket.model);
+        let begun = || self.of(of).filter(|s| s.begun() && s.full_since.is_none()).filter(free);
         let n_of = |model| self.of(of).filter(|s| s.active && s.ticket.model == model).count();
         let fits = |s: &&Sequence| {
             !s.active && !tried.contains(&s.ticket.model) && n_of(s.ticket.model) < s.ticket.max_sequences

@@ -7,6 +7,8 @@ use super::*;
 use crate::base::limits::{N_FEED_MAX, PREFILL_CHUNK_MAX};
 use crate::base::rng::Rng;
 
+/// What a helper runs: its loads and steps are set aside.
+const HELPED: ModelKey = ModelKey(1);
 /// Longest prompt.
 const N_PROMPT_MAX: usize = 300;
 
@@ -50,6 +52,8 @@ struct World {
     next: u64,
     loaded: BTreeSet<ModelKey>,
     pinned: BTreeSet<ModelKey>,
+    /// Steps that were set aside, and since when.
+    aside: BTreeMap<ModelKey, (Vec<Part>, Micros)>,
     /// How long the last step took.
     stride: Micros,
     n_pages: usize,
@@ -87,6 +91,7 @@ impl World {
             next: 0,
             loaded: BTreeSet::new(),
             pinned: BTreeSet::new(),
+            aside: BTreeMap::new(),
             stride: 0,
             n_pages: 0,
             max_sequences: [1 + rng.below(6), 1 + rng.below(6)],
@@ -135,8 +140,15 @@ impl World {
                         self.seed
                     );
                     (c.begun, c.n_kept, c.n_shared) = (false, 0, 0);
+                    let model = c.ticket.model;
+                    assert!(
+                        !self.aside.contains_key(&model) || !self.scheduler.aside.contains_key(&model),
+                        "seed {}: what a step uses is not touched",
+                        self.seed
+                    );
                 }
                 Action::Unload(model, _) => {
+                    self.aside.remove(&model);
                     assert!(self.loaded.remove(&model), "seed {}: {model:?} was not loaded", self.seed);
                     assert!(!self.pinned.contains(&model), "seed {}: {model:?} is pinned", self.seed);
                     let holds = |c: &Client| c.begun && c.ticket.model == model;
@@ -284,6 +296,7 @@ impl World {
 
     fn step(&mut self) {
         let mut n_tries = 0;
+        self.helped();
         let step = loop {
             n_tries += 1;
             assert!(n_tries < 100, "seed {}: begins without an end: {:#?}", self.seed, self.scheduler);
@@ -309,17 +322,42 @@ impl World {
             }
             Step::Load(model) => {
                 self.pass(20_000);
-                if self.rng.below(3) == 0 {
-                    assert!(self.loaded.len() < self.scheduler.limits.max_loaded, "seed {}", self.seed);
-                    self.loaded.insert(model);
-                    // At least the longest sequence.
-                    self.n_pages = 8 + self.rng.below(20);
-                    let capacity =
-                        Capacity { n_pages: self.n_pages, at_pages: self.rng.below(2) == 0, whole: false };
-                    self.input(Input::Loaded(model, capacity));
+                let own = self.loaded.iter().filter(|model| **model != HELPED).count();
+                assert!(own < self.scheduler.limits.max_loaded, "seed {}", self.seed);
+                match self.rng.below(3) {
+                    0 => self.load(model),
+                    1 if model == HELPED => self.input(Input::Aside(model)),
+                    _ => {}
                 }
             }
             Step::Run(model) => self.run(model),
+        }
+    }
+
+    fn load(&mut self, model: ModelKey) {
+        self.loaded.insert(model);
+        // At least the longest sequence.
+        self.n_pages = 8 + self.rng.below(20);
+        let capacity = Capacity { n_pages: self.n_pages, at_pages: self.rng.below(2) == 0, whole: false };
+        self.input(Input::Loaded(model, capacity));
+    }
+
+    /// What a helper was left alone with is through, or not yet.
+    fn helped(&mut self) {
+        if self.scheduler.aside.is_empty() || self.rng.below(4) != 0 {
+            return;
+        }
+        match self.aside.remove(&HELPED) {
+            None => self.load(HELPED),
+            Some((parts, began)) => {
+                let us = self.now - began;
+                if self.rng.below(8) == 0 {
+                    self.input(Input::Returned(HELPED, None));
+                } else {
+                    self.input(Input::Returned(HELPED, Some(us)));
+                    self.stepped(&parts, us);
+                }
+            }
         }
     }
 
@@ -365,11 +403,14 @@ impl World {
         let s = &self.scheduler;
         // Of those who have a place none reads slowly, so that they are held up themselves.
         let active = |other: &&Sequence| other.active && other.ticket.class == c.ticket.class;
-        let n_active = s.sequences.values().filter(active).count();
+        let n_active = s.sequences.values().filter(active).filter(|other| s.has_place(other)).count();
         let of_model = |other: &&Sequence| active(other) && other.ticket.model == c.ticket.model;
         let n_of_model = s.sequences.values().filter(of_model).count();
         let no_place = n_active >= s.limits.max_sequences || n_of_model >= c.ticket.max_sequences;
         if !s.sequences[&c.ticket.slot].active && no_place {
+            return true;
+        }
+        if s.aside.contains_key(&c.ticket.model) {
             return true;
         }
         let used = |model: ModelKey| self.clients.values().any(|c| c.begun && c.ticket.model == model);
@@ -421,7 +462,18 @@ impl World {
             self.meddle();
         }
         self.pass(us);
+        if model == HELPED && !self.equals && self.rng.below(4) == 0 {
+            self.input(Input::Aside(model));
+            self.aside.insert(model, (parts, self.now));
+            return;
+        }
         self.input(Input::StepDone(us));
+        self.stepped(&parts, us);
+    }
+
+    /// What came of a step.
+    fn stepped(&mut self, parts: &[Part], us: Micros) {
+        let rows: usize = parts.iter().map(|part| part.n).sum();
         for part in parts {
             let Some(c) = self.clients.get_mut(&part.slot) else { continue };
             c.n_kept += part.n;
@@ -563,7 +615,7 @@ fn background_work_has_its_share_of_every_window() {
             ..world.scheduler.limits
         };
         world.max_sequences = [usize::MAX; 2];
-        let model = ModelKey(1);
+        let model = ModelKey(0);
         world.loaded.insert(model);
         world.input(Input::Loaded(model, Capacity { n_pages: 1_000, at_pages: false, whole: false }));
         world.all_read = true;
