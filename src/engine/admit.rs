@@ -430,7 +430,7 @@ impl Admission {
     }
 
     fn admitted(&self, s: Submission, model: Arc<Loaded>, prompt: Prompt) {
-        let Submission { request, mut sink, live, submitted_us } = s;
+        let Submission { request, mut sink, live, submitted_us, first } = s;
         let Prompt { tokens, n_common, no_template, truncated } = prompt;
         self.shared.spend(request.caller.uid, tokens.len());
         sink.offer(&Event::Admitted(Admitted {
@@ -439,7 +439,7 @@ impl Admission {
             no_template,
             truncated,
         }));
-        let job = Job { request, sink, live, model, tokens, n_common, submitted_us };
+        let job = Job { request, sink, live, model, tokens, n_common, submitted_us, first };
         self.shared.busy.store(true, Ordering::Release);
         if let Err(e) = self.engine.send(Command::Run(Box::new(job)))
             && let Command::Run(mut job) = e.0

@@ -100,7 +100,7 @@ impl Generation {
         otherwise: Option<&Sampling>,
         metrics: Arc<ModelMetrics>,
     ) -> Self {
-        let Job { mut request, sink, live, model, tokens, n_common, submitted_us } = job;
+        let Job { mut request, sink, live, model, tokens, n_common, submitted_us, .. } = job;
         if let Some(otherwise) = otherwise {
             fill(&mut request.sampling, otherwise);
         }

@@ -418,7 +418,7 @@ impl Engine {
         let progress = Progress::new(request.id.clone(), uid, request.class, submitted_us);
         let handle = self.handle(progress, None);
         let live = handle.live.clone();
-        let submission = Submission { request, sink, live, submitted_us };
+        let submission = Submission { request, sink, live, submitted_us, first };
         self.admission.push(ToAdmit::Submit(Box::new(submission)));
         Ok(handle)
     }

@@ -249,6 +249,17 @@ pub(super) fn short_fault(id: &str, short: &Short) -> Fault {
     Fault::new(Code::InsufficientMemory, format!("model {id}: {short}")).room(need, have)
 }
 
+/// What is said when model `id` makes a vector of a text that is none.
+pub(super) fn no_vector_fault(id: &str) -> Fault {
+    Fault::new(
+        Code::DamagedModel,
+        format!(
+            "model {id}: its weights make a vector of the text that is not finite, or of nothing but zeros; the file is \
+             damaged: check its checksum and get it anew"
+        ),
+    )
+}
+
 /// What is said when no logit of model `id` is finite after the token at position `pos`; `ours` has a cache of its own.
 pub(super) fn damaged_fault(id: &str, pos: usize, ours: bool) -> Fault {
     let narrow = match ours {

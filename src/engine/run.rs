@@ -38,6 +38,8 @@ pub(super) struct Job {
     /// Those of them that any prompt in the model's template begins with.
     pub n_common: usize,
     pub submitted_us: Micros,
+    /// It is no further part of what its caller asked for at once.
+    pub first: bool,
 }
 
 /// What the engine thread takes.
@@ -244,6 +246,7 @@ impl Runner {
                 let settings = self.shared.settings();
                 let deadline = settings.deadline_of(job.request.deadline_ms, job.submitted_us);
                 let (uid, class, model) = (job.request.caller.uid, job.request.class, job.model.key);
+                let follows = !job.first;
                 self.models.entry(model).or_insert_with(|| job.model.clone());
                 let (n_ctx, max_sequences) = (job.model.n_ctx, job.model.max_sequences);
                 let sampling = settings.of_model.get(&job.model.id).map(|own| &own.sampling);
@@ -264,6 +267,7 @@ impl Runner {
                     n_max,
                     deadline,
                     max_sequences,
+                    follows,
                 }));
             }
             Command::Load(_) => self.asked.push(command),
@@ -402,7 +406,8 @@ impl Runner {
 
     /// Passes a vector on: the request ends with it.
     fn embedded(&mut self, slot: Slot, vector: Vec<f32>, now: Micros) {
-        if !vector.iter().all(|x| x.is_finite()) {
+        // Of nothing but zeros none is near to any other.
+        if !vector.iter().all(|x| x.is_finite()) || vector.iter().all(|x| *x == 0.0) {
             return self.damaged(slot);
         }
         self.end(slot, Ok(Whole::Vector(vector)), now);

@@ -84,7 +84,10 @@ fn catch_panics() -> Panicked {
 fn caught<T>(panicked: &Panicked, f: impl FnOnce() -> Said<T>) -> Said<T> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
         let last = panicked.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(format!("the graph is one that cannot be read or run here: {last}"))
+        Err(format!(
+            "the graph cannot be read or run: tract stopped at {last:?}; the file is damaged or of a form that tract does \
+             not know: get it anew, or export it with another exporter"
+        ))
     })
 }
 

@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -222,8 +223,8 @@ impl Graph {
     /// # Errors
     /// When the helper refuses the graph or is gone.
     pub fn open(&mut self, wait: Duration) -> Result<Option<&Opened>, GraphError> {
-        const WHEN: &str =
-            "while it opened the model: the file is broken, or asks for more memory than it may have";
+        const WHEN: &str = "while it opened the model: the file is broken, or asks for more memory than it may have, or as many \
+             helpers run as may";
         while self.opened.is_none() {
             let Some(frame) = self.frames.take(wait).map_err(|e| self.lost(&e, WHEN))? else {
                 return Ok(None);
@@ -383,6 +384,8 @@ fn connect(helper: &Helper) -> Result<(UnixStream, Option<Child>), GraphError> {
         .env_clear()
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .stdout(Stdio::null())
+        // A signal for all of a terminal is for who started it; it ends with that one.
+        .process_group(0)
         .spawn()
         .map_err(at(program))?;
     Ok((ours, Some(child)))

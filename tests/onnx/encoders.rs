@@ -45,6 +45,7 @@ fn vectors_are_those_of_onnxruntime() {
     for (folder, key, bar) in [
         (Some(fixture("bert")), "vector", 0.999_999),
         (Some(fixture("bert-int8")), "vector", 0.999_9),
+        (Some(fixture("roberta")), "vector", 0.999_999),
         (support::shared("models/minilm-l6-v2"), "embedding_onnx", 0.999_9),
         (support::shared("models/minilm-l6-v2"), "embedding_f32", 0.99),
     ] {

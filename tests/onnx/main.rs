@@ -36,7 +36,8 @@ fn cases(folder: &std::path::Path) -> Vec<Value> {
 /// The tokens of texts, as Hugging Face's tokenizers have them.
 #[test]
 fn texts_become_the_tokens_of_the_vocabulary() {
-    for folder in [Some(fixture("bert")), support::shared("models/minilm-l6-v2")].into_iter().flatten() {
+    let folders = [Some(fixture("bert")), Some(fixture("roberta")), support::shared("models/minilm-l6-v2")];
+    for folder in folders.into_iter().flatten() {
         let (dir, graph) = onnx::find(&folder).unwrap();
         let read = onnx::open(&dir, &graph).unwrap();
         let source = Source::from_tokenizer_json((*read.tokenizer_json).as_ref(), None).unwrap();

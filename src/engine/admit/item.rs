@@ -17,6 +17,8 @@ pub(in crate::engine) struct Submission {
     pub sink: Box<dyn Sink>,
     pub live: Arc<Live>,
     pub submitted_us: Micros,
+    /// As of [`Engine::submit_part`](crate::engine::Engine::submit_part).
+    pub first: bool,
 }
 
 /// What is to become tokens.

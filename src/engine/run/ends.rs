@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Runner, Share};
 use crate::engine::generation::{Generation, Whole};
 use crate::engine::handle::{Live, Shared};
-use crate::engine::loaded::damaged_fault;
+use crate::engine::loaded::{damaged_fault, no_vector_fault};
 use crate::engine::scheduler::{Cut, Input, Micros, ModelKey, Slot};
 use crate::engine::{Code, Event, Fault, Offer, Sink, StopDetail};
 use crate::os::clock;
@@ -157,7 +157,11 @@ impl Runner {
     /// A model computed what is no number.
     pub(super) fn damaged(&mut self, slot: Slot) {
         let Some(job) = self.jobs.get(&slot) else { return };
-        let (id, fault) = (&job.model.id, damaged_fault(&job.model.id, job.pos(), job.model.own().is_some()));
+        let id = &job.model.id;
+        let fault = match job.embeds() {
+            true => no_vector_fault(id),
+            false => damaged_fault(id, job.pos(), job.model.own().is_some()),
+        };
         log::error!(
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = id.as_str(); "{}", fault.message
         );

@@ -77,6 +77,8 @@ pub(super) struct Ticket {
     pub deadline: Micros,
     /// Sequences of its model in a step, if fewer than of [`Limits`].
     pub max_sequences: usize,
+    /// It is a further part of what its caller asked for at once, and leaves half of the queue to others.
+    pub follows: bool,
 }
 
 /// What a loaded model allows.
@@ -517,11 +519,11 @@ impl Scheduler {
         // Those that wait for a place that is free do not count.
         let free = l.max_sequences.saturating_sub(placed).min(ticket.max_sequences.saturating_sub(of_model));
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
-        if waiting >= l.queue_max + free {
-            return actions.push(full(waiting - free, l.queue_max, false));
-        }
-        if of_uid >= l.queue_max_per_uid + free {
-            return actions.push(full(of_uid - free, l.queue_max_per_uid, true));
+        for (n, max, per_uid) in [(waiting, l.queue_max, false), (of_uid, l.queue_max_per_uid, true)] {
+            let most = if ticket.follows { max.div_ceil(2) } else { max };
+            if n >= most + free {
+                return actions.push(full(n - free, max, per_uid));
+            }
         }
         self.accounts[class(ticket.class)].enter(ticket.uid);
         let sequence = Sequence {

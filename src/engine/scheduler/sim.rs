@@ -194,6 +194,7 @@ impl World {
             max_sequences: self.max_sequences[model as usize],
             n_prompt: 1 + self.rng.below(N_PROMPT_MAX),
             n_max,
+            follows: self.rng.below(4) == 0,
             deadline: self.now + [500_000, 5_000_000, 60_000_000][self.rng.below(3)],
         };
         let n_answer = 1 + self.rng.below(n_max);
@@ -207,7 +208,8 @@ impl World {
         self.next += 1;
         let (n_prompt, n_max) = (1 + self.rng.below(N_PROMPT_MAX), 1 + self.rng.below(300));
         let (deadline, max_sequences) = (Micros::MAX, usize::MAX);
-        let ticket = Ticket { slot, uid, class, model, n_prompt, n_max, deadline, max_sequences };
+        let follows = false;
+        let ticket = Ticket { slot, uid, class, model, n_prompt, n_max, deadline, max_sequences, follows };
         self.clients.insert(slot, Client::new(ticket, self.now, n_max));
         self.input(Input::Submit(ticket));
     }

@@ -27,6 +27,7 @@ fn ticket(n: u64, uid: u32, class: Class) -> Ticket {
         n_max: 100,
         deadline: 1_000,
         max_sequences: usize::MAX,
+        follows: false,
     }
 }
 
@@ -144,6 +145,79 @@ fn the_queue_is_bounded_and_ordered() {
         [Action::Place(Slot(3)), Action::Begin(Slot(3)), Action::Place(Slot(7)), Action::Begin(Slot(7))]
     );
     assert_eq!((s.queue_len(), s.n_active(), positions(&s)), ([1, 0], 2, vec![(5, 1)]));
+}
+
+#[test]
+fn parts_of_a_request_leave_half_of_the_queue_to_others() {
+    let mut s = ready(LIMITS);
+    let part = |n| Input::Submit(Ticket { follows: true, ..ticket(n, 7, Class::Interactive) });
+    assert_eq!(on(&mut s, 0, part(1)), [], "a place is free");
+    assert_eq!(on(&mut s, 0, part(2)), []);
+    let full = Cut::QueueFull { waiting: 1, max: 2, per_uid: true };
+    assert_eq!(on(&mut s, 0, part(3)), [Action::Cut(Slot(3), full)]);
+    assert_eq!(submit(&mut s, 0, 4, 7, Class::Interactive), []);
+}
+
+#[test]
+fn a_load_that_is_set_aside_holds_up_no_other() {
+    let mut s = Scheduler::new(LIMITS);
+    submit(&mut s, 0, 1, 1, Class::Interactive);
+    assert_eq!(plan(&mut s, 0).0, Step::Load(MODEL));
+    on(&mut s, 0, Input::Aside(MODEL));
+    assert_eq!(plan(&mut s, 0).0, Step::Idle(Some(1_000)));
+    let other = ModelKey(2);
+    on(&mut s, 1, Input::Submit(Ticket { model: other, ..ticket(2, 2, Class::Interactive) }));
+    assert_eq!(
+        plan(&mut s, 1).0,
+        Step::Load(other),
+        "though there is one place, for models and for sequences"
+    );
+    on(&mut s, 1, Input::Loaded(other, ROOMY));
+    assert_eq!(plan(&mut s, 1).0, Step::Run(other));
+    on(&mut s, 1, Input::StepDone(1));
+    // It is through: there is one model too many, which goes once nobody uses it.
+    on(&mut s, 2, Input::Loaded(MODEL, ROOMY));
+    plan(&mut s, 2);
+    on(&mut s, 2, Input::Ended(Slot(2)));
+    let (step, actions) = plan(&mut s, 2);
+    assert_eq!(step, Step::Run(MODEL));
+    assert!(actions.contains(&Action::Unload(other, Why::Bound)), "{actions:?}");
+    // One that nobody wants any more is none.
+    on(&mut s, 3, Input::Submit(Ticket { model: other, ..ticket(3, 2, Class::Interactive) }));
+    on(&mut s, 3, Input::Ended(Slot(1)));
+    assert_eq!(plan(&mut s, 3).0, Step::Load(other));
+    on(&mut s, 3, Input::Aside(other));
+    on(&mut s, 3, Input::Unwant(other));
+    assert!(s.uses(other), "somebody asks for it");
+    on(&mut s, 3, Input::Cancel(Slot(3)));
+    on(&mut s, 3, Input::Unwant(other));
+    assert!(!s.uses(other));
+}
+
+#[test]
+fn a_step_that_is_set_aside_holds_up_no_other_model() {
+    let mut s = ready(Limits { max_loaded: 2, ..LIMITS });
+    let other = ModelKey(2);
+    on(&mut s, 0, Input::Loaded(other, ROOMY));
+    submit(&mut s, 0, 1, 1, Class::Interactive);
+    assert_eq!(plan(&mut s, 0).0, Step::Run(MODEL));
+    on(&mut s, 0, Input::Aside(MODEL));
+    assert_eq!(plan(&mut s, 0).0, Step::Idle(Some(1_000)), "it is at something");
+    on(&mut s, 1, Input::Submit(Ticket { model: other, ..ticket(2, 2, Class::Interactive) }));
+    assert_eq!(plan(&mut s, 1).0, Step::Run(other), "though there is one place");
+    on(&mut s, 1, Input::StepDone(1));
+    on(&mut s, 2, Input::Pressure(true));
+    // What was read of it counts.
+    on(&mut s, 2, Input::Returned(MODEL, Some(2)));
+    on(&mut s, 2, Input::Ended(Slot(2)));
+    assert_eq!(run(&mut s, 2, 1), [(1, 8)]);
+    assert_eq!(run(&mut s, 2, 1), [(1, 4)], "8 of 20 were read aside");
+    // A helper that is gone takes its sequences with it.
+    assert_eq!(plan(&mut s, 3).0, Step::Run(MODEL));
+    on(&mut s, 3, Input::Aside(MODEL));
+    on(&mut s, 3, Input::Returned(MODEL, None));
+    assert_eq!(on(&mut s, 3, Input::Lost(MODEL)), [Action::Drop(Slot(1))]);
+    assert_eq!(plan(&mut s, 3).0, Step::Load(MODEL));
 }
 
 #[test]

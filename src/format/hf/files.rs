@@ -21,6 +21,8 @@ use crate::os::map::{Map, MapError};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What a directory holds whose weights are read by `onnx`, if it is a file.
+const GRAPH: &str = "model.onnx";
 
 /// Reads the small files that there are.
 pub(super) fn read(dir: &Path) -> Result<(Texts, TextFiles), FormatError> {
@@ -66,10 +68,12 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<Shard>, FormatError> {
         return Ok(vec![Shard { file: named(dir, WEIGHTS), bytes: map.clone(), map: Some(map) }]);
     }
     let Some(index) = optional(dir, INDEX, SAFETENSORS_INDEX_MAX)? else {
-        return Err(FormatError::Set {
-            file: dir.display().to_string(),
-            why: format!("holds neither {WEIGHTS} nor {INDEX}"),
-        });
+        let there = [WEIGHTS, INDEX, GRAPH].into_iter().find(|name| dir.join(name).exists());
+        let why = match there {
+            Some(name) => format!("holds a {name} that is no regular file"),
+            None => format!("holds neither {WEIGHTS} nor {INDEX}, and no {GRAPH}"),
+        };
+        return Err(FormatError::Set { file: dir.display().to_string(), why });
     };
     let index_file = named(dir, INDEX);
     let mut shards = Vec::new();
