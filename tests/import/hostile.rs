@@ -38,7 +38,7 @@ fn config() -> Vec<u8> {
 
 #[test]
 fn a_graph_that_is_cut_short_is_told() {
-    for name in ["causal/model.onnx", "causal-merged/decoder_model_merged.onnx"] {
+    for name in ["causal/model.onnx", "causal-merged/decoder_model_merged.onnx", "causal-dynamo/model.onnx"] {
         let config = std::fs::read(fixture("onnx").join(name).with_file_name("config.json")).unwrap();
         let whole = std::fs::read(fixture("onnx").join(name)).unwrap();
         assert_eq!(take(&config, whole.clone(), &[]), Ok(()));
@@ -62,7 +62,7 @@ fn a_graph_that_is_cut_short_is_told() {
 
 #[test]
 fn changed_bytes_do_no_harm() {
-    let files = ["causal/model.onnx", "causal-merged/decoder_model_merged.onnx"]
+    let files = ["causal/model.onnx", "causal-merged/decoder_model_merged.onnx", "causal-dynamo/model.onnx"]
         .map(|name| std::fs::read(fixture("onnx").join(name)).unwrap());
     let (own, outside) = graph(&weights(), Form::Outside);
     let files = [&files[0], &files[1], &model(&own)];

@@ -15,7 +15,7 @@ use crate::support::golden::distance;
 use crate::support::{Folder, fixture};
 use crate::{floats, import, names};
 
-const GRAPHS: [&str; 2] = ["causal", "causal-merged"];
+const GRAPHS: [&str; 3] = ["causal", "causal-merged", "causal-dynamo"];
 
 fn graph(name: &str) -> PathBuf {
     fixture("onnx").join(name)

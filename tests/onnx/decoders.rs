@@ -14,10 +14,11 @@ use crate::support::{Daemon, Folder, run, stderr, stdout, until};
 use crate::{HELPER, cases, children, fixture};
 
 /// The fixtures, whose cases each has, and whether it reads texts in parts as well as at once.
-const ALL: [(&str, &str, bool); 3] = [
+const ALL: [(&str, &str, bool); 4] = [
     ("causal", "causal", true),
     ("causal-merged", "causal-merged", true),
     ("causal-pair", "causal-merged", false),
+    ("causal-dynamo", "causal-dynamo", true),
 ];
 /// Bar of the project for logits in 32-bit floats.
 const NEAR: f64 = 1e-4;

@@ -10,6 +10,8 @@ use crate::support::http::{ask, post};
 use crate::support::{self, Daemon, Folder, run, sotto, stderr, stdout, until};
 use serde_json::{Value, json};
 use sotto::base::Token;
+use sotto::base::rng::Rng;
+use sotto::format::hf::onnx::Pool;
 use sotto::os::message::Frames;
 use sotto::side::graph;
 
@@ -136,6 +138,46 @@ fn hostile_graphs_are_refused() {
             assert!(said.contains(word), "{name}: {said}");
         }
     }
+}
+
+/// Whatever bytes of a graph are other ones, it is opened or refused: the helper neither dies nor takes for ever.
+#[test]
+fn damaged_graphs_are_opened_or_refused() {
+    let folder = Folder::new();
+    let mut random = Rng::new(19);
+    let (mut n_opened, mut n_refused) = (0, 0);
+    for (name, generates) in [("bert", false), ("bert-int8", false), ("roberta", false), ("causal", true)] {
+        let whole = std::fs::read(fixture(name).join("model.onnx")).unwrap();
+        // Most of a file is weights, whose bytes may be any: what is looked for is the rest.
+        let texts: Vec<usize> = (1..whole.len())
+            .filter(|i| whole[i - 1].is_ascii_graphic() || whole[*i].is_ascii_graphic())
+            .collect();
+        for _ in 0..60 {
+            let mut bytes = whole.clone();
+            for _ in 0..=random.below(3) {
+                bytes[texts[random.below(texts.len())]] = random.below(256) as u8;
+            }
+            let path = folder.write("model.onnx", &bytes);
+            let helper = graph::Helper { socket: None, programs: vec![HELPER.into()] };
+            let open = graph::Open { generates, pool: Pool::Mean, unit: true, threads: 1 };
+            let mut started = graph::Graph::start(&helper, &path, None, &open).unwrap();
+            match started.open(Duration::from_secs(20)) {
+                Ok(opened) => {
+                    assert!(opened.is_some(), "{name}: takes more than 20 s");
+                    n_opened += 1;
+                }
+                Err(graph::GraphError::Refused { what }) => {
+                    assert!(!what.is_empty());
+                    n_refused += 1;
+                }
+                // It names a file beside it.
+                Err(graph::GraphError::Name { .. } | graph::GraphError::File { .. }) => n_refused += 1,
+                Err(e) => panic!("{name}: {e}"),
+            }
+        }
+    }
+    println!("{n_opened} were opened, {n_refused} refused");
+    assert!(n_refused > 40, "{n_refused}");
 }
 
 /// Nobody waits for a pipe's writer, be it the graph or what lies beside it.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::show::{self, size};
 use super::{Failure, SocketArgs};
+use crate::app::HELPER_SOCKET;
 use crate::app::catalog;
 use crate::app::config::{Config, Enable, PackName, Place};
 use crate::door::client::ClientError;
@@ -92,6 +93,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         machine.cache(&config),
         machine.bus(config.dbus.enable),
         machine.unit(),
+        machine.graphs(),
         machine.swap(),
         machine.governor(),
         heat(thermal::temperature_c(&Tree::default())),
@@ -325,6 +327,20 @@ impl Machine {
         }
     }
 
+    /// Who runs ONNX graphs for the service.
+    fn graphs(&self) -> Found {
+        let listens = [HELPER_SOCKET, "/etc/systemd/system/sockets.target.wants/sotto-onnx.socket"];
+        let units = ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+        let units = units.map(|folder| format!("{folder}/sotto-onnx.socket"));
+        match (self.first(&listens), self.first(&units.each_ref().map(String::as_str))) {
+            (Some(path), _) => found("ONNX graphs", How::Fine, path),
+            (None, Some(path)) => found("ONNX graphs", How::Note, format!("nothing listens of {path}"))
+                .remedy("systemctl enable --now sotto-onnx.socket"),
+            (None, None) => found("ONNX graphs", How::Note, "no service runs them here")
+                .remedy("for such models install sotto-onnx and its units of systemd/; started by hand, sottod finds it beside itself"),
+        }
+    }
+
     fn swap(&self) -> Found {
         let swaps = self.read("/proc/swaps").unwrap_or_default();
         let names: Vec<&str> =
@@ -376,11 +392,18 @@ mod tests {
     fn a_bare_machine_has_notes_and_remedies() {
         let m = machine("bare", &[]);
         let config = Config::default();
-        let hows = [m.cache(&config), m.bus(Enable::Auto), m.unit(), m.swap(), m.governor()];
+        let hows = [m.cache(&config), m.bus(Enable::Auto), m.unit(), m.graphs(), m.swap(), m.governor()];
         let hows: Vec<(How, bool)> = hows.iter().map(|f| (f.how, f.remedy.is_some())).collect();
         assert_eq!(
             hows,
-            [(How::Fine, false), (How::Note, true), (How::Note, true), (How::Note, true), (How::Fine, false)]
+            [
+                (How::Fine, false),
+                (How::Note, true),
+                (How::Note, true),
+                (How::Note, true),
+                (How::Note, true),
+                (How::Fine, false)
+            ]
         );
         assert_eq!(m.bus(Enable::Yes).how, How::Wrong);
         assert_eq!(m.bus(Enable::No).how, How::Fine);
@@ -394,6 +417,7 @@ mod tests {
             &[
                 ("etc/dbus-1/system.d/org.sotto.Sotto1.conf", ""),
                 ("usr/lib/systemd/system/sottod.service", ""),
+                ("usr/lib/systemd/system/sotto-onnx.socket", ""),
                 ("var/cache/sotto/packed/a.gguf", "12345"),
                 ("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition 9 0 100\n"),
                 (&format!("{cpu}/scaling_governor"), "powersave\n"),
@@ -405,9 +429,15 @@ mod tests {
         std::fs::write(m.root.join(format!("{cpu}/scaling_driver")), "intel_pstate\n").unwrap();
         std::fs::write(m.root.join("proc/swaps"), "head\n/dev/mmcblk0p2 partition 9 0 -2\n").unwrap();
         let others = [m.governor(), m.swap()].map(|f| f.how);
+        let asleep = m.graphs();
+        std::fs::create_dir_all(m.root.join("run/sotto")).unwrap();
+        std::fs::write(m.root.join("run/sotto/onnx.sock"), "").unwrap();
+        let graphs = m.graphs().how;
         std::fs::remove_dir_all(&m.root).unwrap();
         assert_eq!(hows, [How::Fine, How::Fine, How::Fine, How::Note]);
         assert_eq!(others, [How::Fine, How::Note]);
+        assert_eq!((asleep.how, graphs), (How::Note, How::Fine));
+        assert!(asleep.remedy.is_some_and(|remedy| remedy.contains("enable --now sotto-onnx.socket")));
     }
 
     #[test]

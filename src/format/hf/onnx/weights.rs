@@ -1,6 +1,7 @@
 //! The weights of an ONNX graph of a decoder, under the names that its class has in Hugging Face's directories. Exporters
 //! keep the names of most; a matrix that they turn around before it is multiplied with loses its own (`onnx::MatMul_732`)
-//! and is told by the node that uses it, whose name is the path of its module (`/model/layers.0/self_attn/q_proj/MatMul`).
+//! and is told by the node that uses it, whose name is the path of its module (`/model/layers.0/self_attn/q_proj/MatMul`), or
+//! whose metadata have it (`torch.onnx`'s `namespace`).
 //!
 //! Read are the tensors alone, in place; what else the graph computes is not looked at. Everything that the class does not
 //! know by name is a constant of the graph (masks, tables of positions) and is passed over.
@@ -69,6 +70,8 @@ struct Node<'a> {
     inputs: [&'a str; 3],
     output: &'a str,
     name: &'a str,
+    /// Modules around it, each with its class, and then the node itself.
+    namespace: &'a str,
     op: &'a str,
     /// The tensor that it is, if it is a constant.
     constant: Option<Range<usize>>,
@@ -257,7 +260,7 @@ impl<'a> Graphs<'a> {
             for field in self.file.at(&scope.graph).fields() {
                 let (1, Field::Bytes(message)) = field? else { continue };
                 let node = Node::read(message)?;
-                let Some((path, _)) = node.name.trim_start_matches('/').rsplit_once('/') else { continue };
+                let Some(path) = node.module() else { continue };
                 for (input, ending, used) in node.uses() {
                     let Some(tensor) = node.inputs.get(*input).and_then(|name| self.find(scope, name)) else {
                         continue;
@@ -267,7 +270,7 @@ impl<'a> Graphs<'a> {
                     if vector && !matches!(Read::tensor(self.file.at(&tensor.at))?.shape[..], [n] if n > 1) {
                         continue;
                     }
-                    tell(tensor, &format!("{}.{ending}", path.replace('/', ".")), *used)?;
+                    tell(tensor, own(&format!("{path}.{ending}")), *used)?;
                 }
             }
         }
@@ -451,6 +454,11 @@ impl<'a> Node<'a> {
                 (3, Field::Bytes(text)) => node.name = text.text("the name of a node")?,
                 (4, Field::Bytes(text)) => node.op = text.text("the operator of a node")?,
                 (5, Field::Bytes(attribute)) => node.attribute(attribute)?,
+                (9, Field::Bytes(entry)) => {
+                    if let ("namespace", value) = pair(entry, "metadata")? {
+                        node.namespace = value;
+                    }
+                }
                 _ => {}
             }
         }
@@ -478,6 +486,15 @@ impl<'a> Node<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The path of the module that it is in.
+    fn module(&self) -> Option<String> {
+        if let Some((path, _)) = self.name.trim_start_matches('/').rsplit_once('/') {
+            return Some(path.replace('/', "."));
+        }
+        let (module, _) = self.namespace.rsplit('/').nth(1)?.split_once(": ")?;
+        Some(module.to_owned())
     }
 
     /// The inputs that are weights of its module, if they are tensors that the graph brings along.
@@ -545,31 +562,41 @@ impl<'a> Read<'a> {
 
 impl<'a> Outside<'a> {
     fn entry(&mut self, message: Message<'a>) -> Result<(), FormatError> {
-        let (mut key, mut value) = ("", "");
-        for field in message.fields() {
-            match field? {
-                (1, Field::Bytes(text)) => key = text.text("a key of external data")?,
-                (2, Field::Bytes(text)) => value = text.text("a value of external data")?,
-                _ => {}
-            }
-        }
-        match key {
-            "location" => self.location = value,
-            "offset" => self.offset = Some(value),
-            "length" => self.length = Some(value),
+        match pair(message, "external data")? {
+            ("location", value) => self.location = value,
+            ("offset", value) => self.offset = Some(value),
+            ("length", value) => self.length = Some(value),
             _ => {}
         }
         Ok(())
     }
 }
 
-/// The own name of a tensor, without what is added where two graphs become one.
+/// A key and its value, of `what`.
+fn pair<'a>(message: Message<'a>, what: &'static str) -> Result<(&'a str, &'a str), FormatError> {
+    let (mut key, mut value) = ("", "");
+    for field in message.fields() {
+        match field? {
+            (1, Field::Bytes(text)) => key = text.text(what)?,
+            (2, Field::Bytes(text)) => value = text.text(what)?,
+            _ => {}
+        }
+    }
+    Ok((key, value))
+}
+
+/// The own name of a tensor, without what is added where two graphs become one, and without the modules that an exporter put
+/// around the model.
 fn own(name: &str) -> &str {
     let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
-    match name.rsplit_once("_merged_") {
+    let name = match name.rsplit_once("_merged_") {
         Some((stem, n)) if digits(n) => stem,
         _ => name,
-    }
+    };
+    let starts =
+        |at: usize| name.get(at..).is_some_and(|name| OWN.iter().any(|begin| name.starts_with(begin)));
+    let parts = std::iter::once(0).chain(name.match_indices('.').map(|(i, _)| i + 1));
+    parts.into_iter().find(|at| starts(*at)).and_then(|at| name.get(at..)).unwrap_or(name)
 }
 
 /// The name that safetensors has for a type of ONNX; empty if it has none.
