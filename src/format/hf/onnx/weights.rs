@@ -595,8 +595,8 @@ fn own(name: &str) -> &str {
     };
     let starts =
         |at: usize| name.get(at..).is_some_and(|name| OWN.iter().any(|begin| name.starts_with(begin)));
-    let parts = std::iter::once(0).chain(name.match_indices('.').map(|(i, _)| i + 1));
-    parts.into_iter().find(|at| starts(*at)).and_then(|at| name.get(at..)).unwrap_or(name)
+    let mut parts = std::iter::once(0).chain(name.match_indices('.').map(|(i, _)| i.saturating_add(1)));
+    parts.find(|at| starts(*at)).and_then(|at| name.get(at..)).unwrap_or(name)
 }
 
 /// The name that safetensors has for a type of ONNX; empty if it has none.
