@@ -79,6 +79,8 @@ pub(super) struct Generation {
     stops: StopFilter,
     /// What is said in place of the model's own word.
     script: Option<Script>,
+    /// Helpers that were lost at it.
+    pub(super) n_lost: usize,
     /// Events that the sink had no room for.
     pending: VecDeque<Event>,
     sent: bool,
@@ -121,6 +123,7 @@ impl Generation {
             sink,
             metrics,
             full_since: None,
+            n_lost: 0,
             position: None,
             told_us: 0,
             stops: StopFilter::new(request.stop.clone()),

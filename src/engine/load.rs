@@ -89,7 +89,7 @@ impl Load {
                     if clock::now_us().saturating_sub(*since) < most {
                         return true;
                     }
-                    *self = Self::Failed(GraphError::slow(most / 1_000_000));
+                    *self = Self::Failed(GraphError::Slow { s: most / 1_000_000 });
                     false
                 }
                 Err(e) => {

@@ -59,6 +59,8 @@ pub(super) struct Going<'t> {
     pub tokens: &'t [Token],
     /// A token, or a vector, comes of it.
     pub draws: bool,
+    /// A helper is asked for it by itself: it was in what one ended at.
+    pub alone: bool,
 }
 
 /// Draws a token of logits; `None` for who is gone, no token where no logit is finite.
@@ -79,10 +81,20 @@ pub(super) enum Stopped {
     Left,
     /// A helper is at it still, which need not be waited for: the same is to be asked again.
     Aside,
-    /// The helper is gone, or does not answer as it should: it cannot be asked again.
-    Lost(GraphError),
-    /// It is gone, and what it was asked may be asked of another one.
-    Again(GraphError),
+    /// The helper is gone, takes too long, or does not answer as it should.
+    Lost(Loss),
+}
+
+/// How far a helper was when it was lost.
+pub(super) struct Loss {
+    pub e: GraphError,
+    /// What has come of the step before.
+    pub drawn: Vec<Drawn>,
+    /// Of those in the step, the first that are through, and those after them that it was at.
+    pub through: usize,
+    pub asked: usize,
+    /// What it was at may be asked of another one.
+    pub again: bool,
 }
 
 impl Kept {

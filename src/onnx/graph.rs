@@ -36,6 +36,13 @@ pub(super) fn parse(
         let op = Int8MatMul { name: name.unwrap_or_default(), parts: None };
         Ok((expand(op), vec![]))
     });
+    if let Some(node) =
+        read::unknown(model.graph.get_or_insert_default(), &|op| onnx.op_register.0.contains_key(op))
+    {
+        let what =
+            format!("has the operator {:?} ({:?}), which tract does not know", node.op_type, node.name);
+        return Err(OnnxError::Unsupported { what });
+    }
     let parsed = onnx.parse(&model, None).map_err(|e| OnnxError::run(&e))?;
     // Twice the weights are not kept.
     drop(model);

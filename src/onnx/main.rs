@@ -22,17 +22,51 @@ enum OnnxError {
     #[error("the file is no ONNX graph, or is damaged: {what}; get it anew")]
     Damaged { what: String },
     /// It has something that is not known here.
-    #[error("the graph {what}")]
+    #[error("the graph {what}; export it anew, or by another exporter, or use another model")]
     Unsupported { what: String },
     /// tract cannot run it.
-    #[error("the graph cannot be run: {what}")]
+    #[error(
+        "tract, which runs graphs, cannot run this one: {what}; export it anew, or by another exporter, or use another model"
+    )]
     Run { what: String },
+    /// It wants too much.
+    #[error(
+        "the graph wants {n} bytes of memory at once, more than it may have; give it shorter texts, or use a smaller model"
+    )]
+    Memory { n: String },
 }
+
+/// Most of tract's words that are passed on.
+const SAID_CHARS_MAX: usize = 240;
 
 impl OnnxError {
     /// By the words of tract, which tell the way there from the outside in.
     fn run(e: &tract_onnx::prelude::TractError) -> Self {
-        Self::Run { what: format!("{e:#}") }
+        let said = format!("{e:#}");
+        if said.contains("Loop detected") {
+            return Self::Damaged { what: "its nodes feed one another in a circle".into() };
+        }
+        Self::Run { what: short(&said) }
+    }
+
+    /// By what it stopped at.
+    fn stopped(said: &str) -> Self {
+        // The words of `alloc::Layout`.
+        match said.split_once("allocate").and_then(|(_, rest)| rest.split_once("size: ")) {
+            Some((_, n)) => Self::Memory { n: n.chars().take_while(char::is_ascii_digit).collect() },
+            None => {
+                let what = format!("its shapes or values do not fit together ({})", short(said));
+                Self::Run { what }
+            }
+        }
+    }
+}
+
+/// As much of it as a message takes.
+fn short(said: &str) -> String {
+    match said.char_indices().nth(SAID_CHARS_MAX) {
+        Some((at, _)) => format!("{} …", &said[..at]),
+        None => said.to_owned(),
     }
 }
 

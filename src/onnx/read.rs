@@ -54,6 +54,17 @@ fn tensors<'g>(
     Ok(())
 }
 
+/// The first node with an operator that nobody `knows`, of a graph and those in it.
+pub(super) fn unknown<'g>(graph: &'g GraphProto, knows: &dyn Fn(&str) -> bool) -> Option<&'g NodeProto> {
+    graph.node.iter().find_map(|node| match knows(&node.op_type) {
+        false => Some(node),
+        true => {
+            let inner = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+            inner.into_iter().find_map(|graph| unknown(graph, knows))
+        }
+    })
+}
+
 fn is_outside(tensor: &TensorProto) -> bool {
     tensor.data_location == Some(DataLocation::External as i32)
 }

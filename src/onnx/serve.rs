@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::OnnxError;
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::int8::Worker;
@@ -38,7 +39,7 @@ enum Model {
 /// # Errors
 /// When the connection breaks in the middle of something.
 pub(crate) fn serve(stream: UnixStream) -> io::Result<()> {
-    let mut frames = Frames::new(stream, VERSION, PATIENCE)?;
+    let mut frames = Frames::new(stream, VERSION, Some(PATIENCE))?;
     let panicked = catch_panics();
     let mut model = match open(&mut frames, &panicked) {
         Ok(Some((model, opened))) => {
@@ -84,10 +85,7 @@ fn catch_panics() -> Panicked {
 fn caught<T>(panicked: &Panicked, f: impl FnOnce() -> Said<T>) -> Said<T> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
         let last = panicked.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(format!(
-            "the graph cannot be read or run: tract stopped at {last:?}; the file is damaged or of a form that tract does \
-             not know: get it anew, or export it with another exporter"
-        ))
+        Err(OnnxError::stopped(&last).to_string())
     })
 }
 

@@ -42,24 +42,31 @@ pub struct Frames {
     version: u16,
     read: Vec<u8>,
     files: Vec<File>,
+    /// Whether the other end is waited for where it does not read.
+    waits: bool,
+    /// What it has not read yet, if it is not.
+    unsent: Vec<u8>,
 }
 
 impl Frames {
-    /// Speaks `version` on `stream`; waits at most `patience` where the other end does not read.
+    /// Speaks `version` on `stream`; waits at most `patience` where the other end does not read. With none it waits never:
+    /// what is not read at once goes with [`Self::take`].
     ///
     /// # Errors
     /// When the stream is closed.
-    pub fn new(stream: UnixStream, version: u16, patience: Duration) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, version: u16, patience: Option<Duration>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(patience))?;
-        Ok(Self { stream, version, read: Vec::new(), files: Vec::new() })
+        stream.set_write_timeout(patience)?;
+        let waits = patience.is_some();
+        Ok(Self { stream, version, read: Vec::new(), files: Vec::new(), waits, unsent: Vec::new() })
     }
 
     /// Sends a frame.
     ///
     /// # Errors
-    /// When the other end is gone or does not read, or there is too much for a frame.
-    pub fn send(&self, kind: u16, body: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    /// When the other end is gone, there is too much for a frame, or the other end does not read: it was waited for, or files
+    /// cannot be sent behind what it has not read.
+    pub fn send(&mut self, kind: u16, body: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
         if body.len() > FRAME_BYTES_MAX || files.len() > N_FILES_MAX {
             let what = format!("{} bytes and {} files are too much for a frame", body.len(), files.len());
             return Err(io::Error::new(ErrorKind::InvalidInput, what));
@@ -73,24 +80,50 @@ impl Frames {
         if !files.is_empty() && !with.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "too many files for a frame"));
         }
+        if !self.unsent.is_empty() {
+            if !files.is_empty() {
+                return Err(io::Error::new(ErrorKind::WouldBlock, "the other program does not read"));
+            }
+            self.unsent.extend_from_slice(&header);
+            self.unsent.extend_from_slice(body);
+            return self.flush();
+        }
+        let flags = self.flags();
         let mut sent = 0;
         while sent < HEADER + body.len() {
             let (head, rest) = match sent.checked_sub(HEADER) {
                 None => (&header[sent..], body),
                 Some(at) => (&[][..], &body[at..]),
             };
-            match sendmsg(
-                &self.stream,
-                &[IoSlice::new(head), IoSlice::new(rest)],
-                &mut with,
-                SendFlags::NOSIGNAL,
-            ) {
+            match sendmsg(&self.stream, &[IoSlice::new(head), IoSlice::new(rest)], &mut with, flags) {
                 Ok(n) => sent += n,
                 Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) if !self.waits && (sent > 0 || files.is_empty()) => {
+                    self.unsent.extend_from_slice(head);
+                    self.unsent.extend_from_slice(rest);
+                    return Ok(());
+                }
                 Err(e) => return Err(e.into()),
             }
             // They go once, with the first byte.
             with.clear();
+        }
+        Ok(())
+    }
+
+    fn flags(&self) -> SendFlags {
+        if self.waits { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT }
+    }
+
+    /// Sends what the other end reads of what is unsent.
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            match rustix::net::send(&self.stream, &self.unsent, self.flags()) {
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(e) => return Err(e.into()),
+            }
         }
         Ok(())
     }
@@ -106,7 +139,9 @@ impl Frames {
                 return Ok(Some(frame));
             }
             let left = Duration::from_micros(until.saturating_sub(clock::now_us()));
-            let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+            self.flush()?;
+            let flags = if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+            let mut fds = [PollFd::new(&self.stream, flags)];
             let left = Timespec::try_from(left).unwrap_or_default();
             match poll(&mut fds, Some(&left)) {
                 Ok(0) => return Ok(None),
@@ -201,7 +236,7 @@ mod tests {
     fn pair() -> (Frames, Frames, UnixStream) {
         let (one, other) = UnixStream::pair().expect("two sockets");
         let raw = other.try_clone().expect("a descriptor");
-        let frames = |stream| Frames::new(stream, 3, Duration::from_millis(100)).expect("a socket");
+        let frames = |stream| Frames::new(stream, 3, Some(Duration::from_millis(100))).expect("a socket");
         (frames(one), frames(other), raw)
     }
 
@@ -250,9 +285,29 @@ mod tests {
 
     #[test]
     fn who_does_not_read_is_given_up() {
-        let (one, _other, _) = pair();
+        let (mut one, _other, _) = pair();
         let sent = (0..100).try_for_each(|_| one.send(1, &vec![0; FRAME_BYTES_MAX / 8], &[]));
         assert!(sent.is_err());
         assert!(one.send(1, &vec![0; FRAME_BYTES_MAX + 1], &[]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_read_at_once_is_sent_when_it_is() {
+        let (one, other) = UnixStream::pair().expect("two sockets");
+        let mut one = Frames::new(one, 3, None).expect("a socket");
+        let mut other = Frames::new(other, 3, Some(Duration::from_secs(5))).expect("a socket");
+        let long: Vec<u8> = (0..FRAME_BYTES_MAX).map(|i| (i * 7) as u8).collect();
+        one.send(1, &long, &[]).expect("it is kept");
+        one.send(2, b"behind", &[]).expect("it is kept");
+        let file = File::open("/dev/null").expect("a file");
+        assert_eq!(one.send(3, b"", &[file.as_fd()]).expect_err("not now").kind(), ErrorKind::WouldBlock);
+        let reader = crate::os::thread::start("reader", move || {
+            let frames = [other.wait(), other.wait()].map(|frame| frame.expect("it comes").body);
+            other.send(4, b"", &[]).expect("it goes");
+            frames
+        });
+        assert_eq!(one.take(Duration::from_secs(60)).expect("it comes").expect("in time").kind, 4);
+        let [first, second] = reader.expect("a thread").join().expect("it ends");
+        assert!(first == long && second == b"behind");
     }
 }

@@ -26,8 +26,6 @@ use crate::os::message::{Frame, Frames};
 
 /// The version of all that is said here.
 pub const VERSION: u16 = 2;
-/// How long the helper may take to read.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the helper's program.
 pub const PROGRAM: &str = "sotto-onnx";
 /// Longest refusal that is passed on.
@@ -135,6 +133,15 @@ pub enum GraphError {
         /// The system's word.
         source: io::Error,
     },
+    /// It did not answer in time, and is ended.
+    #[error(
+        "{PROGRAM} did not answer within {s} s and was ended; the graph computes for too long here: use a smaller model, or \
+         shorter texts"
+    )]
+    Slow {
+        /// Seconds.
+        s: u64,
+    },
     /// It is gone.
     #[error("{PROGRAM} ended ({how}) {when}")]
     Gone {
@@ -150,7 +157,7 @@ pub enum GraphError {
         what: String,
     },
     /// A file of the model cannot be opened.
-    #[error("{file}: {source}")]
+    #[error("{file}: {source}; the files of a graph lie together, get those that are missing")]
     File {
         /// The file.
         file: String,
@@ -171,14 +178,6 @@ pub enum GraphError {
         /// Its words.
         what: String,
     },
-}
-
-impl GraphError {
-    /// It did not answer within so many seconds.
-    #[must_use]
-    pub fn slow(s: u64) -> Self {
-        Self::Gone { how: format!("it did not answer within {s} s"), when: "and was ended" }
-    }
 }
 
 /// A helper with a graph.
@@ -209,7 +208,7 @@ impl Graph {
         let graphs: Vec<_> = graphs.iter().map(AsFd::as_fd).collect();
         let (stream, child) = connect(helper)?;
         let wrong = |source| GraphError::Start { at: "its socket".into(), source };
-        let frames = Frames::new(stream, VERSION, PATIENCE).map_err(wrong)?;
+        let frames = Frames::new(stream, VERSION, None).map_err(wrong)?;
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
         let mut new = Self { frames, child, dir, opened: None };
         let body = serde_json::to_vec(open).map_err(|e| GraphError::Talk { what: e.to_string() })?;
@@ -242,7 +241,12 @@ impl Graph {
                 say::OPENED => {
                     let opened: Opened = json(&frame)?;
                     if opened.n_embd > N_EMBD_MAX || opened.n_vocab > N_LOGITS_MAX {
-                        return Err(GraphError::Talk { what: format!("{opened:?}") });
+                        let Opened { n_embd, n_vocab, .. } = opened;
+                        let what = format!(
+                            "a vector of {n_embd} numbers (at most {N_EMBD_MAX} are taken), {n_vocab} logits (at most \
+                             {N_LOGITS_MAX})"
+                        );
+                        return Err(GraphError::Talk { what });
                     }
                     self.opened = Some(opened);
                 }

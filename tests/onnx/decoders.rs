@@ -186,6 +186,60 @@ fn texts_under_way_end_alone() {
         assert_eq!(whole(), wanted);
         assert_ne!(children(daemon.process.pid()), helper);
     }
+    // Draws are not drawn twice: by seeds, three at a time say what each says alone. Of two likely tokens, because what is
+    // read again at once is not the same to the last bit as what was read token by token.
+    let seeded = |seed: u64| {
+        let body = json!({"model": "causal", "input": "the cat", "raw": true, "temperature": 2, "top_k": 2, "seed": seed,
+            "max_tokens": 300});
+        Call::send(&daemon.socket, &post("/sotto/v1/generate", body.to_string()))
+    };
+    let said = |call: &mut Call| -> String {
+        let lines = call.lines_to_end();
+        let last: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
+        assert_eq!(last["event"], "done", "{last}");
+        let events = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
+    };
+    let alone: Vec<String> = (0..3).map(|seed| said(seeded(seed).head())).collect();
+    for round in 0..4 {
+        let mut calls: Vec<Call> = (0..3).map(seeded).collect();
+        calls.iter_mut().for_each(|call| drop(call.head()));
+        std::thread::sleep(Duration::from_millis(15 * round));
+        let pid = rustix::process::Pid::from_raw(children(daemon.process.pid())[0]).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let all: Vec<String> = calls.iter_mut().map(said).collect();
+        assert_eq!(all, alone, "round {round}");
+    }
+    // What every helper dies of is not asked for ever.
+    let mut call = request();
+    call.head().event("token");
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let n_killed = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let mut killed = Vec::new();
+            while !ended.load(std::sync::atomic::Ordering::Acquire) {
+                for pid in children(daemon.process.pid())
+                    .into_iter()
+                    .filter(|pid| !killed.contains(pid))
+                    .collect::<Vec<_>>()
+                {
+                    let of = rustix::process::Pid::from_raw(pid).unwrap();
+                    if rustix::process::kill_process(of, rustix::process::Signal::KILL).is_ok() {
+                        killed.push(pid);
+                    }
+                }
+            }
+            killed.len()
+        });
+        let lines = call.lines_to_end();
+        ended.store(true, std::sync::atomic::Ordering::Release);
+        let last: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
+        assert_eq!(last["event"], "error", "{last}");
+        assert!(last.to_string().contains("sotto-onnx ended"), "{last}");
+        killer.join().unwrap()
+    });
+    assert!((2..=3).contains(&n_killed), "{n_killed} helpers");
+    assert_eq!(whole(), wanted);
     let unloaded = run(&["unload", "causal", "--socket", daemon.socket.to_str().unwrap()]);
     assert!(unloaded.status.success(), "{}", stderr(&unloaded));
     until("the end of the helper", || children(daemon.process.pid()).is_empty().then_some(()));

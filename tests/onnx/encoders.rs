@@ -220,7 +220,7 @@ fn a_text_is_no_longer_than_the_graph_reads() {
 fn a_helper_ends_when_its_caller_leaves() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut child = Command::new(HELPER).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
-    let mut frames = Frames::new(ours, graph::VERSION, Duration::from_secs(60)).unwrap();
+    let mut frames = Frames::new(ours, graph::VERSION, Some(Duration::from_secs(60))).unwrap();
     let open = json!({"generates": false, "pool": "mean", "unit": true, "threads": 1}).to_string();
     let file = std::fs::File::open(fixture("bert/model.onnx")).unwrap();
     frames.send(graph::ask::OPEN, open.as_bytes(), &[file.as_fd()]).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::{Drawn, Going, Kept, Sample, Stopped, What};
+use super::{Drawn, Going, Kept, Loss, Sample, Stopped, What};
 use crate::base::limits::ATTN_BLOCK;
 use crate::engine::loaded::Loaded;
 use crate::engine::manners::Need;
@@ -58,8 +58,6 @@ pub(super) struct Remote {
     known: Vec<(u32, Weak<()>)>,
     /// The step that it is at.
     at: Option<At>,
-    /// It has answered.
-    served: bool,
 }
 
 /// How far a step is.
@@ -67,17 +65,27 @@ pub(super) struct Remote {
 struct At {
     /// Of its texts, those that are through: the next one is asked for.
     n: usize,
-    /// When the helper was asked, and how long it may take.
-    asked: Option<(u64, u64)>,
+    /// What the helper was asked.
+    asked: Option<Asked>,
     /// It refused the texts together: each is asked for alone.
     alone: bool,
     /// What has come of it.
     drawn: Vec<Drawn>,
 }
 
+/// What a helper was asked.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// For so many texts.
+    n: usize,
+    /// When, and how long it may take.
+    since: u64,
+    most: u64,
+}
+
 impl Remote {
     pub(super) fn new(graph: Graph) -> Self {
-        Self { graph, next_id: 0, known: Vec::new(), at: None, served: false }
+        Self { graph, next_id: 0, known: Vec::new(), at: None }
     }
 
     /// Whether it makes vectors of texts; else it continues them.
@@ -128,35 +136,56 @@ impl Remote {
         let until = if self.at.is_some() { 0 } else { clock::now_us() + HOLD_US };
         let mut at = self.at.take().unwrap_or_default();
         while at.n < going.len() {
-            let texts = match self.embeds() && !at.alone {
-                true => at.n..going.len(),
-                false => at.n..at.n + 1,
+            let n = match at.asked {
+                Some(asked) => asked.n,
+                None if at.alone || !self.embeds() => 1,
+                None => going.iter().skip(at.n).take_while(|text| !text.alone).count().max(1),
             };
-            let texts = going.get_mut(texts).unwrap_or_default();
-            let Some((since, most)) = at.asked else {
-                let n_tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
-                self.ask(texts).map_err(|e| self.gone(e))?;
-                at.asked = Some((clock::now_us(), ASK_US + n_tokens as u64 * TOKEN_US));
-                continue;
-            };
+            let texts = going.get_mut(at.n..at.n + n).unwrap_or_default();
             let wait = if until == 0 { Duration::ZERO } else { LOOK };
-            match self.graph.answer(wait).map_err(|e| self.gone(e))? {
-                Some(answer) => {
-                    (self.served, at.asked) = (true, None);
-                    self.take(&answer, texts, sample, &mut at)?;
-                }
-                None if clock::now_us().saturating_sub(since) > most => {
-                    return Err(Stopped::Lost(GraphError::slow(most / 1_000_000)));
-                }
+            match self.work(texts, sample, &mut at, wait) {
+                Ok(true) => {}
                 // What it is at can't be taken back, whoever has left.
-                None if clock::now_us() >= until || !go_on(Part::Attention) => {
+                Ok(false) if clock::now_us() >= until || !go_on(Part::Attention) => {
                     self.at = Some(at);
                     return Err(Stopped::Aside);
                 }
-                None => {}
+                Ok(false) => {}
+                Err(e) => {
+                    let again = matches!(e, GraphError::Gone { .. });
+                    return Err(Stopped::Lost(Loss { e, drawn: at.drawn, through: at.n, asked: n, again }));
+                }
             }
         }
         Ok(at.drawn)
+    }
+
+    /// Asks for what becomes of `texts`, or takes the answer; false if there is none after `wait`.
+    fn work(
+        &mut self,
+        texts: &mut [Going<'_>],
+        sample: &mut Sample<'_>,
+        at: &mut At,
+        wait: Duration,
+    ) -> Result<bool, GraphError> {
+        let Some(Asked { since, most, .. }) = at.asked else {
+            let n_tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
+            self.ask(texts)?;
+            let (since, most) = (clock::now_us(), ASK_US + n_tokens as u64 * TOKEN_US);
+            at.asked = Some(Asked { n: texts.len(), since, most });
+            return Ok(true);
+        };
+        match self.graph.answer(wait)? {
+            Some(answer) => {
+                at.asked = None;
+                self.take(&answer, texts, sample, at)?;
+                Ok(true)
+            }
+            None if clock::now_us().saturating_sub(since) > most => {
+                Err(GraphError::Slow { s: most / 1_000_000 })
+            }
+            None => Ok(false),
+        }
     }
 
     /// Asks for the vectors of texts, or takes one on.
@@ -178,10 +207,10 @@ impl Remote {
         texts: &mut [Going<'_>],
         sample: &mut Sample<'_>,
         at: &mut At,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), GraphError> {
         let n = texts.len();
         match texts {
-            [Going { slot, kept: Kept { what: What::Graph(sequence), .. }, tokens, draws }]
+            [Going { slot, kept: Kept { what: What::Graph(sequence), .. }, tokens, draws, .. }]
                 if !self.embeds() =>
             {
                 sequence.n += tokens.len();
@@ -191,7 +220,7 @@ impl Remote {
                         at.drawn.extend(sample(*slot, &logits).map(|token| Drawn::Token(*slot, token)));
                     }
                     Err(e @ GraphError::Refused { .. }) => at.drawn.push(Drawn::Refused(*slot, e)),
-                    Err(e) => return Err(Stopped::Lost(e)),
+                    Err(e) => return Err(e),
                 }
             }
             texts => match (self.graph.vectors(answer, n), &*texts) {
@@ -205,19 +234,10 @@ impl Remote {
                     at.alone = true;
                     return Ok(());
                 }
-                (Err(e), _) => return Err(Stopped::Lost(e)),
+                (Err(e), _) => return Err(e),
             },
         }
         at.n += n;
         Ok(())
-    }
-
-    /// It says nothing more. One that has served before may have been ended for no fault of what it was asked, which is asked
-    /// again of the next one; one that never has would be started for ever.
-    fn gone(&self, e: GraphError) -> Stopped {
-        match e {
-            GraphError::Gone { .. } if self.served => Stopped::Again(e),
-            _ => Stopped::Lost(e),
-        }
     }
 }

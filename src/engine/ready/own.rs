@@ -133,7 +133,7 @@ impl Own {
         }
         let mut slots = Vec::new();
         let mut feeds = Vec::with_capacity(going.len());
-        for Going { slot, kept, tokens, draws } in going.iter_mut() {
+        for Going { slot, kept, tokens, draws, .. } in going.iter_mut() {
             let What::Own { kv, pooled, .. } = &mut kept.what else { continue };
             let writes = *draws && pooled.is_none();
             if writes {

@@ -4,15 +4,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Runner, Share};
+use super::Runner;
 use crate::engine::generation::{Generation, Whole};
 use crate::engine::handle::{Live, Shared};
 use crate::engine::loaded::{damaged_fault, no_vector_fault};
+use crate::engine::ready::Loss;
 use crate::engine::scheduler::{Cut, Input, Micros, ModelKey, Slot};
 use crate::engine::{Code, Event, Fault, Offer, Sink, StopDetail};
 use crate::os::clock;
 use crate::side::graph::GraphError;
 
+/// Helpers that may be lost at one request.
+const N_LOST_MAX: usize = 2;
 /// A full queue is logged at most this often for a uid, and for so many uids at a time.
 const FULL_EVERY: Micros = 60_000_000;
 const N_UID_TOLD_MAX: usize = 64;
@@ -178,23 +181,35 @@ impl Runner {
         self.fail(slot, fault);
     }
 
-    /// The helper of a model is gone, or was told to go: what it was asked fails, and what waits is for the next one.
-    pub(super) fn lost_helper(&mut self, key: ModelKey, shares: &[Share], e: &GraphError) {
+    /// The helper of a model is gone, or has to go, which was at those in `asked`: another one is asked for them, but not
+    /// for what two have been lost at.
+    pub(super) fn lost_helper(&mut self, key: ModelKey, asked: &[Slot], loss: &Loss) {
         let Some(model) = self.models.get(&key).cloned() else { return };
-        let message = format!("model {}: {e}; another is started", model.id);
+        let message = format!("model {}: {}; another is started", model.id, loss.e);
         let fault = Fault::new(Code::Internal, message);
         log::error!(
             message_id = "a630021c2aa646e5bb091367fd57fdb2", sotto_model = model.id.as_str(); "{}", fault.message
         );
-        for share in shares {
-            self.fail(share.slot, fault.clone());
+        for slot in asked {
+            let Some(job) = self.jobs.get_mut(slot) else { continue };
+            job.n_lost += 1;
+            if !loss.again || job.n_lost >= N_LOST_MAX {
+                self.fail(*slot, fault.clone());
+            }
         }
         self.lose(key, model);
     }
 
-    pub(super) fn fail_all(&mut self, shares: &[Share], what: &str) {
-        for share in shares {
-            self.fail(share.slot, Fault::new(Code::Internal, what));
+    /// A helper is ended whose step nobody wants any more.
+    pub(super) fn let_go(&mut self, key: ModelKey) {
+        if let Some(model) = self.models.get(&key).cloned() {
+            self.lose(key, model);
+        }
+    }
+
+    pub(super) fn fail_all(&mut self, slots: &[Slot], what: &str) {
+        for slot in slots {
+            self.fail(*slot, Fault::new(Code::Internal, what));
         }
     }
 }

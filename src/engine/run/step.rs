@@ -15,6 +15,9 @@ use crate::kernel::Pool;
 use crate::model::Part;
 use crate::os::clock;
 
+/// A helper is let go of that is at a step so long which nobody wants any more: another one is there sooner.
+const FORLORN_US: Micros = 2_000_000;
+
 /// A step under way.
 pub(in crate::engine) struct Stepping {
     key: ModelKey,
@@ -35,10 +38,10 @@ impl Stepping {
         }
     }
 
-    /// What each that is still there brings.
-    fn shares(&self) -> Vec<Share> {
-        let all = self.of.iter().map(|(share, _)| *share);
-        all.filter(|share| !self.left.contains(&share.slot)).collect()
+    /// Those who are still there.
+    fn slots(&self) -> Vec<Slot> {
+        let all = self.of.iter().map(|(share, _)| share.slot);
+        all.filter(|slot| !self.left.contains(slot)).collect()
     }
 }
 
@@ -74,8 +77,13 @@ impl Runner {
     /// Looks what helpers have come to whom nobody waits for.
     pub(super) fn look_at_helpers(&mut self, inbox: &Receiver<Command>) {
         self.look_at_opening(clock::now_us());
-        for (_, stepping) in std::mem::take(&mut self.aside) {
+        let now = clock::now_us();
+        for (key, stepping) in std::mem::take(&mut self.aside) {
+            let forlorn = stepping.slots().is_empty() && now > stepping.began + FORLORN_US;
             self.go_on_with(inbox, stepping);
+            if forlorn && self.aside.contains_key(&key) {
+                self.let_go(key);
+            }
         }
     }
 
@@ -83,7 +91,7 @@ impl Runner {
     fn go_on_with(&mut self, inbox: &Receiver<Command>, mut stepping: Stepping) {
         let key = stepping.key;
         let (Some(mut ready), Some(pool)) = (self.ready.remove(&key), self.pool.take()) else {
-            return self.fail_all(&stepping.shares(), "no model is loaded for a running request");
+            return self.fail_all(&stepping.slots(), "no model is loaded for a running request");
         };
         pool.set_active(self.shared.orders.threads());
         let mut rest = stepping.tokens.as_slice();
@@ -92,7 +100,8 @@ impl Runner {
         for (share, kept) in stepping.of.drain(..) {
             let (tokens, others) = rest.split_at(share.n);
             rest = others;
-            going.push(Going { slot: share.slot, kept, tokens, draws: share.draws });
+            let alone = self.jobs.get(&share.slot).is_some_and(|job| job.n_lost > 0);
+            going.push(Going { slot: share.slot, kept, tokens, draws: share.draws, alone });
             shares.push(share);
         }
         let drawn = match going.is_empty() {
@@ -143,16 +152,25 @@ impl Runner {
         ready.step(pool, going, &mut sample, &mut go_on)
     }
 
-    /// A step is through, or came to nothing.
+    /// A step is through, as far as it is: where a helper was lost others may have had from it what they wanted.
     fn stepped(&mut self, stepping: Stepping, drawn: Result<Vec<Drawn>, Stopped>) {
         let now = clock::now_us();
         let us = now.saturating_sub(stepping.began);
-        let shares = stepping.shares();
         let Stepping { key, tokens, of, left, aside, .. } = stepping;
-        for (Share { slot, n, .. }, kept) in of {
+        let slots: Vec<Slot> = of.iter().map(|(share, _)| share.slot).collect();
+        let (drawn, loss, n_through) = match drawn {
+            Ok(drawn) => (drawn, None, slots.len()),
+            Err(Stopped::Left | Stopped::Aside) => (Vec::new(), None, 0),
+            Err(Stopped::Lost(mut loss)) => {
+                let n = loss.through.min(slots.len());
+                (std::mem::take(&mut loss.drawn), Some(loss), n)
+            }
+        };
+        let rest = slots.get(n_through..).unwrap_or_default();
+        for (i, (Share { slot, n, .. }, kept)) in of.into_iter().enumerate() {
             match self.jobs.get_mut(&slot).filter(|_| !left.contains(&slot)) {
                 Some(job) => {
-                    if drawn.is_ok() {
+                    if i < n_through {
                         let share_us = us * n as u64 / tokens.len().max(1) as u64;
                         job.stepped(n, share_us, now, PROGRESS_EVERY);
                         if let Some(ready) = self.ready.get_mut(&key) {
@@ -172,25 +190,24 @@ impl Runner {
             ready.tell();
         }
         self.settle();
-        match (aside, drawn.is_ok()) {
-            (true, ok) => self.input(Input::Returned(key, ok.then_some(us))),
-            (false, true) => self.input(Input::StepDone(us)),
-            (false, false) => {}
+        for slot in rest {
+            self.input(Input::Undone(*slot));
         }
-        match drawn {
-            Ok(drawn) => {
-                for drawn in drawn {
-                    match drawn {
-                        Drawn::Token(slot, token) => self.emit(slot, token, now),
-                        Drawn::Vector(slot, _) | Drawn::Refused(slot, _) if left.contains(&slot) => {}
-                        Drawn::Vector(slot, vector) => self.embedded(slot, vector, now),
-                        Drawn::Refused(slot, e) => self.refused_by_helper(slot, &e),
-                    }
-                }
+        match aside {
+            true => self.input(Input::Returned(key, us)),
+            false => self.input(Input::StepDone(us)),
+        }
+        for drawn in drawn {
+            match drawn {
+                Drawn::Token(slot, token) => self.emit(slot, token, now),
+                Drawn::Vector(slot, _) | Drawn::Refused(slot, _) if left.contains(&slot) => {}
+                Drawn::Vector(slot, vector) => self.embedded(slot, vector, now),
+                Drawn::Refused(slot, e) => self.refused_by_helper(slot, &e),
             }
-            Err(Stopped::Left | Stopped::Aside) => {}
-            Err(Stopped::Lost(e)) => self.lost_helper(key, &shares, &e),
-            Err(Stopped::Again(e)) => self.lost_helper(key, &[], &e),
+        }
+        if let Some(loss) = loss {
+            let asked: Vec<Slot> = rest.iter().take(loss.asked).copied().collect();
+            self.lost_helper(key, &asked, &loss);
         }
     }
 }

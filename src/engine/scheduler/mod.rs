@@ -126,8 +126,10 @@ pub(super) enum Input {
     Aside(ModelKey),
     /// A step took so long.
     StepDone(Micros),
-    /// So did one that was set aside; or it came to nothing.
-    Returned(ModelKey, Option<Micros>),
+    /// So did one that was set aside.
+    Returned(ModelKey, Micros),
+    /// A step that is told of next came to nothing for this one.
+    Undone(Slot),
     /// Text went out.
     Sent(Slot),
     /// Its output is full.
@@ -456,9 +458,13 @@ impl Scheduler {
                 self.step_done(&parts, us);
             }
             Input::Returned(model, us) => {
-                if let (Some(parts), Some(us)) = (self.aside.remove(&model), us) {
+                if let Some(parts) = self.aside.remove(&model) {
                     self.step_done(&parts, us);
                 }
+            }
+            Input::Undone(slot) => {
+                let all = self.aside.values_mut().chain([&mut self.parts]);
+                all.for_each(|parts| parts.retain(|part| part.slot != slot));
             }
             Input::Sent(slot) => {
                 if let Some(s) = self.sequences.get_mut(&slot) {

@@ -353,12 +353,13 @@ impl World {
             None => self.load(HELPED),
             Some((parts, began)) => {
                 let us = self.now - began;
-                if self.rng.below(8) == 0 {
-                    self.input(Input::Returned(HELPED, None));
-                } else {
-                    self.input(Input::Returned(HELPED, Some(us)));
-                    self.stepped(&parts, us);
+                // It may come to nothing for some.
+                let n = if self.rng.below(8) == 0 { self.rng.below(parts.len()) } else { parts.len() };
+                for part in &parts[n..] {
+                    self.input(Input::Undone(part.slot));
                 }
+                self.input(Input::Returned(HELPED, us));
+                self.stepped(&parts[..n], us);
             }
         }
     }

@@ -208,14 +208,15 @@ fn a_step_that_is_set_aside_holds_up_no_other_model() {
     on(&mut s, 1, Input::StepDone(1));
     on(&mut s, 2, Input::Pressure(true));
     // What was read of it counts.
-    on(&mut s, 2, Input::Returned(MODEL, Some(2)));
+    on(&mut s, 2, Input::Returned(MODEL, 2));
     on(&mut s, 2, Input::Ended(Slot(2)));
     assert_eq!(run(&mut s, 2, 1), [(1, 8)]);
     assert_eq!(run(&mut s, 2, 1), [(1, 4)], "8 of 20 were read aside");
     // A helper that is gone takes its sequences with it.
     assert_eq!(plan(&mut s, 3).0, Step::Run(MODEL));
     on(&mut s, 3, Input::Aside(MODEL));
-    on(&mut s, 3, Input::Returned(MODEL, None));
+    on(&mut s, 3, Input::Undone(Slot(1)));
+    on(&mut s, 3, Input::Returned(MODEL, 1));
     assert_eq!(on(&mut s, 3, Input::Lost(MODEL)), [Action::Drop(Slot(1))]);
     assert_eq!(plan(&mut s, 3).0, Step::Load(MODEL));
 }

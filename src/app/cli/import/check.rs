@@ -22,8 +22,10 @@ const TEXT: &str = "A visitor asks at the desk how to get to the old harbour. Ta
                     clerk, and follow the water for ten minutes; the harbour is behind the second bridge. It is open until \
                     6 p.m., and children pay nothing. Thank you! And is there a café near it? There are two: one of them \
                     bakes its own bread.";
-/// Most tokens of it, and those of them that are written on.
+/// Most tokens that are read, and those of them that are written on. A model with layers that see a window reads beyond that, if
+/// it is no longer than this.
 const N_TOKENS: usize = 64;
+const WINDOW_MAX: usize = 1_024;
 const N_WRITTEN: usize = 16;
 /// Times that each is timed; the fastest counts.
 const N_TIMED: usize = 3;
@@ -45,6 +47,13 @@ pub(super) fn of_type(quant: Quant) -> f64 {
         Quant::Q8_0 => 0.1,
         _ => 1.0,
     }
+}
+
+/// Positions that some layers see, if that is so.
+pub(super) fn window(source: &Checkpoint) -> usize {
+    let key = source.metadata().map(|(key, _)| key).find(|key| key.ends_with(".attention.sliding_window"));
+    let found = key.and_then(|key| source.uint(key).ok().flatten());
+    found.and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
 /// Tokens a second.
@@ -85,6 +94,7 @@ impl<'i> Peer<'i> {
     /// In the first place why there is nothing that runs it, in the second what else is wrong.
     pub(super) fn of(
         model: &Path,
+        window: usize,
         threads: usize,
         interrupted: &'i Noticed,
         show: &mut Show,
@@ -93,7 +103,9 @@ impl<'i> Peer<'i> {
         let dir = onnx::open(&dir, &graph).map_err(Failure::usage)?;
         let mut tokens = Vec::new();
         vocab::of_graph(&dir).map_err(Failure::usage)?.encode(TEXT, Special::AsText, &mut tokens);
-        tokens.truncate(N_TOKENS.min(dir.n_ctx));
+        let beyond = if window > WINDOW_MAX { 0 } else { window + 2 * N_WRITTEN };
+        let n = N_TOKENS.max(beyond).min(dir.n_ctx);
+        let tokens: Vec<Token> = tokens.iter().copied().cycle().take(n.max(1)).collect();
         let n_prompt = tokens.len().saturating_sub(N_WRITTEN).max(1);
         let open = Open { generates: true, pool: dir.pool, unit: dir.unit, threads };
         let started = Graph::start(&crate::app::helper(false), &dir.graph, dir.first.as_deref(), &open);
@@ -117,7 +129,12 @@ impl<'i> Peer<'i> {
         let (_, file) = told(&mut |_, tokens| Ok(reader.read_on(tokens)?.to_vec()), (prompt, written))?;
         let (_, graph) = self.told((prompt, written))?;
         let found = compared(&graph, &file)?;
-        if found.distance.is_nan() || found.distance > bound {
+        if found.distance.is_nan() {
+            let what =
+                "logits are no numbers: the weights are damaged, check their checksum and get them anew";
+            return Err(Failure::new(1, what));
+        }
+        if found.distance > bound {
             let what = format!(
                 "logits are {:.1e} from those of the graph, more than the {bound:.0e} that rounding explains: the graph \
                  computes something that the files beside it do not tell; run the graph itself",
@@ -133,7 +150,8 @@ impl<'i> Peer<'i> {
     /// # Errors
     /// When one of them cannot.
     pub(super) fn speeds(&mut self, path: &Path, show: &mut Show) -> Result<[Speed; 2], Failure> {
-        let (tokens, n_prompt) = (self.tokens.clone(), self.n_prompt);
+        let tokens = self.tokens.iter().copied().take(N_TOKENS).collect::<Vec<_>>();
+        let n_prompt = tokens.len().saturating_sub(N_WRITTEN).max(1);
         let solo = self.opened(path, Pack::Memory)?;
         let mut best = [Speed::default(); 2];
         for i in 0..N_TIMED {
@@ -194,7 +212,7 @@ fn waited<T>(
         match look()? {
             Some(found) => return Ok(found),
             None if interrupted.came() || clock::now_us().saturating_sub(since) > WAIT_US => {
-                return Err(GraphError::slow(WAIT_US / 1_000_000));
+                return Err(GraphError::Slow { s: WAIT_US / 1_000_000 });
             }
             None => {}
         }

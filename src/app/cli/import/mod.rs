@@ -89,7 +89,9 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     // Why there is no comparison is told, but is no failure.
     let (mut peer, mut unchecked) = match args.no_check {
         true => (None, None),
-        false => match Peer::of(&args.model, n_threads, &interrupted, &mut show).map_err(ended)? {
+        false => match Peer::of(&args.model, check::window(&source), n_threads, &interrupted, &mut show)
+            .map_err(ended)?
+        {
             Some(Ok(peer)) => (Some(peer), None),
             Some(Err(e)) => (None, Some(e.to_string())),
             None => (None, None),
