@@ -203,7 +203,9 @@ fn texts_under_way_end_alone() {
     let alone: Vec<String> = (0..3).map(|seed| said(seeded(seed).head())).collect();
     for round in 0..4 {
         let mut calls: Vec<Call> = (0..3).map(seeded).collect();
-        calls.iter_mut().for_each(|call| drop(call.head()));
+        for call in &mut calls {
+            call.head();
+        }
         std::thread::sleep(Duration::from_millis(15 * round));
         let pid = rustix::process::Pid::from_raw(children(daemon.process.pid())[0]).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
