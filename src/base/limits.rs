@@ -82,6 +82,9 @@ pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Texts of a call that are on their way to vectors together: what shares a step reads the weights once, and a uid's turn is
 /// not longer for it.
 pub const N_EMBED_TOGETHER: usize = 4;
+/// Such texts that may wait in the engine, of all requests but the first text of each: there are so many only where a
+/// thousand texts are embedded by hundreds of callers.
+pub const N_PART_WAIT_MAX: usize = 1_024;
 /// Most texts of one call for vectors on the socket (OpenAI's bound).
 pub const N_EMBED_MAX: usize = 2_048;
 /// Most texts of one call for vectors on the bus, where a call and its answer are a message each.

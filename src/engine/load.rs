@@ -78,6 +78,14 @@ impl Load {
         matches!(self, Self::Graph(..))
     }
 
+    /// How the helper ended that was at it.
+    pub(super) fn lost(&self) -> Option<&GraphError> {
+        match self {
+            Self::Failed(e @ GraphError::Gone { .. }) => Some(e),
+            _ => None,
+        }
+    }
+
     /// Works on the next slice; false when there is none.
     pub(super) fn work(&mut self, model: &Loaded, pool: &Pool) -> bool {
         match self {

@@ -25,6 +25,8 @@ pub(super) struct Loading {
     since: Micros,
     /// When those who asked for it last heard of it.
     told_us: Micros,
+    /// A helper was lost at it.
+    lost: bool,
 }
 
 /// Somebody wants a model to be loaded though no request needs it.
@@ -362,7 +364,7 @@ impl Runner {
                 self.forget_models();
                 self.shared.set_state(&model.id, ModelState::Loading);
                 let load = Load::new(&model, &self.shared.options, self.shared.orders.threads());
-                Loading { least: self.least(&model), model, load, given, since: now, told_us: 0 }
+                Loading { least: self.least(&model), model, load, given, since: now, told_us: 0, lost: false }
             }
         };
         self.tell_loading(&mut l, now);
@@ -407,6 +409,13 @@ impl Runner {
                 true => self.opening.push(l),
                 false => self.loading = Some(l),
             };
+        }
+        // It may have been ended for no fault of the file's.
+        if let Some(e) = l.load.lost().filter(|_| !l.lost) {
+            log::warn!("model {}: {e}; another is started", model.id);
+            l.load = Load::new(&model, &self.shared.options, self.shared.orders.threads());
+            l.lost = true;
+            return self.opening.push(l);
         }
         if let Some(fault) = model.play.as_ref().and_then(Play::load_fault) {
             return self.not_loaded(&model, &fault);

@@ -10,7 +10,7 @@ use sotto::os::clock;
 
 use crate::support::http::{Call, ask, post};
 use crate::support::{Daemon, Folder, run, stdout, until};
-use crate::{children, fixture};
+use crate::{HELPER, children, fixture};
 
 /// A model of our own decoder's, and graphs, for a daemon that finds them by name.
 fn models(folder: &Folder, graphs: &[&str]) -> String {
@@ -115,6 +115,35 @@ fn who_waits_for_a_helper_waits_alone() {
     assert!(call.lines_to_end().last().unwrap().contains("unloaded by force"));
     until("the end of the helper", || children(daemon.process.pid()).is_empty().then_some(()));
     assert_eq!(written(&Call::send(&daemon.socket, &generate("causal", 400)).head().lines_to_end()), wanted);
+    daemon.process.signal(Signal::TERM);
+    assert!(daemon.process.ended("the end of the daemon").success());
+}
+
+/// A helper that is lost while it opens is not the file's fault; one that always is, is.
+#[test]
+fn a_helper_that_ends_while_it_opens_is_started_once_more() {
+    let folder = Folder::new();
+    let config = models(&folder, &["bert"]);
+    let program = folder.join("sottod");
+    std::fs::copy(env!("CARGO_BIN_EXE_sottod"), &program).unwrap();
+    let (once, helper) = (folder.join("once"), HELPER);
+    let script = format!(
+        "#!/bin/sh\nif mkdir {once:?} 2>/dev/null; then exit 3; fi\nexec {helper:?}\n",
+        once = once.display().to_string()
+    );
+    let helper = folder.write("sotto-onnx", script);
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut daemon = Daemon::start_program(&program, &folder, &[], &config, None);
+    let asked =
+        || ask(&daemon.socket, &post("/v1/embeddings", json!({"model": "bert", "input": "a"}).to_string()));
+    assert_eq!(asked().status, 200);
+    let socket = daemon.socket.to_str().unwrap();
+    assert!(run(&["unload", "bert", "--socket", socket]).status.success());
+    std::fs::write(&helper, "#!/bin/sh\nexit 3\n").unwrap();
+    let refused = asked();
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.error("message").contains("while it opened the model"), "{refused:?}");
+    assert_eq!(daemon.log().matches("another is started").count(), 2, "{}", daemon.log());
     daemon.process.signal(Signal::TERM);
     assert!(daemon.process.ended("the end of the daemon").success());
 }

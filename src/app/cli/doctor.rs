@@ -12,7 +12,7 @@ use crate::app::HELPER_SOCKET;
 use crate::app::catalog;
 use crate::app::config::{Config, Enable, PackName, Place};
 use crate::door::client::ClientError;
-use crate::model::ModelError;
+use crate::format::hf::onnx;
 use crate::model::summary::Summary;
 use crate::os::memory::Memory;
 use crate::os::tree::Tree;
@@ -201,10 +201,13 @@ fn models(config: &Config) -> Vec<Found> {
     }
     let options = config.options();
     let needs = |path: &Path| -> Result<u64, Found> {
-        let summary = opened(path)?.map_err(|e| {
-            found("model", How::Wrong, e.to_string())
-                .remedy("fetch it again, or let the daemon's user read it")
+        let opened = opened(path)?.map_err(|e| {
+            found("model", How::Wrong, e).remedy("fetch it again, or let the daemon's user read it")
         })?;
+        let summary = match opened {
+            Opened::Own(summary) => summary,
+            Opened::Graph(bytes) => return Ok(bytes),
+        };
         if let Err(why) = &summary.runs {
             let said = format!("{}: {why}", path.display());
             return Err(found("model", How::Note, said).remedy("it is listed, and refused when it is asked"));
@@ -220,11 +223,27 @@ fn models(config: &Config) -> Vec<Found> {
     files.iter().map(one).collect()
 }
 
-/// A model's file, opened by a thread that nobody waits for where the disk does not answer.
-fn opened(path: &Path) -> Result<Result<Summary, ModelError>, Found> {
+/// What a model is.
+enum Opened {
+    Own(Box<Summary>),
+    /// An ONNX graph, which takes so many bytes.
+    Graph(u64),
+}
+
+/// A model's file, opened by a thread that nobody waits for where the disk does not answer; or why it is none.
+fn opened(path: &Path) -> Result<Result<Opened, String>, Found> {
     let (tell, told) = std::sync::mpsc::channel();
     let own = path.to_owned();
-    let open = move || drop(tell.send(Summary::open(&own)));
+    let open = move || {
+        let opened = match onnx::find(&own) {
+            Some((dir, graph)) => onnx::open(&dir, &graph)
+                // Weights are there twice.
+                .map(|dir| Opened::Graph(dir.bytes.saturating_mul(2)))
+                .map_err(|e| e.to_string()),
+            None => Summary::open(&own).map(|s| Opened::Own(Box::new(s))).map_err(|e| e.to_string()),
+        };
+        drop(tell.send(opened));
+    };
     let said = |what: String| found("model", How::Wrong, format!("{}: {what}", path.display()));
     thread::start("open", open).map_err(|e| said(e.to_string()))?;
     told.recv_timeout(PATIENCE).map_err(|_| {

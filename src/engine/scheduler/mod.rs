@@ -19,7 +19,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use super::Class;
-use crate::base::limits::ATTN_BLOCK;
+use crate::base::limits::{ATTN_BLOCK, N_PART_WAIT_MAX};
 use accounts::Accounts;
 
 /// Microseconds on the caller's monotonic clock.
@@ -77,7 +77,8 @@ pub(super) struct Ticket {
     pub deadline: Micros,
     /// Sequences of its model in a step, if fewer than of [`Limits`].
     pub max_sequences: usize,
-    /// It is a further part of what its caller asked for at once, and leaves half of the queue to others.
+    /// It is a further part of what its caller asked for at once, of which few are there at a time: the queue's bounds are not
+    /// for it.
     pub follows: bool,
 }
 
@@ -513,10 +514,12 @@ impl Scheduler {
     }
 
     fn submit(&mut self, now: Micros, ticket: Ticket, actions: &mut Vec<Action>) {
-        let (mut waiting, mut of_uid, mut placed, mut of_model) = (0, 0, 0, 0);
+        let (mut waiting, mut of_uid, mut following, mut placed, mut of_model) = (0, 0, 0, 0, 0);
         for s in self.sequences.values() {
-            waiting += usize::from(s.waits());
-            of_uid += usize::from(s.waits() && s.ticket.uid == ticket.uid);
+            let waits = s.waits() && !s.ticket.follows;
+            waiting += usize::from(waits);
+            of_uid += usize::from(waits && s.ticket.uid == ticket.uid);
+            following += usize::from(s.waits() && s.ticket.follows);
             let of_class = s.ticket.class == ticket.class;
             placed += usize::from(of_class && self.has_place(s));
             of_model += usize::from(of_class && s.active && s.ticket.model == ticket.model);
@@ -525,11 +528,14 @@ impl Scheduler {
         // Those that wait for a place that is free do not count.
         let free = l.max_sequences.saturating_sub(placed).min(ticket.max_sequences.saturating_sub(of_model));
         let full = |waiting, max, per_uid| Action::Cut(ticket.slot, Cut::QueueFull { waiting, max, per_uid });
-        for (n, max, per_uid) in [(waiting, l.queue_max, false), (of_uid, l.queue_max_per_uid, true)] {
-            let most = if ticket.follows { max.div_ceil(2) } else { max };
-            if n >= most + free {
-                return actions.push(full(n - free, max, per_uid));
+        if ticket.follows {
+            if following >= N_PART_WAIT_MAX {
+                return actions.push(full(following, N_PART_WAIT_MAX, false));
             }
+        } else if waiting >= l.queue_max + free {
+            return actions.push(full(waiting - free, l.queue_max, false));
+        } else if of_uid >= l.queue_max_per_uid + free {
+            return actions.push(full(of_uid - free, l.queue_max_per_uid, true));
         }
         self.accounts[class(ticket.class)].enter(ticket.uid);
         let sequence = Sequence {

@@ -148,14 +148,20 @@ fn the_queue_is_bounded_and_ordered() {
 }
 
 #[test]
-fn parts_of_a_request_leave_half_of_the_queue_to_others() {
+fn parts_of_a_request_take_nobodys_place_in_the_queue() {
     let mut s = ready(LIMITS);
     let part = |n| Input::Submit(Ticket { follows: true, ..ticket(n, 7, Class::Interactive) });
-    assert_eq!(on(&mut s, 0, part(1)), [], "a place is free");
-    assert_eq!(on(&mut s, 0, part(2)), []);
-    let full = Cut::QueueFull { waiting: 1, max: 2, per_uid: true };
-    assert_eq!(on(&mut s, 0, part(3)), [Action::Cut(Slot(3), full)]);
-    assert_eq!(submit(&mut s, 0, 4, 7, Class::Interactive), []);
+    let most = N_PART_WAIT_MAX as u64;
+    for n in 1..=most {
+        assert_eq!(on(&mut s, 0, part(n)), []);
+    }
+    let full = Cut::QueueFull { waiting: N_PART_WAIT_MAX, max: N_PART_WAIT_MAX, per_uid: false };
+    assert_eq!(on(&mut s, 0, part(most + 1)), [Action::Cut(Slot(most + 1), full)]);
+    for n in 2..5 {
+        assert_eq!(submit(&mut s, 0, most + n, 7, Class::Interactive), []);
+    }
+    let full = Cut::QueueFull { waiting: 2, max: 2, per_uid: true };
+    assert_eq!(submit(&mut s, 0, most + 5, 7, Class::Interactive), [Action::Cut(Slot(most + 5), full)]);
 }
 
 #[test]

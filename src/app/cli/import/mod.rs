@@ -21,6 +21,7 @@ use crate::os::cpus;
 use crate::os::interrupt::Noticed;
 use crate::os::tree::Tree;
 use crate::quant::Quant;
+use crate::side::graph::GraphError;
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
@@ -86,14 +87,19 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
         Ok(Unchecked(Some(path.to_owned())))
     };
     let ended = |failure: Failure| if interrupted.came() { output::stopped(&path) } else { failure };
-    // Why there is no comparison is told, but is no failure.
+    // That there is nothing to compare with is told, but is no failure.
     let (mut peer, mut unchecked) = match args.no_check {
         true => (None, None),
         false => match Peer::of(&args.model, check::window(&source), n_threads, &interrupted, &mut show)
             .map_err(ended)?
         {
             Some(Ok(peer)) => (Some(peer), None),
-            Some(Err(e)) => (None, Some(e.to_string())),
+            Some(Err(e @ GraphError::NoHelper { .. })) => (None, Some(e.to_string())),
+            Some(Err(e)) => {
+                let what =
+                    format!("{e}; with --no-check the file is written, and not compared with its graph");
+                return Err(ended(Failure::new(1, what)));
+            }
             None => (None, None),
         },
     };
