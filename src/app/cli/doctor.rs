@@ -237,8 +237,7 @@ fn opened(path: &Path) -> Result<Result<Opened, String>, Found> {
     let open = move || {
         let opened = match onnx::find(&own) {
             Some((dir, graph)) => onnx::open(&dir, &graph)
-                // Weights are there twice.
-                .map(|dir| Opened::Graph(dir.bytes.saturating_mul(2)))
+                .map(|dir| Opened::Graph(dir.weights_bytes()))
                 .map_err(|e| e.to_string()),
             None => Summary::open(&own).map(|s| Opened::Own(Box::new(s))).map_err(|e| e.to_string()),
         };

@@ -24,13 +24,13 @@ const TOKEN_US: u64 = 100_000;
 /// Bytes of the helper beside its weights.
 const BESIDE: u64 = 32 << 20;
 
-/// What `model` takes, of the graph in `dir`: floats are kept as they are, and again as products want them.
+/// What `model` takes, of the graph in `dir`.
 pub(super) fn need(model: &Loaded, dir: &GraphDir) -> Need {
     let one = model.n_ctx.div_ceil(ATTN_BLOCK);
     let page = dir.token_bytes.saturating_mul(ATTN_BLOCK as u64);
     let sequence = page.saturating_mul(one as u64);
     Need {
-        weights: dir.bytes.saturating_mul(2),
+        weights: dir.weights_bytes(),
         // A step makes what a sequence keeps anew, and then lets go of the old.
         buffers: BESIDE.saturating_add(sequence),
         sequence,

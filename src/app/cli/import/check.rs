@@ -106,6 +106,11 @@ impl<'i> Peer<'i> {
         let beyond = if window > WINDOW_MAX { 0 } else { window + 2 * N_WRITTEN };
         let n = N_TOKENS.max(beyond).min(dir.n_ctx);
         let tokens: Vec<Token> = tokens.iter().copied().cycle().take(n.max(1)).collect();
+        if tokens.is_empty() {
+            return Err(Failure::usage(
+                "the tokenizer makes no tokens of any text: its vocabulary is damaged",
+            ));
+        }
         let n_prompt = tokens.len().saturating_sub(N_WRITTEN).max(1);
         let open = Open { generates: true, pool: dir.pool, unit: dir.unit, threads };
         let started = Graph::start(&crate::app::helper(false), &dir.graph, dir.first.as_deref(), &open);

@@ -146,6 +146,14 @@ pub fn translate(
     translate_by(dir, texts, shards, |tensors, shards| graphs.give(tensors, shards))
 }
 
+impl GraphDir {
+    /// Bytes that its weights take in memory: floats are kept as they are, and again as products want them.
+    #[must_use]
+    pub fn weights_bytes(&self) -> u64 {
+        self.bytes.saturating_mul(2)
+    }
+}
+
 /// Whether the model at `path` is a graph that makes vectors of texts, as far as the small files tell.
 #[must_use]
 pub fn encodes(path: &Path) -> bool {
